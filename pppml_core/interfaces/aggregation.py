@@ -1,0 +1,217 @@
+'''Aggregators: how the sum over sites is computed, and who learns what.
+
+An aggregator plans a session for a value and a cohort; the session is the protocol. The server side, ``coordinate``, is ordinary
+sequential code that yields operations; the site side, ``handle``, is a step ``(state, message) -> (state, reply)`` whose state is
+plain data that the codec can encode, so an engine may recreate a site before every message. A whole aggregator, in two files::
+
+    # my_sum/plugin.py
+    @hookimpl
+    def pppml_aggregators():
+        return [Component("my-sum", MySumConfig, "my_sum.session:MySum", "adds in the clear, slowly")]
+
+    # my_sum/session.py
+    class MySum(Aggregator):
+        def plan(self, value, cohort):
+            return MySession(value, cohort)
+
+    class MySession(Session):
+        def coordinate(self, ctx):
+            total = np.zeros(self.value.length, np.int64)
+            def fold(site, body):
+                total[:] += body["values"]
+            outcome = yield Exchange("contribute", {site: {} for site in ctx.cohort}, fold)
+            return Sum(total, outcome.answered)
+
+        def handle(self, state, message, ctx):
+            return state, {"values": ctx.contribution()}
+
+The name, shape and dtype of everything a site sends is declared in ``fields``; anything else is refused before it leaves.
+'''
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.component import ComponentConfig
+from pppml_core.values import ValueSpec
+from pppml_core.wire.messages import Body, Message, Operation, Outcome
+
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class WireField:
+    """One entry of what a site may send: the field of a reply's body.
+
+    Args:
+        stage: stage it is sent in.
+        name: key in the body; ``*`` matches any key.
+        dtype: numpy dtype name, or ``bytes``, ``int``, ``float``, ``str``, ``bool``, ``map``, ``list``.
+        shape: of an array; ``None`` entries match any length; ``()`` for a number.
+        max_bytes: largest encoded size.
+        mechanism: how it is protected, in words: ``in the clear``, ``masked``, ``encrypted to the initiator``.
+        says: what it is, in words.
+    """
+
+    stage: str
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    max_bytes: int
+    mechanism: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Guarantees:
+    """What an aggregator promises, as plan and report print it.
+
+    Args:
+        sees_sum: who learns the sum.
+        sees_update: who learns one site's update (empty: nobody).
+        sees_weight: who learns one site's weight.
+        dropouts: how many sites may vanish without losing the round.
+        coalition_curious: largest honest-but-curious coalition (server included where it coordinates) that learns only the sum.
+        coalition_active: the same for parties that lie.
+        adversary: the adversary model in words.
+        assumes: what must hold for the promise to hold.
+        arithmetic: ``exact`` or ``approximate``.
+    """
+
+    sees_sum: tuple[str, ...]
+    sees_update: tuple[str, ...]
+    sees_weight: tuple[str, ...]
+    dropouts: int
+    coalition_curious: int
+    coalition_active: int
+    adversary: str
+    assumes: tuple[str, ...] = ()
+    arithmetic: str = "exact"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``plan.json`` and ``result.json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The outcome of a session: the total over ``survivors`` (integer, or floating with ``encoding: float``), shape ``(length,)``."""
+
+    total: npt.NDArray[np.generic]
+    survivors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Something a coalition can decode: the sum over exactly these sites."""
+
+    sites: tuple[str, ...]
+    value: npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What the server side of a session knows: names and the hash that binds model, terms and roster, never a contribution."""
+
+    run: bytes
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    binding: bytes
+
+
+class SiteContext(Protocol):
+    """What the site side of a session is given for one message."""
+
+    site: str
+    run: bytes
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    #: SHA-256 over run, roster, model and terms as this site decoded them.
+    binding: bytes
+
+    def contribution(self) -> npt.NDArray[np.generic]:
+        """This site's value: trained on the first call of a round, cached on disk, the same array ever after (int32 or float32)."""
+
+    def entropy(self, length: int) -> bytes:
+        """Bytes from the operating system."""
+
+
+Coordinator = Generator[Operation | Sequence[Operation], Any, Sum]
+
+
+class Session(ABC):
+    """One secure sum: bound to a value and a cohort, stateless itself."""
+
+    def __init__(self, value: ValueSpec, cohort: Sequence[str]) -> None:
+        self.value, self.cohort = value, tuple(cohort)
+
+    @property
+    @abstractmethod
+    def guarantees(self) -> Guarantees:
+        """What is promised for this value and cohort."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[WireField, ...]:
+        """Everything a site may send in this session."""
+
+    @abstractmethod
+    def coordinate(self, ctx: ServerContext) -> Coordinator:
+        """The server's side. Returns the sum, or raises RoundAborted. Clean up secrets in ``finally``."""
+
+    def open(self, ctx: SiteContext) -> State:
+        """A site's state at the start of an attempt."""
+        return {}
+
+    @abstractmethod
+    def handle(self, state: State, message: Message, ctx: SiteContext) -> tuple[State, Body]:
+        """A site's answer to one message, and its new state. Raise PppmlError to refuse: the server sees a lost site."""
+
+    def exposed(self, view: Mapping[str, Any]) -> list[Exposure]:
+        """All sums that a coalition holding ``view`` can decode, by the authors' own worst case.
+
+        ``view`` holds ``parties`` (names, ``server`` among them where it takes part), ``messages`` (the decoded messages they sent,
+        received or relayed) and ``states`` (their own session states).
+        """
+        return []
+
+    def predicted_bytes(self) -> dict[str, int]:
+        """Stage -> bytes one site sends, from ``fields``; override where ``max_bytes`` is a loose bound."""
+        sizes: dict[str, int] = {}
+        for f in self.fields:
+            sizes[f.stage] = sizes.get(f.stage, 0) + f.max_bytes
+        return sizes
+
+
+class Aggregator(ABC):
+    """Binds its config to a value and a cohort, or says why it cannot."""
+
+    #: whether it sums floating-point contributions (``encoding: float``).
+    accepts_real = False
+
+    def __init__(self, config: ComponentConfig, **choices: Any) -> None:
+        self.config = config
+
+    def misfits(self, value: ValueSpec, cohort: Sequence[str]) -> list[str]:
+        """All reasons why this value and cohort cannot be summed, each a sentence with its remedy."""
+        if value.kind == "real" and not self.accepts_real:
+            return ["aggregator: sums integers, but encoding is float; remove `run.encoding: float` or use `plain`"]
+        return []
+
+    @abstractmethod
+    def plan(self, value: ValueSpec, cohort: Sequence[str]) -> Session:
+        """The session for this value and cohort (called once a round, and by ``pppml plan``)."""
+
+
+__all__ = [
+    "Aggregator", "Body", "Coordinator", "Exposure", "Guarantees", "Message", "Operation", "Outcome", "ServerContext", "Session",
+    "SiteContext", "State", "Sum", "WireField", "field",
+]

@@ -1,0 +1,85 @@
+'''Engines: where sites run and how bytes travel.
+
+An engine connects to a job and gives a transport. A transport does one thing: deliver frames (bytes) to sites and hand back their
+reply frames as they come, or a :class:`Loss`. Everything above frames (encoding, folding, relays, transcript, manifest) is shared
+code, so the same protocol runs on every engine::
+
+    class InProcess(Engine):
+        topology = "p2p"
+
+        def connect(self, job):
+            return Transport(job)
+
+    class Transport:
+        def deliver(self, frames):
+            for site, frame in frames:
+                yield site, self.sites[site].receive(frame)
+'''
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pppml_core.component import ComponentConfig
+
+Topology = Literal["p2p", "star"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine needs to bring sites to life.
+
+    Args:
+        run: 16 bytes that name the run.
+        config: the resolved configuration as plain data; sites build their components from it.
+        folder: where each site keeps its own folder, ``folder/<site>``.
+        sites: slugs in the task's order.
+        sizes: training examples of each site, for balancing.
+        objects: live Python objects a researcher passed instead of names, by config path; in-process engines only.
+    """
+
+    run: bytes
+    config: Mapping[str, Any]
+    folder: Path
+    sites: tuple[str, ...]
+    sizes: Mapping[str, int]
+    objects: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A site did not answer. ``handed``: the frame reached, or may have reached, the site."""
+
+    reason: str
+    handed: bool
+
+
+class Transport(Protocol):
+    """A live connection to the sites."""
+
+    def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
+        """Send each frame to its site; yield ``(site, reply frame or Loss)`` as they arrive, each site once."""
+
+    def close(self) -> None:
+        """Stop the sites. Safe to call twice."""
+
+
+class Engine(ABC):
+    """Connects a job to running sites."""
+
+    topology: Topology = "p2p"
+
+    def __init__(self, config: ComponentConfig) -> None:
+        self.config = config
+
+    def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
+        """All reasons why this engine cannot run this job."""
+        return []
+
+    @abstractmethod
+    def connect(self, job: Job) -> Transport:
+        """Bring the sites up."""

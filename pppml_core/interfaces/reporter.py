@@ -1,0 +1,53 @@
+'''Reporters: consumers of run events.
+
+::
+
+    class Shout(Reporter):
+        def handle(self, event):
+            if event["event"] == "round-finished":
+                print("ROUND", event["round"], "IS DONE")
+
+Events are plain dicts with ``event``, ``time`` (seconds since the epoch) and, where it applies, ``round``. In order of a run:
+
+=================  ==========================================================================================================
+``run-started``    ``name, folder, rounds, first_round, sites, steps`` (local optimizer steps of each site a round), ``headline``
+``round-started``  ``round, attempt, cohort``
+``stage``          ``round, stage, sent, received, seconds`` when an operation of that stage has ended
+``site-done``      ``round, stage, site, seconds, bytes`` when a site has answered
+``site-lost``      ``round, stage, site, reason``
+``round-aborted``  ``round, attempt, reason, next`` (retry, skip or stop)
+``metrics``        ``round, rows`` (as in metrics.jsonl)
+``warning``        ``text``
+``round-finished`` ``round, seconds, survivors``
+``run-finished``   ``result`` (as in result.json)
+``run-failed``     ``error``
+=================  ==========================================================================================================
+'''
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pppml_core.component import ComponentConfig
+
+Event = Mapping[str, Any]
+
+
+class Reporter(ABC):
+    """Gets every event of a run, in order, in the coordinating process."""
+
+    def __init__(self, config: ComponentConfig) -> None:
+        self.config = config
+
+    def open(self, folder: Path) -> None:
+        """A run is about to start or resume in ``folder``."""
+
+    @abstractmethod
+    def handle(self, event: Event) -> None:
+        """One event. Must not raise for an event it does not know."""
+
+    def close(self) -> None:
+        """The run has ended, in whatever way."""
