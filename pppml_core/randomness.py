@@ -55,13 +55,21 @@ def seeded(seed: int) -> Iterator[None]:
     import torch
 
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
+    reseed(seed)
     try:
         yield
     finally:
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)
+
+
+def reseed(seed: int) -> None:
+    """Seed torch's and numpy's global generators; only inside a :func:`seeded` block, which puts them back."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def entropy(length: int) -> bytes:

@@ -1,0 +1,45 @@
+"""Evaluation: a model's predictions on held-out data and their scores. Changes no parameter, buffer or random stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from pppml_core.interfaces.task import Examples, Predictions, Task
+
+BATCH = 32
+
+
+def _batches(examples: Examples) -> Iterator[tuple[torch.Tensor, np.ndarray]]:  # type: ignore[type-arg]
+    for start in range(0, len(examples), BATCH):
+        pairs = [examples.example(i) for i in range(start, min(start + BATCH, len(examples)))]
+        yield torch.from_numpy(np.stack([p[0] for p in pairs])), np.stack([p[1] for p in pairs])
+
+
+def predict_examples(model: torch.nn.Module, examples: Examples, size: tuple[int, ...]) -> Predictions:
+    """Softmax probabilities for every example, in order; larger images go through MONAI's sliding window of ``size``."""
+    was_training = model.training
+    reference = next((t for t in model.state_dict().values() if t.is_floating_point()), torch.zeros(1))
+    probabilities, targets = [], []
+    model.eval()
+    with torch.no_grad():
+        for images, target in _batches(examples):
+            placed = images.to(reference.device, reference.dtype)
+            if tuple(placed.shape[2:]) == tuple(size) or target.ndim == 1:
+                logits = model(placed)
+            else:
+                from monai.inferers import sliding_window_inference
+
+                logits = sliding_window_inference(placed, size, BATCH, model, overlap=0.25)
+            probabilities.append(torch.softmax(logits.float(), dim=1).cpu().numpy())
+            targets.append(target)
+    model.train(was_training)
+    return Predictions(np.concatenate(probabilities), np.concatenate(targets), np.asarray(examples.groups))
+
+
+def evaluate(model: torch.nn.Module, task: Task, examples: Examples) -> dict[str, float]:
+    """The task's metrics of a model on some examples."""
+    scores: Mapping[str, float] = task.score(predict_examples(model, examples, task.spec().size))
+    return {name: float(value) for name, value in scores.items()}

@@ -1,0 +1,207 @@
+"""A site's training data during one round, and the local training loop.
+
+The order of examples comes from named seeds, one permutation per (round, site, epoch); each optimizer step begins by seeding torch's
+and numpy's global generators with its own name. So the result depends on nothing that ran before, on no worker count and on no
+loader count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pppml_core.config.run_config import OptimizerSection, TrainingSection
+from pppml_core.interfaces.personalization import Batch, GradientRule
+from pppml_core.interfaces.task import Examples
+from pppml_core.randomness import Seeds, reseed
+
+DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
+
+
+def device_of(training: TrainingSection) -> torch.device:
+    """The training device: a GPU when there is one, unless told otherwise."""
+    wanted = training.device
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+
+
+def steps_per_round(training: TrainingSection, examples: int) -> int:
+    """Optimizer steps of one local round; the last batch of an epoch may be smaller."""
+    if training.steps is not None:
+        return training.steps
+    return (1 if training.epochs is None else training.epochs) * math.ceil(examples / training.batch_size)
+
+
+def learning_rate_factor(training: TrainingSection, round: int, rounds: int) -> float:
+    """Factor of the schedule on the learning rate in this round (counted from 1).
+
+    ``cosine`` falls from 1 in the first round towards 0 after the last; ``step`` divides by ten after half and after three quarters
+    of the rounds; ``warmup_rounds`` rise linearly before either.
+    """
+    if round <= training.warmup_rounds:
+        return round / (training.warmup_rounds + 1)
+    if training.schedule == "constant":
+        return 1.0
+    done = (round - 1 - training.warmup_rounds) / max(1, rounds - training.warmup_rounds)
+    if training.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+
+
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], section: OptimizerSection, factor: float = 1.0) -> torch.optim.Optimizer:
+    """The configured torch optimizer with its learning rate scaled by ``factor``."""
+    lr = section.lr * factor
+    if section.use == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay)
+    kind = torch.optim.Adam if section.use == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=lr, betas=section.betas, weight_decay=section.weight_decay)
+
+
+def class_weights(training: TrainingSection, examples: Examples, classes: int) -> list[float] | None:
+    """Loss weights per class: None, the configured list, or balanced at the site: ``n / (classes * count)``, absent classes 0."""
+    if training.class_weights == "none":
+        return None
+    if isinstance(training.class_weights, list):
+        return training.class_weights
+    counts = np.zeros(classes)
+    for index in range(len(examples)):
+        counts += np.bincount(examples.example(index)[1].ravel(), minlength=classes)
+    return [float(counts.sum() / (classes * c)) if c else 0.0 for c in counts]
+
+
+class TensorCache:
+    """All transformed examples of a split as two tensors, made once. ``None`` entries are made on demand when caching is off."""
+
+    def __init__(self, examples: Examples, dtype: torch.dtype, device: torch.device) -> None:
+        pairs = [examples.example(i) for i in range(len(examples))]
+        self.images = torch.from_numpy(np.stack([p[0] for p in pairs])).to(device, dtype)
+        self.targets = torch.from_numpy(np.stack([p[1] for p in pairs])).to(device)
+
+
+class LocalTraining:
+    """One site's training data and settings during one round; implements ``interfaces.personalization.LocalData``."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        training: TrainingSection,
+        seeds: Seeds,
+        *,
+        site: str,
+        round: int,
+        rounds: int,
+        cache: TensorCache | None = None,
+        optimizer_state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._examples, self._training, self._seeds, self._cache = examples, training, seeds, cache
+        self._name = ("round", round, "site", site)
+        self._factor = learning_rate_factor(training, round, rounds)
+        self._device, self._dtype = device_of(training), DTYPES[training.precision]
+        self._calls = 0
+        self.examples = len(examples)
+        self.optimizer_state = optimizer_state
+
+    def order(self, epoch: int, purpose: str = "train") -> npt.NDArray[np.int64]:
+        """The permutation of one epoch."""
+        return self._seeds.generator(*self._name, purpose, "epoch", epoch).permutation(self.examples)
+
+    def _index_batches(self, purpose: str, epochs: int | None, steps: int | None) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        size, done, epoch = min(self._training.batch_size, self.examples), 0, 0
+        while (epochs is None or epoch < epochs) and (steps is None or done < steps):
+            order = self.order(epoch, purpose)
+            for start in range(0, self.examples, size):
+                if steps is not None and done >= steps:
+                    return
+                yield epoch, order[start : start + size]
+                done += 1
+            epoch += 1
+
+    def _one(self, epoch: int, index: int, purpose: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        augment = self._seeds.generator(*self._name, purpose, "augment", epoch, index) if self._training.augment else None
+        return self._examples.example(index, augment)
+
+    def _load(self, batches: Iterator[tuple[int, npt.NDArray[np.int64]]], purpose: str) -> Iterator[Batch]:
+        if self._cache is not None and not self._training.augment:
+            for _, indices in batches:
+                picked = torch.from_numpy(indices).to(self._cache.images.device)
+                yield self._cache.images[picked], self._cache.targets[picked]
+            return
+
+        def collate(pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]) -> Batch:
+            images, targets = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+            return torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device)
+
+        if self._training.loader_workers == 0:
+            for epoch, indices in batches:
+                yield collate([self._one(epoch, int(i), purpose) for i in indices])
+            return
+        with ThreadPoolExecutor(self._training.loader_workers) as pool:
+            ahead: list[list[Any]] = []
+            for epoch, indices in batches:
+                ahead.append([pool.submit(self._one, epoch, int(i), purpose) for i in indices])
+                if len(ahead) > self._training.loader_workers:
+                    yield collate([f.result() for f in ahead.pop(0)])
+            for futures in ahead:
+                yield collate([f.result() for f in futures])
+
+    def _seeded(self, batches: Iterator[Batch], purpose: str) -> Iterator[Batch]:
+        for step, batch in enumerate(batches):
+            reseed(self._seeds.integer(*self._name, purpose, "step", step))
+            yield batch
+
+    def batches(self) -> Iterator[Batch]:
+        """The configured epochs or steps. A second pass in one round draws a new order."""
+        purpose = "train" if self._calls == 0 else f"train-{self._calls}"
+        self._calls += 1
+        epochs = None if self._training.steps is not None else (1 if self._training.epochs is None else self._training.epochs)
+        return self._seeded(self._load(self._index_batches(purpose, epochs, self._training.steps), purpose), purpose)
+
+    def sample(self, purpose: str, count: int) -> Iterator[Batch]:
+        """``count`` batches for a purpose of their own."""
+        return self._seeded(self._load(self._index_batches(purpose, None, count), purpose), purpose)
+
+    def train(
+        self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None
+    ) -> dict[str, float]:
+        """The configured training in place: returns ``{"loss": mean over examples seen}`` (empty when no step was made)."""
+        model.train()
+        optimizer = make_optimizer(parameters if parameters is not None else model.parameters(), self._training.optimizer, self._factor)
+        if self.optimizer_state is not None:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(_from_plain(self.optimizer_state))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # the schedule belongs to the round, not to the state
+        total, seen = 0.0, 0
+        for batch in self.batches():
+            total += gradients(model, batch) * len(batch[0])
+            seen += len(batch[0])
+            optimizer.step()
+        if self._training.keep_optimizer:
+            self.optimizer_state = _to_plain(optimizer.state_dict())
+        return {"loss": total / seen} if seen else {}
+
+
+def _to_plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as data the codec can carry (string keys; tensors as arrays; settings are the config's)."""
+    moments = {
+        str(index): {n: (v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v) for n, v in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    return {"state": moments, "groups": [{"params": list(g["params"]), "rest": _settings(g)} for g in state["param_groups"]]}
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k != "params"}
+
+
+def _from_plain(plain: Mapping[str, Any]) -> dict[str, Any]:
+    state = {
+        int(index): {n: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for n, v in entry.items()}
+        for index, entry in plain["state"].items()
+    }
+    return {"state": state, "param_groups": [{**g["rest"], "params": g["params"]} for g in plain["groups"]]}
