@@ -1,0 +1,74 @@
+# Everything is installed into .venv and built under .cache; nothing outside this folder is touched, and nothing needs root.
+#
+#   make install             create .venv and install the core, every plugin and the development tools (again only when inputs change)
+#   make demo                train on the phantom and write a report
+#   make test [ARGS=...]     all tests of the core and the plugins; ARGS goes to pytest
+#   make bench [ARGS=...]    the benchmarks
+#   make lint                ruff, mypy (strict for the core), import-linter
+#   make alone P=<plugin>    wheels of the core and of that plugin in an environment of their own; runs the plugin's tests there
+#   make alone-all           the same for every plugin, one after another
+#   make clean               remove what was built; .venv stays
+#
+# PYTHON    the interpreter .venv is made with, 3.11 to 3.13.
+# PIP_ARGS  further arguments of pip. On Linux the package index serves torch with CUDA; for the much smaller CPU build:
+#             make install PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+SHELL := /bin/bash
+SUPPORTED := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
+PIP_ARGS ?=
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c requirements/constraints.txt
+INSTALLED := $(VENV)/.installed
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/*/pyproject.toml))
+INPUTS := pyproject.toml pppml_core/__init__.py $(wildcard requirements/*.txt) $(PLUGINS:=/pyproject.toml)
+
+# One torch thread and no display: what bit-identical results and a fair count of two cores depend on.
+QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+
+.PHONY: install demo test bench lint alone alone-all constraints clean
+.DEFAULT_GOAL := install
+
+install: $(INSTALLED)
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with the venv module was found. Install one, or: make install PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first, so that the build chosen for it is settled; hatchling builds the packages of this repository in the second step.
+$(INSTALLED): $(INPUTS) | $(PY)
+	$(PIP) torch==2.13.0 hatchling editables
+	$(PIP) --no-build-isolation -r requirements/dev.txt
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(QUIET) $(PY) examples/demo/run.py $(ARGS)
+
+test: $(INSTALLED)
+	@$(QUIET) $(PY) -m pytest $(ARGS)
+
+bench: $(INSTALLED)
+	@$(QUIET) $(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+alone: $(INSTALLED)
+	@test -n "$(P)" || { echo "Which plugin? make alone P=<plugin>, one of: $(notdir $(PLUGINS))" >&2; exit 2; }
+	@$(QUIET) $(PY) scripts/alone.py $(P) $(ARGS)
+
+alone-all: $(INSTALLED)
+	@$(QUIET) $(PY) scripts/alone.py --all $(ARGS)
+
+# Write down the set of versions that is installed now. Run the tests, then commit the file.
+constraints: $(INSTALLED)
+	$(PY) scripts/constraints.py > .cache/constraints.txt && mv .cache/constraints.txt requirements/constraints.txt
+
+clean:
+	rm -rf .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
