@@ -54,7 +54,7 @@ class LocalData(Protocol):
         """The configured epochs or steps of training batches, on the training device."""
 
     def sample(self, purpose: str, count: int) -> Iterator[Batch]:
-        """``count`` further batches, drawn for a purpose; different purposes of one round never share an example within one draw."""
+        """``count`` further batches with an order of their own, named by the purpose; a new order whenever the examples are used up."""
 
     def train(self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None) -> dict[str, float]:
         """The configured local training in place: optimizer, schedule, batches. Returns mean training metrics (``loss``)."""

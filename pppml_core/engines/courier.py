@@ -1,0 +1,174 @@
+"""The courier: performs a protocol's operations over any transport. Shared by all engines.
+
+It encodes messages, lets the transport deliver the frames, checks that each reply is the one that was asked for and carries only what
+the manifest declares, folds replies as they arrive, walks relays hop by hop, and writes every hop into the transcript. A reply that
+does not fit is a lost site, never an exception: what a loss means is the protocol's to decide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pppml_core.errors import UndeclaredField, WireError
+from pppml_core.interfaces.engine import Loss, Topology, Transport
+from pppml_core.wire.codec import decode_message, encode_message
+from pppml_core.wire.manifest import Manifest
+from pppml_core.wire.messages import SERVER, Body, Exchange, ExchangeOutcome, Message, Operation, Outcome, Relay, RelayOutcome
+from pppml_core.wire.transcript import Transcript
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Address:
+    """What every message of one attempt has in common."""
+
+    run: bytes
+    round: int
+    attempt: int
+
+
+class Courier:
+    """Performs operations for one run.
+
+    Args:
+        transport: delivers frames.
+        topology: ``p2p``: a relay hop goes from site to site; ``star``: the server carries it.
+        transcript: records every hop.
+        emit: gets ``site-done``, ``site-lost`` and ``stage`` events.
+    """
+
+    def __init__(self, transport: Transport, topology: Topology, transcript: Transcript, emit: Emit = lambda event: None) -> None:
+        self._transport, self._topology, self._transcript, self._emit = transport, topology, transcript, emit
+
+    def perform(
+        self, operations: Operation | Sequence[Operation], address: Address, manifest: Manifest
+    ) -> Outcome | list[Outcome]:
+        """One operation and its outcome, or several and theirs in order."""
+        if isinstance(operations, Exchange):
+            return self._exchange(operations, address, manifest)
+        if isinstance(operations, Relay):
+            return self._relay(operations, address, manifest)
+        return [self._exchange(op, address, manifest) if isinstance(op, Exchange) else self._relay(op, address, manifest) for op in operations]
+
+    def _exchange(self, op: Exchange, address: Address, manifest: Manifest) -> ExchangeOutcome:
+        sent, started = 0, time.perf_counter()
+        asked: dict[str, Message] = {}
+        begun: dict[str, float] = {}
+
+        def frames() -> Iterator[tuple[str, bytes]]:
+            # Encoded one at a time, as the transport asks: the server never holds all of them.
+            nonlocal sent
+            for site, own in op.bodies.items():
+                message = Message(address.run, address.round, address.attempt, op.kind, op.stage, SERVER, site, {**op.common, **own})
+                frame = encode_message(message)
+                asked[site] = replace(message, body={})
+                begun[site] = time.perf_counter()
+                sent += len(frame)
+                self._transcript.record(message, frame, carriers=(SERVER, site))
+                yield site, frame
+
+        replies: dict[str, Body] = {}
+        lost: dict[str, str] = {}
+        answered: list[str] = []
+        received = 0
+        for site, reply in self._transport.deliver(frames()):
+            received += 0 if isinstance(reply, Loss) else len(reply)
+            body = self._accept(asked[site], reply, manifest, carriers=(site, SERVER))
+            if isinstance(body, str):
+                lost[site] = body
+                self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": site, "reason": body})
+                continue
+            size = len(reply) if isinstance(reply, bytes) else 0
+            seconds = time.perf_counter() - begun[site]
+            self._emit({"event": "site-done", "round": address.round, "stage": op.stage, "site": site, "seconds": seconds, "bytes": size})
+            answered.append(site)
+            if op.fold is None:
+                replies[site] = body
+            else:
+                op.fold(site, body)
+        self._stage_done(op.stage, address, sent, received, started)
+        order = list(op.bodies)
+        return ExchangeOutcome(replies, tuple(sorted(answered, key=order.index)), lost)
+
+    def _relay(self, op: Relay, address: Address, manifest: Manifest) -> RelayOutcome:
+        """A chain. On a star the server is the carrier of every hop; the bytes are the same."""
+        sent = received = 0
+        started = time.perf_counter()
+        body, sender = op.body, SERVER
+        visited: list[str] = []
+        bridged: list[str] = []
+        for site in op.path:
+            message = Message(address.run, address.round, address.attempt, op.kind, op.stage, sender, site, body)
+            frame = encode_message(message)
+            sent += len(frame)
+            direct = sender == SERVER or self._topology == "p2p"
+            self._transcript.record(message, frame, carriers=(sender, site) if direct else (sender, SERVER, site))
+            began = time.perf_counter()
+            ((_, reply),) = self._transport.deliver([(site, frame)])
+            answer = self._accept(message, reply, manifest, carriers=None)
+            if isinstance(answer, str):
+                self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": site, "reason": answer})
+                if op.bridge and isinstance(reply, Loss) and not reply.handed:
+                    bridged.append(site)
+                    continue
+                self._stage_done(op.stage, address, sent, received, started)
+                return RelayOutcome(None, tuple(visited), tuple(bridged), {site: answer})
+            size = len(reply) if isinstance(reply, bytes) else 0
+            received += size
+            seconds = time.perf_counter() - began
+            self._emit({"event": "site-done", "round": address.round, "stage": op.stage, "site": site, "seconds": seconds, "bytes": size})
+            visited.append(site)
+            body, sender = answer, site
+        if visited:
+            closing = Message(address.run, address.round, address.attempt, "reply", op.stage, sender, SERVER, body)
+            self._transcript.record(closing, encode_message(closing), carriers=(sender, SERVER))
+        self._stage_done(op.stage, address, sent, received, started)
+        return RelayOutcome(body if visited else None, tuple(visited), tuple(bridged), {})
+
+    def _accept(
+        self, asked: Message, reply: bytes | Loss, manifest: Manifest, *, carriers: tuple[str, ...] | None
+    ) -> Body | str:
+        """The reply's body, or the reason why the site counts as lost."""
+        if isinstance(reply, Loss):
+            return reply.reason
+        try:
+            message = decode_message(reply)
+        except WireError as error:
+            return f"its reply could not be read: {error}"
+        same = (message.run, message.round, message.attempt, message.stage, message.sender) == (
+            asked.run,
+            asked.round,
+            asked.attempt,
+            asked.stage,
+            asked.recipient,
+        )
+        if not same:
+            return "its reply belongs to another run, round, attempt, stage or site"
+        if carriers is not None:
+            self._transcript.record(replace(message, recipient=SERVER), reply, carriers=carriers)
+        if message.kind in ("refused", "failed"):
+            verb = "refused" if message.kind == "refused" else "failed"
+            return f"it {verb}: {message.body.get('reason', 'no reason given')}"
+        if message.kind != "reply":
+            return f"it answered with a {message.kind!r} message"
+        try:
+            manifest.check(asked.stage, message.body)
+        except UndeclaredField as error:
+            return f"its reply is not what the manifest declares: {error}"
+        return message.body
+
+    def _stage_done(self, stage: str, address: Address, sent: int, received: int, started: float) -> None:
+        self._emit(
+            {
+                "event": "stage",
+                "round": address.round,
+                "stage": stage,
+                "sent": sent,
+                "received": received,
+                "seconds": time.perf_counter() - started,
+            }
+        )
