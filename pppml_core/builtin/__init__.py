@@ -1,0 +1,1 @@
+"""What comes with the core, offered through the same hooks as any plugin and reached by name only."""
