@@ -35,7 +35,9 @@ class Undeclared(Exception):
 def build_wheel(project: Path, folder: Path) -> Path:
     """The wheel of a project folder, built with hatchling, in ``folder``."""
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=project, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=project, check=True, capture_output=True
+    )
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -72,7 +74,9 @@ def closure(wheels: list[Path], extras: tuple[str, ...]) -> dict[str, Distributi
             try:
                 found[name] = distribution(name)
             except PackageNotFoundError:
-                raise Undeclared(f"{asker} requires {name}, which is not in .venv: add it to requirements/dev.txt, then make install") from None
+                raise Undeclared(
+                    f"{asker} requires {name}, which is not in .venv: add it to requirements/dev.txt, then make install"
+                ) from None
             wanted += [(Requirement(r), (extra,), name) for r in found[name].requires or ()]
     return found
 
@@ -116,12 +120,15 @@ def environment(plugin: Path) -> tuple[Path, int]:
 
 
 def run_tests(plugin: Path, arguments: list[str]) -> int:
-    """pytest's exit status for the plugin's tests in its own environment."""
+    """Pytest's exit status for the plugin's tests in its own environment."""
     start = time.perf_counter()
     python, packages = environment(plugin)
     print(f"{plugin.name}: core, plugin and {packages} packages they require, ready in {time.perf_counter() - start:.0f} s", flush=True)
     # Safe path: the checkout, which is the working folder's parent, must not stand in for the installed wheels.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))} | {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))} | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
     env["PATH"] = f"{python.parent}{os.pathsep}{env.get('PATH', '')}"
     config = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(plugin), "--confcutdir", str(plugin)]
     return subprocess.run([str(python), "-m", "pytest", *config, *arguments, "tests"], cwd=plugin, env=env).returncode
