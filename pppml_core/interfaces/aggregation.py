@@ -40,32 +40,10 @@ import numpy.typing as npt
 
 from pppml_core.component import ComponentConfig
 from pppml_core.values import ValueSpec
+from pppml_core.wire.manifest import WireField
 from pppml_core.wire.messages import Body, Message, Operation, Outcome
 
 State = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class WireField:
-    """One entry of what a site may send: the field of a reply's body.
-
-    Args:
-        stage: stage it is sent in.
-        name: key in the body; ``*`` matches any key.
-        dtype: numpy dtype name, or ``bytes``, ``int``, ``float``, ``str``, ``bool``, ``map``, ``list``.
-        shape: of an array; ``None`` entries match any length; ``()`` for a number.
-        max_bytes: largest encoded size.
-        mechanism: how it is protected, in words: ``in the clear``, ``masked``, ``encrypted to the initiator``.
-        says: what it is, in words.
-    """
-
-    stage: str
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
-    max_bytes: int
-    mechanism: str
-    says: str
 
 
 @dataclass(frozen=True)
