@@ -74,9 +74,7 @@ def closure(wheels: list[Path], extras: tuple[str, ...]) -> dict[str, Distributi
             try:
                 found[name] = distribution(name)
             except PackageNotFoundError:
-                raise Undeclared(
-                    f"{asker} requires {name}, which is not in .venv: add it to requirements/dev.txt, then make install"
-                ) from None
+                raise Undeclared(f"{asker} requires {name}, which .venv lacks: make install") from None
             wanted += [(Requirement(r), (extra,), name) for r in found[name].requires or ()]
     return found
 
@@ -125,10 +123,8 @@ def run_tests(plugin: Path, arguments: list[str]) -> int:
     python, packages = environment(plugin)
     print(f"{plugin.name}: core, plugin and {packages} packages they require, ready in {time.perf_counter() - start:.0f} s", flush=True)
     # Safe path: the checkout, which is the working folder's parent, must not stand in for the installed wheels.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))} | {
-        "PYTHONSAFEPATH": "1",
-        "PYTHONNOUSERSITE": "1",
-    }
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    env |= {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
     env["PATH"] = f"{python.parent}{os.pathsep}{env.get('PATH', '')}"
     config = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(plugin), "--confcutdir", str(plugin)]
     return subprocess.run([str(python), "-m", "pytest", *config, *arguments, "tests"], cwd=plugin, env=env).returncode

@@ -25,6 +25,7 @@ MACHINE_PATH = re.compile(
     r"(?<![\w.:/~)}*\"'-])/ROOT/\w|[\"'(=]/ROOT/\w|\b[A-Z]:\\\\?Users".replace("ROOT", "(?:home|Users|work|root|mnt|scratch)")
 )
 
+
 each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.relative_to(ROOT / "plugins").as_posix())
 
 
