@@ -1,0 +1,44 @@
+"""The catalogue: which distribution offers which name, so that an error can say what to install. It imports nothing of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Known(NamedTuple):
+    """A component that exists somewhere: ``folder`` is where a checkout of the repository keeps it."""
+
+    kind: str
+    name: str
+    distribution: str
+    folder: str
+    summary: str
+
+
+KNOWN: tuple[Known, ...] = (
+    Known("aggregator", "secagg-plus", "pppml-secagg-plus", "plugins/aggregators/secagg_plus", "masked sums with dropout recovery"),
+    Known("aggregator", "cyclic-he", "pppml-cyclic-he", "plugins/aggregators/cyclic_he", "homomorphic sums along rings of sites"),
+    Known("aggregator", "he-fedavg", "pppml-he-fedavg", "plugins/aggregators/he_fedavg", "homomorphic sums at the server, one key"),
+    Known("personalization", "per-fedavg", "pppml-perfedavg", "plugins/personalization/perfedavg", "meta-learned start for each site"),
+    Known("privacy", "dp-sgd", "pppml-dp", "plugins/privacy/dp", "clipped and noised gradients with accounting"),
+    Known("attack", "idlg", "pppml-idlg", "plugins/attacks/idlg", "images and labels from gradients"),
+    Known("task", "blood-cells", "pppml-blood-cells", "plugins/tasks/blood_cells", "blood cell classification"),
+    Known("task", "chest-ct", "pppml-chest-ct", "plugins/tasks/chest_ct", "chest CT volume classification"),
+    Known("task", "image-set", "pppml-image-set", "plugins/tasks/image_set", "your own images, classified or segmented"),
+    Known("task", "lung-lesions", "pppml-lung-lesions", "plugins/tasks/lung_lesions", "lung lesion segmentation in chest CT"),
+    Known("model", "densenet", "pppml-monai-nets", "plugins/models/monai_nets", "MONAI's DenseNet, 2-D and 3-D"),
+    Known("model", "monai", "pppml-monai-nets", "plugins/models/monai_nets", "any MONAI network by name"),
+    Known("model", "small-cnn", "pppml-monai-nets", "plugins/models/monai_nets", "small convolutional network"),
+    Known("model", "unet", "pppml-monai-nets", "plugins/models/monai_nets", "MONAI's U-Net, 2-D and 3-D"),
+    Known("he-backend", "pyfhel", "pppml-he-pyfhel", "plugins/aggregators/he_pyfhel", "homomorphic encryption with Pyfhel"),
+    Known("he-backend", "tenseal", "pppml-he-tenseal", "plugins/aggregators/he_tenseal", "homomorphic encryption with TenSEAL"),
+    Known("engine", "flower", "pppml-flower", "plugins/engines/flower", "sites over Flower"),
+    Known("engine", "nvflare", "pppml-nvflare", "plugins/engines/nvflare", "sites over NVFlare"),
+    Known("reporter", "mlflow", "pppml-mlflow", "plugins/reporters/mlflow", "events to MLflow"),
+    Known("reporter", "tensorboard", "pppml-tensorboard", "plugins/reporters/tensorboard", "events to TensorBoard"),
+)
+
+
+def known(kind: str, name: str) -> Known | None:
+    """The catalogue's entry of that kind and name."""
+    return next((entry for entry in KNOWN if (entry.kind, entry.name) == (kind, name)), None)
