@@ -81,11 +81,13 @@ class ValueSpec:
         length: coordinates.
         kind: ``integer`` (the rule) or ``real`` (``encoding: float`` only).
         bound: largest absolute value of one coordinate of one contribution; None where it is not bounded.
+        real_dtype: floating type on the wire of a ``real`` value.
     """
 
     length: int
     kind: Literal["integer", "real"]
     bound: int | None
+    real_dtype: str = "float32"
 
     def sum_bound(self, contributions: int) -> int | None:
         """Largest absolute value of a coordinate of the sum of ``contributions`` values."""
@@ -94,7 +96,7 @@ class ValueSpec:
     def dtype(self) -> np.dtype[np.generic]:
         """The smallest numpy dtype that holds one contribution on the wire."""
         if self.kind == "real":
-            return np.dtype(np.float32)
+            return np.dtype(self.real_dtype)
         if self.bound is None:
             return np.dtype(np.int64)
         return next(np.dtype(f"i{size}") for size in (1, 2, 4, 8) if self.bound < 2 ** (8 * size - 1))

@@ -1,0 +1,146 @@
+"""The parts of a run, built from its resolved configuration: the same at the server and at every site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pppml_core.config.run_config import RunConfig
+from pppml_core.errors import ConfigError
+from pppml_core.federation.pipeline import Pipeline, contribution_layout
+from pppml_core.interfaces.aggregation import Aggregator
+from pppml_core.interfaces.model import ModelFactory
+from pppml_core.interfaces.personalization import Personalization
+from pppml_core.interfaces.privacy import PrivacyMechanism
+from pppml_core.interfaces.task import SiteData, Task, TaskSpec
+from pppml_core.learning.arrays import parameters_and_buffers
+from pppml_core.learning.pool import PooledTask
+from pppml_core.learning.training import DTYPES, device_of
+from pppml_core.randomness import Seeds, seeded
+from pppml_core.registry import Registry
+from pppml_core.values import Layout, TensorSpec
+
+
+@dataclass
+class Assembly:
+    """Built components and what follows from them. ``config`` is complete: model and training defaults are the task's."""
+
+    config: RunConfig
+    registry: Registry
+    task: Task
+    factory: ModelFactory
+    personalization: Personalization
+    mechanism: PrivacyMechanism
+    aggregator: Aggregator
+
+    @classmethod
+    def build(cls, config: RunConfig, registry: Registry, objects: Mapping[str, Any] | None = None) -> Assembly:
+        """Build every component of a bound config. ``objects`` are live Python objects by section."""
+        objects = objects or {}
+        task = registry.build("task", config.task, objects.get("task"))
+        if config.pool:
+            task = PooledTask(task)
+        config = with_task_defaults(config, task.spec(), registry)
+        if config.model is None:
+            raise ConfigError("no model is configured and the task names none", place="model", hint="add a line such as `model: unet`")
+        return cls(
+            config,
+            registry,
+            task,
+            registry.build("model", config.model, objects.get("model")),
+            registry.build("personalization", config.personalization, objects.get("personalization")),
+            registry.build("privacy", config.privacy, objects.get("privacy")),
+            registry.build("aggregator", config.aggregator, objects.get("aggregator")),
+        )
+
+    @property
+    def seeds(self) -> Seeds:
+        """The run's learning seeds."""
+        return Seeds(self.config.run.seed)
+
+    @cached_property
+    def spec(self) -> TaskSpec:
+        """The task's."""
+        return self.task.spec()
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The one network of this process, on the training device, with its initial weights (seeded, or from ``training.init``)."""
+        training = self.config.training
+        with seeded(self.seeds.integer("initial-weights")):
+            model = self.factory.build(self.spec)
+        if training.init is not None:
+            load_initial(model, Path(training.init))
+        return model.to(device_of(training), DTYPES[training.precision])
+
+    @cached_property
+    def shared(self) -> tuple[TensorSpec, ...]:
+        """What of the model is shared. Floating buffers are, except under differential privacy, which has no mechanism for them."""
+        private = self.config.privacy.use != "none"  # type: ignore[attr-defined]
+        return parameters_and_buffers(self.model, self.personalization.shared, share_buffers=not private)
+
+    def layout(self, *, metrics: bool) -> Layout:
+        """Of a contribution."""
+        return contribution_layout(self.shared, metrics=metrics)
+
+    def pipeline(self, ranges: tuple[float, ...], max_weight: int, *, metrics: bool) -> Pipeline:
+        """The round's encoding from its public terms."""
+        encoding = self.config.encoding
+        dtype = "float64" if self.config.training.precision == "float64" else "float32"
+        return Pipeline(self.layout(metrics=metrics), ranges, encoding.bits, max_weight, encoding.use == "float", dtype)
+
+    def load(self, site: str) -> SiteData:
+        """A site's data, loaded when first needed and then kept."""
+        if site not in self._data:
+            self._data[site] = self.task.load(site)
+        return self._data[site]
+
+    @cached_property
+    def _data(self) -> dict[str, SiteData]:
+        return {}
+
+
+def with_task_defaults(config: RunConfig, spec: TaskSpec, registry: Registry) -> RunConfig:
+    """Fill in what the user left to the task: the model's name and training settings that were not set."""
+    changes: dict[str, Any] = {"training": _merged(config.training, spec.training)}
+    if config.model is None:
+        changes["model"] = registry.configure("model", {"use": spec.model})
+    return config.model_copy(update=changes)
+
+
+def _merged(section: Any, defaults: Mapping[str, Any]) -> Any:
+    values: dict[str, Any] = {}
+    for name, default in defaults.items():
+        current = getattr(section, name)
+        if isinstance(default, Mapping):
+            values[name] = _merged(current, default)
+        elif name not in section.model_fields_set and not (name in ("epochs", "steps") and {"epochs", "steps"} & section.model_fields_set):
+            values[name] = default
+    merged = section.model_copy(update=values)
+    return type(section).model_validate(merged.model_dump())
+
+
+def load_initial(model: torch.nn.Module, path: Path) -> None:
+    """Initial weights from a safetensors file. Tensors whose name and shape fit are taken; none fitting is an error."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise ConfigError(f"there is no file {path}", place="training.init", hint="give a safetensors file")
+    try:
+        given = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", place="training.init", hint="give a safetensors file") from error
+    state = model.state_dict()
+    missing = [n for n in state if n not in given]
+    wrong = [f"{n} {tuple(given[n].shape)} for {tuple(state[n].shape)}" for n in state if n in given and given[n].shape != state[n].shape]
+    if missing or wrong:
+        parts = ([f"missing {', '.join(missing[:3])}"] if missing else []) + ([f"other shape: {', '.join(wrong[:3])}"] if wrong else [])
+        raise ConfigError(f"{path} does not fit the model: {'; '.join(parts)}", place="training.init", hint="use weights of the same model")
+    model.load_state_dict({n: given[n] for n in state})
+

@@ -1,0 +1,126 @@
+"""From a site's update to the integers a sum takes, and from the sum back to a mean. Two halves of one page.
+
+The weight of a site enters twice and is the same number both times: rounded once to ``k = round(w / w_max * levels)``, the update is
+multiplied by ``k / levels`` and ``k`` itself is a coordinate of the sum. So the mean has no bias from rounding weights, and nobody is
+told a single site's weight unless they see its whole contribution.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.config.run_config import EncodingSection
+from pppml_core.errors import PppmlError
+from pppml_core.values import FixedPoint, Layout, TensorSpec, ValueSpec, automatic_ranges
+
+WEIGHT = "#weight"
+#: Training metrics that travel as further coordinates, with the largest absolute value each may have.
+METRIC_RANGES = {"#loss": 16.0, "#saturated": 1.0}
+
+
+def contribution_layout(shared: tuple[TensorSpec, ...], *, metrics: bool) -> Layout:
+    """Shared tensors, then the weight, then training metrics."""
+    extra = tuple(TensorSpec(n, (), "metric") for n in METRIC_RANGES) if metrics else ()
+    return Layout((*shared, TensorSpec(WEIGHT, (), "weight"), *extra))
+
+
+def contribution_ranges(
+    shared: tuple[TensorSpec, ...], encoding: EncodingSection, previous: Mapping[str, float] | None, initial_rms: Mapping[str, float]
+) -> tuple[float, ...]:
+    """The range of each shared tensor in this round, from public knowledge: config, initial model, last aggregate.
+
+    A buffer's start is 8 times its RMS in the initial model and at least ``start``: running statistics move by their own size.
+    """
+    start = encoding.start
+    buffers = {t.name: max(start, 8.0 * initial_rms[t.name]) for t in shared if t.role == "buffer"}
+    automatic = automatic_ranges(Layout(shared), previous, start=start, buffer_start=buffers)
+    if encoding.range == "auto":
+        return automatic
+    if isinstance(encoding.range, float | int):
+        return tuple(float(encoding.range) for _ in shared)
+    explicit = encoding.range
+    return tuple(
+        next((float(r) for pattern, r in explicit.items() if fnmatch.fnmatchcase(t.name, pattern)), auto)
+        for t, auto in zip(shared, automatic, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One round's encoding, the same at every party: built from public terms alone.
+
+    Args:
+        layout: see :func:`contribution_layout`.
+        ranges: of the shared tensors, in order.
+        bits: of one coordinate.
+        max_weight: public upper bound of a site's weight.
+        real: ``encoding: float``: no quantization; ``dtype`` is then the model's.
+    """
+
+    layout: Layout
+    ranges: tuple[float, ...]
+    bits: int
+    max_weight: int
+    real: bool = False
+    dtype: str = "float32"
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """Ranges of shared tensors, weight (1) and metrics (their own)."""
+        extra = tuple(METRIC_RANGES.get(t.name, 1.0) for t in self.layout.tensors[len(self.ranges) :])
+        return FixedPoint(self.layout, (*self.ranges, *extra), self.bits)
+
+    @property
+    def spec(self) -> ValueSpec:
+        """What the aggregator is given."""
+        if self.real:
+            return ValueSpec(self.layout.length, "real", None, self.dtype)
+        return self.fixed_point.spec
+
+    def encode(
+        self, tensors: Mapping[str, npt.ArrayLike], weight: int, metrics: Mapping[str, float], generator: np.random.Generator
+    ) -> tuple[npt.NDArray[Any], int]:
+        """A site's contribution and how many coordinates saturated. Raises PppmlError on a weight above ``max_weight``, NaN or infinity."""
+        if not 0 < weight <= self.max_weight:
+            hint = "raise encoding.max_weight, or set personalization.weight_cap"
+            raise PppmlError(f"weight {weight} is not in 1..{self.max_weight}", place="encoding", hint=hint)
+        fixed = self.fixed_point
+        numerator = max(1, round(weight / self.max_weight * fixed.levels))
+        ratio = weight / self.max_weight if self.real else numerator / fixed.levels
+        values: dict[str, npt.ArrayLike] = {**tensors, WEIGHT: 1.0}
+        named = {f"#{name}": value for name, value in metrics.items()}
+        for tensor in self.layout.tensors:
+            if tensor.role == "metric":
+                limit = METRIC_RANGES[tensor.name]
+                values[tensor.name] = float(np.clip(named.get(tensor.name, 0.0), -limit, limit))
+        flat = self.layout.flatten(values, self.dtype)
+        flat *= flat.dtype.type(ratio)
+        if self.real:
+            if not np.isfinite(flat).all():
+                raise PppmlError("the update holds NaN or infinity", place="encoding", hint="lower the learning rate")
+            return flat, 0
+        integers, saturated = fixed.encode(flat, generator)
+        where = {t.name: s for t, s in self.layout.slices()}
+        integers[where[WEIGHT]] = numerator
+        if "#saturated" in where:
+            share = saturated / max(1, sum(t.size for t in self.layout.tensors if t.role in ("parameter", "buffer")))
+            # Rounded up: a single saturated coordinate must not vanish in rounding.
+            integers[where["#saturated"]] = int(np.ceil(share * numerator))
+        return integers, saturated
+
+    def decode(self, total: npt.NDArray[Any]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float], float]:
+        """Weighted means of the shared tensors (model dtype), of the metrics, and the summed weight in examples."""
+        flat = total.astype(np.float64) if self.real else self.fixed_point.decode(total)
+        values = self.layout.unflatten(flat)
+        weight = float(values[WEIGHT])
+        if not weight > 0:
+            raise PppmlError(f"the summed weight is {weight}", place="decode", hint="a site sent a contribution that cannot be right")
+        mean = {t.name: (values[t.name] / weight).astype(self.dtype) for t in self.layout.tensors if t.role in ("parameter", "buffer")}
+        metrics = {t.name[1:]: float(values[t.name] / weight) for t in self.layout.tensors if t.role == "metric"}
+        return mean, metrics, weight * self.max_weight

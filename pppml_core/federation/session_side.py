@@ -1,0 +1,56 @@
+"""A site's part in one attempt of one secure sum: plain-data state, one step a message, each stage answered once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from pppml_core.errors import PolicyRefusal, WireError
+from pppml_core.interfaces.aggregation import Session, SiteContext, State
+from pppml_core.wire.codec import decode, encode, encode_message
+from pppml_core.wire.manifest import Manifest
+from pppml_core.wire.messages import SERVER, Message
+
+
+class SessionSide:
+    """Steps a session at one site.
+
+    A duplicate of a request gets the stored bytes; another request for a stage already answered is refused. The reply is checked
+    against the manifest before it leaves.
+    """
+
+    def __init__(self, session: Session, ctx: SiteContext) -> None:
+        self._session, self._ctx = session, ctx
+        self._manifest = Manifest(session.fields)
+        self._state: State = session.open(ctx)
+        self._answered: dict[str, tuple[bytes, bytes]] = {}
+
+    def answer(self, message: Message, frame: bytes) -> bytes:
+        """The reply frame to a request."""
+        digest = hashlib.sha256(frame).digest()
+        if message.stage in self._answered:
+            asked, reply = self._answered[message.stage]
+            if asked != digest:
+                raise PolicyRefusal(f"stage {message.stage!r} was already answered for another request", place=self._ctx.site)
+            return reply
+        state, body = self._session.handle(self._state, message, self._ctx)
+        self._manifest.check(message.stage, body)
+        reply = encode_message(
+            Message(message.run, message.round, message.attempt, "reply", message.stage, self._ctx.site, SERVER, body)
+        )
+        self._state = state
+        self._answered[message.stage] = (digest, reply)
+        return reply
+
+    def freeze(self) -> bytes:
+        """Everything that must survive when an engine recreates the site."""
+        return encode({"state": self._state, "answered": {s: [d, r] for s, (d, r) in self._answered.items()}})
+
+    def thaw(self, data: bytes) -> None:
+        """The inverse of :meth:`freeze`."""
+        held: Mapping[str, Any] = decode(data)
+        if set(held) != {"state", "answered"}:
+            raise WireError("not a frozen session", place=self._ctx.site)
+        self._state = held["state"]
+        self._answered = {s: (d, r) for s, (d, r) in held["answered"].items()}
