@@ -1,0 +1,1 @@
+"""Networks for pppml, mostly MONAI's."""
