@@ -1,0 +1,170 @@
+"""Intervals: how far a number measured on few seeds, few patients or few trials can be trusted.
+
+Every function returns an :class:`Interval`, which prints as ``0.612 [0.580, 0.644]``. scipy does the computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.errors import PppmlError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with a two-sided interval; ``low`` and ``high`` are NaN where the data do not determine them.
+
+    Args:
+        n: independent units behind it: seeds, groups, trials.
+        method: name of the method, for tables and footnotes.
+        p_value: of the hypothesis that the estimate is zero, where the method gives one.
+
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n: int
+    method: str
+    p_value: float | None = None
+
+    def __format__(self, spec: str) -> str:
+        digits = spec or ".3f"
+        if not isfinite(self.estimate):
+            return "n/a"
+        if not (isfinite(self.low) and isfinite(self.high)):
+            return format(self.estimate, digits)
+        return f"{self.estimate:{digits}} [{self.low:{digits}}, {self.high:{digits}}]"
+
+    def __str__(self) -> str:
+        return format(self)
+
+
+def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of a few runs that differ in their seed, with Student's t interval over them.
+
+    It says how the mean would vary with other seeds on the same patients, and nothing about other patients. One value has no
+    interval. Assumes that seeds give roughly normal values. Raises PppmlError on an empty, non-finite or nested input.
+    """
+    from scipy import stats
+
+    x = _finite(values, "mean interval")
+    mean = float(x.mean())
+    if len(x) == 1:
+        return Interval(mean, nan, nan, _level(level), 1, "student-t")
+    half = float(stats.t.ppf((1 + _level(level)) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return Interval(mean, mean - half, mean + half, level, len(x), "student-t")
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike],
+    statistic: Callable[[npt.NDArray[Any]], float],
+    generator: np.random.Generator,
+    level: float = 0.95,
+    *,
+    resamples: int = 2000,
+) -> Interval:
+    """A statistic of patients, with the bias-corrected and accelerated (BCa) bootstrap interval over patients (Efron 1987).
+
+    Args:
+        values: an array, resampled along its first axis; or a list of arrays, one per group (patient, volume), of which whole
+            groups are resampled, so that slices of one patient do not count as independent.
+        statistic: of one array (the groups drawn, put together); a NaN it returns for a resample makes the interval NaN.
+        generator: decides the resamples.
+
+    BCa is undefined where resampling hardly changes the statistic (all values equal, one group). Then ``method`` reads
+    ``bootstrap-percentile`` and the interval is the percentiles' one, or NaN for a single unit.
+
+    """
+    from scipy import stats
+
+    groups = (
+        [np.atleast_1d(np.asarray(v)) for v in values]
+        if isinstance(values, (list, tuple))
+        else list(np.atleast_1d(np.asarray(values))[:, None])
+    )
+    if not groups:
+        raise PppmlError("an interval needs at least one value", place="bootstrap interval")
+
+    def of_drawn(drawn: npt.NDArray[np.int64]) -> float:
+        return float(statistic(np.concatenate([groups[i] for i in drawn])))
+
+    everything = np.arange(len(groups))
+    estimate = of_drawn(everything)
+    if len(groups) == 1:
+        return Interval(estimate, nan, nan, _level(level), 1, "bootstrap-percentile")
+    found = stats.bootstrap(
+        (everything,), of_drawn, vectorized=False, n_resamples=resamples, confidence_level=_level(level), method="percentile", rng=generator
+    )
+    drawn = found.bootstrap_distribution
+    accelerated = None
+    if np.isfinite(drawn).all() and np.ptp(drawn) > 0 and (drawn < estimate).any() and (drawn > estimate).any():
+        accelerated = stats.bootstrap(
+            (everything,), of_drawn, vectorized=False, n_resamples=0, confidence_level=level, method="BCa", bootstrap_result=found
+        ).confidence_interval
+    if accelerated is not None and isfinite(accelerated.low) and isfinite(accelerated.high):
+        return Interval(estimate, float(accelerated.low), float(accelerated.high), level, len(groups), "bootstrap-bca")
+    low, high = found.confidence_interval
+    return Interval(estimate, float(low), float(high), level, len(groups), "bootstrap-percentile")
+
+
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> Interval:
+    """Mean of ``a - b`` over pairs (same seed, same site or same patient), with Student's t interval and the paired t-test's p value.
+
+    One pair has neither interval nor p value. Raises PppmlError where the two are not of one length.
+    """
+    from scipy import stats
+
+    x, y = _finite(a, "paired difference"), _finite(b, "paired difference")
+    if len(x) != len(y):
+        raise PppmlError(f"{len(x)} values cannot be paired with {len(y)}", place="paired difference")
+    difference = mean_interval(x - y, level)
+    if len(x) == 1:
+        p_value = None
+    elif np.ptp(x - y) == 0:
+        # Without spread the t statistic is 0/0 or infinite; equal pairs are no evidence, a constant shift is all the evidence.
+        p_value = 1.0 if difference.estimate == 0 else 0.0
+    else:
+        p_value = float(stats.ttest_rel(x, y).pvalue)
+    return Interval(difference.estimate, difference.low, difference.high, level, len(x), "paired-t", p_value)
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """A proportion with Wilson's score interval (1927): close to its level on average, also for small ``n``."""
+    return _proportion(successes, n, level, "wilson", "wilson")
+
+
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """A proportion with the exact interval of Clopper and Pearson (1934): never below its level. Use it for claims of privacy."""
+    return _proportion(successes, n, level, "exact", "clopper-pearson")
+
+
+def _proportion(successes: int, n: int, level: float, method: str, name: str) -> Interval:
+    from scipy import stats
+
+    if not 0 <= successes <= n or n < 1:
+        raise PppmlError(f"{successes} successes of {n} trials is not a proportion", place=name)
+    low, high = stats.binomtest(int(successes), int(n)).proportion_ci(_level(level), method=method)
+    return Interval(successes / n, float(low), float(high), level, int(n), name)
+
+
+def _finite(values: npt.ArrayLike, place: str) -> npt.NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not x.size:
+        raise PppmlError(f"an interval needs a flat list of at least one value, not shape {x.shape}", place=place)
+    if not np.isfinite(x).all():
+        raise PppmlError("NaN or infinity among the values", place=place, hint="leave undefined values out and say how many there were.")
+    return x
+
+
+def _level(level: float) -> float:
+    if not 0 < level < 1:
+        raise PppmlError(f"the level must lie between 0 and 1, not {level}", place="interval")
+    return level
