@@ -78,6 +78,8 @@ def bootstrap_interval(
             groups are resampled, so that slices of one patient do not count as independent.
         statistic: of one array (the groups drawn, put together); a NaN it returns for a resample makes the interval NaN.
         generator: decides the resamples.
+        level: probability that such intervals cover the truth, 0 to 1.
+        resamples: bootstrap samples; the ends of the interval are their quantiles.
 
     BCa is undefined where resampling hardly changes the statistic (all values equal, one group). Then ``method`` reads
     ``bootstrap-percentile`` and the interval is the percentiles' one, or NaN for a single unit.
@@ -85,11 +87,8 @@ def bootstrap_interval(
     """
     from scipy import stats
 
-    groups = (
-        [np.atleast_1d(np.asarray(v)) for v in values]
-        if isinstance(values, (list, tuple))
-        else list(np.atleast_1d(np.asarray(values))[:, None])
-    )
+    grouped = isinstance(values, (list, tuple))
+    groups = [np.atleast_1d(unit) if grouped else np.asarray(unit)[None] for unit in (values if grouped else np.asarray(values))]
     if not groups:
         raise PppmlError("an interval needs at least one value", place="bootstrap interval")
 
