@@ -68,7 +68,7 @@ class Courier:
                 asked[site] = replace(message, body={})
                 begun[site] = time.perf_counter()
                 sent += len(frame)
-                self._transcript.record(message, frame, carriers=(SERVER, site))
+                self._transcript.append(message, frame)
                 yield site, frame
 
         replies: dict[str, Body] = {}
@@ -77,7 +77,7 @@ class Courier:
         received = 0
         for site, reply in self._transport.deliver(frames()):
             received += 0 if isinstance(reply, Loss) else len(reply)
-            body = self._accept(asked[site], reply, manifest, carriers=(site, SERVER))
+            body = self._accept(asked[site], reply, manifest, recorded=True)
             if isinstance(body, str):
                 lost[site] = body
                 self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": site, "reason": body})
@@ -106,10 +106,10 @@ class Courier:
             frame = encode_message(message)
             sent += len(frame)
             direct = sender == SERVER or self._topology == "p2p"
-            self._transcript.record(message, frame, carriers=(sender, site) if direct else (sender, SERVER, site))
+            self._transcript.append(message, frame, carrier=() if direct else (SERVER,))
             began = time.perf_counter()
             ((_, reply),) = self._transport.deliver([(site, frame)])
-            answer = self._accept(message, reply, manifest, carriers=None)
+            answer = self._accept(message, reply, manifest, recorded=False)
             if isinstance(answer, str):
                 self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": site, "reason": answer})
                 if op.bridge and isinstance(reply, Loss) and not reply.handed:
@@ -125,12 +125,12 @@ class Courier:
             body, sender = answer, site
         if visited:
             closing = Message(address.run, address.round, address.attempt, "reply", op.stage, sender, SERVER, body)
-            self._transcript.record(closing, encode_message(closing), carriers=(sender, SERVER))
+            self._transcript.append(closing, encode_message(closing))
         self._stage_done(op.stage, address, sent, received, started)
         return RelayOutcome(body if visited else None, tuple(visited), tuple(bridged), {})
 
     def _accept(
-        self, asked: Message, reply: bytes | Loss, manifest: Manifest, *, carriers: tuple[str, ...] | None
+        self, asked: Message, reply: bytes | Loss, manifest: Manifest, *, recorded: bool
     ) -> Body | str:
         """The reply's body, or the reason why the site counts as lost."""
         if isinstance(reply, Loss):
@@ -146,10 +146,10 @@ class Courier:
             asked.stage,
             asked.recipient,
         )
-        if not same:
+        if not same or message.recipient != SERVER:
             return "its reply belongs to another run, round, attempt, stage or site"
-        if carriers is not None:
-            self._transcript.record(replace(message, recipient=SERVER), reply, carriers=carriers)
+        if recorded:
+            self._transcript.append(message, reply)
         if message.kind in ("refused", "failed"):
             verb = "refused" if message.kind == "refused" else "failed"
             return f"it {verb}: {message.body.get('reason', 'no reason given')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Assembly:
     personalization: Personalization
     mechanism: PrivacyMechanism
     aggregator: Aggregator
+    #: the whole initial state, filled in when ``model`` is first made.
+    initial_state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def build(cls, config: RunConfig, registry: Registry, objects: Mapping[str, Any] | None = None) -> Assembly:
@@ -76,7 +78,22 @@ class Assembly:
             model = self.factory.build(self.spec)
         if training.init is not None:
             load_initial(model, Path(training.init))
-        return model.to(device_of(training), DTYPES[training.precision])
+        model.to(device_of(training), DTYPES[training.precision])
+        self.initial_state = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+        return model
+
+    @cached_property
+    def initial_weights(self) -> dict[str, torch.Tensor]:
+        """The initial values of what is shared: the same at every party."""
+        _ = self.model
+        return {t.name: self.initial_state[t.name] for t in self.shared}
+
+    @cached_property
+    def initial_personal(self) -> dict[str, torch.Tensor]:
+        """The initial values of what is not shared."""
+        _ = self.model
+        names = {t.name for t in self.shared}
+        return {n: t for n, t in self.initial_state.items() if n not in names}
 
     @cached_property
     def shared(self) -> tuple[TensorSpec, ...]:

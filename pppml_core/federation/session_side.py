@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pppml_core.errors import PolicyRefusal, WireError
+from pppml_core.federation.files import write_atomic
 from pppml_core.interfaces.aggregation import Session, SiteContext, State
 from pppml_core.wire.codec import decode, encode, encode_message
 from pppml_core.wire.manifest import Manifest
@@ -18,10 +20,13 @@ class SessionSide:
 
     A duplicate of a request gets the stored bytes; another request for a stage already answered is refused. The reply is checked
     against the manifest before it leaves.
+
+    Args:
+        spool: folder where large replies wait for a possible re-send, so that they do not fill the memory; None: in memory.
     """
 
-    def __init__(self, session: Session, ctx: SiteContext) -> None:
-        self._session, self._ctx = session, ctx
+    def __init__(self, session: Session, ctx: SiteContext, spool: Path | None = None) -> None:
+        self._session, self._ctx, self._spool = session, ctx, spool
         self._manifest = Manifest(session.fields)
         self._state: State = session.open(ctx)
         self._answered: dict[str, tuple[bytes, bytes]] = {}
@@ -33,15 +38,22 @@ class SessionSide:
             asked, reply = self._answered[message.stage]
             if asked != digest:
                 raise PolicyRefusal(f"stage {message.stage!r} was already answered for another request", place=self._ctx.site)
-            return reply
+            return reply or self._spooled(message.stage).read_bytes()
         state, body = self._session.handle(self._state, message, self._ctx)
         self._manifest.check(message.stage, body)
         reply = encode_message(
             Message(message.run, message.round, message.attempt, "reply", message.stage, self._ctx.site, SERVER, body)
         )
         self._state = state
-        self._answered[message.stage] = (digest, reply)
+        large = self._spool is not None and len(reply) > 65_536
+        if large:
+            write_atomic(self._spooled(message.stage), reply, sync=False)
+        self._answered[message.stage] = (digest, b"" if large else reply)
         return reply
+
+    def _spooled(self, stage: str) -> Path:
+        assert self._spool is not None
+        return self._spool / f"reply-{stage}"
 
     def freeze(self) -> bytes:
         """Everything that must survive when an engine recreates the site."""

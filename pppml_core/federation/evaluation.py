@@ -1,0 +1,98 @@
+"""How evaluation results leave a site: one by one, only summed over sites, or not at all. The same page serves both sides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.federation.trainer import Scores
+from pppml_core.interfaces.task import TaskSpec
+from pppml_core.values import FixedPoint, Layout, TensorSpec
+from pppml_core.wire.manifest import WireField
+
+#: A site slug that stands for the mean over sites in metrics.jsonl when only sums leave.
+ALL_SITES = "all"
+
+
+def to_wire(scores: Scores) -> dict[str, Any]:
+    """``site/split/weights/metric`` -> number."""
+    return {"/".join((*key, metric)): float(value) for key, values in scores.items() for metric, value in values.items()}
+
+
+def from_wire(body: Mapping[str, Any], spec: TaskSpec, sites: Iterable[str]) -> Scores:
+    """The inverse of :func:`to_wire`; entries for other sites or unknown metrics are dropped, values out of range become NaN."""
+    allowed = set(sites)
+    scores: Scores = {}
+    for path, value in body.items():
+        site, split, weights, metric = path.split("/")
+        if site in allowed and metric in spec.metrics:
+            low, high = spec.metrics[metric]
+            scores.setdefault((site, split, weights), {})[metric] = float(value) if low <= value <= high else math.nan
+    return scores
+
+
+def evaluation_fields(spec: TaskSpec, sites: Sequence[str], share: str) -> tuple[WireField, ...]:
+    """What the evaluation exchange may carry."""
+    if share != "per-site":
+        return ()
+    says = f"held-out scores of this site: {', '.join(spec.metrics)}; global and personalized weights, validation and test"
+    return (WireField("evaluate", "scores.*", "float", (), 8, "in the clear: the server reads it", says),)
+
+
+def sum_layout(spec: TaskSpec, splits: Sequence[str], kinds: Sequence[str]) -> tuple[Layout, FixedPoint]:
+    """The vector in which scores are summed: each value, and whether it is defined at this site."""
+    names = [f"{split}/{kind}/{metric}" for split in splits for kind in kinds for metric in spec.metrics]
+    layout = Layout(tuple(TensorSpec(n, (), "metric") for n in names) + tuple(TensorSpec(f"{n}#defined", (), "metric") for n in names))
+    ranges = [max(abs(bound) for bound in spec.metrics[n.rsplit("/", 1)[1]]) or 1.0 for n in names]
+    ranges = [r if math.isfinite(r) else 1e4 for r in ranges]
+    return layout, FixedPoint(layout, (*ranges, *[1.0] * len(names)), bits=24)
+
+
+def to_sum(scores: Scores, spec: TaskSpec, splits: Sequence[str], kinds: Sequence[str], generator: np.random.Generator) -> npt.NDArray[Any]:
+    """One site's scores as the integers of :func:`sum_layout`; the mean over the parts it evaluates. Undefined values count as absent."""
+    layout, fixed = sum_layout(spec, splits, kinds)
+    values = np.zeros(layout.length)
+    half = layout.length // 2
+    for i, tensor in enumerate(layout.tensors[:half]):
+        split, kind, metric = tensor.name.split("/")
+        found = [v[metric] for (_, s, k), v in scores.items() if (s, k) == (split, kind) and math.isfinite(v.get(metric, math.nan))]
+        if found:
+            values[i], values[half + i] = float(np.mean(found)), 1.0
+    integers, _ = fixed.encode(values, generator)
+    integers[half:] = np.where(values[half:] > 0, fixed.levels, 0)
+    return integers
+
+
+def from_sum(total: npt.NDArray[Any], spec: TaskSpec, splits: Sequence[str], kinds: Sequence[str]) -> Scores:
+    """Means over the sites where each score is defined, under the site name ``all``."""
+    layout, fixed = sum_layout(spec, splits, kinds)
+    values = fixed.decode(total)
+    half = layout.length // 2
+    scores: Scores = {}
+    for i, tensor in enumerate(layout.tensors[:half]):
+        split, kind, metric = tensor.name.split("/")
+        count = values[half + i]
+        scores.setdefault((ALL_SITES, split, kind), {})[metric] = float(values[i] / count) if count > 0.5 else math.nan
+    return scores
+
+
+def rows(round: int, scores: Scores) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl."""
+    return [
+        {"round": round, "site": site, "split": split, "weights": kind, **{m: (v if math.isfinite(v) else None) for m, v in values.items()}}
+        for (site, split, kind), values in scores.items()
+    ]
+
+
+def mean_of(scores: Scores, split: str, metric: str) -> float:
+    """Mean over sites of a metric, of the personalized weights where there are any, else of the global ones; NaN where none is defined."""
+    for kind in ("personalized", "global"):
+        found = [v[metric] for (_, s, k), v in scores.items() if (s, k) == (split, kind)]
+        if found:
+            defined = [v for v in found if math.isfinite(v)]
+            return float(np.mean(defined)) if defined else math.nan
+    return math.nan

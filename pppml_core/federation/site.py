@@ -1,0 +1,256 @@
+"""A site: bytes in, bytes out. Policy first, then the model, then one message of a session at a time.
+
+``Site.receive`` is the same in every engine. What a site holds between rounds is in its own folder (:mod:`.store`); what it holds
+within an attempt is plain data that :meth:`Site.freeze` writes down, so an engine may recreate it before every message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.config.resolve import bind_plain
+from pppml_core.errors import InconsistentModel, PolicyRefusal, PppmlError, WireError
+from pppml_core.federation import evaluation
+from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.pipeline import Pipeline
+from pppml_core.federation.policy import Policy
+from pppml_core.federation.session_side import SessionSide
+from pppml_core.federation.store import SiteStore
+from pppml_core.federation.terms import binding
+from pppml_core.federation.trainer import Trainer
+from pppml_core.interfaces.engine import Job
+from pppml_core.interfaces.privacy import PrivacySetting
+from pppml_core.learning.arrays import to_numpy
+from pppml_core.learning.training import steps_per_round
+from pppml_core.randomness import entropy
+from pppml_core.registry import Registry
+from pppml_core.wire.codec import decode, decode_message, encode, encode_message, sha256_of
+from pppml_core.wire.manifest import Manifest, WireField
+from pppml_core.wire.messages import SERVER, Body, Message
+
+#: What a site may answer outside of sessions and scores.
+ROUND_FIELDS = (
+    WireField("hello", "rounds", "list", (), 4096, "in the clear", "rounds whose state this site holds"),
+    WireField("hello", "attempt", "list", (), 64, "in the clear", "last round and attempt this site took part in"),
+    WireField("open", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
+    WireField("train", "done", "bool", (), 8, "in the clear", "that local training has ended (nothing is shared)"),
+    WireField("evaluate", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
+)
+
+
+class SiteHost:
+    """Builds a job's parts once and brings its sites to life in this process; all sites of a process share one network."""
+
+    def __init__(self, job: Job, assembly: Assembly | None = None) -> None:
+        self.job = job
+        self.assembly = assembly or Assembly.build(bind_plain(job.config, registry := Registry.discover()), registry, job.objects)
+        self.clock: dict[str, float] = {}
+        #: the newest models by hash, shared by the sites of this process.
+        self.models: dict[bytes, Mapping[str, npt.NDArray[Any]]] = {}
+        config = self.assembly.config
+        steps = {s: steps_per_round(config.training, n) for s, n in job.sizes.items()}
+        calls = self.assembly.personalization.gradient_calls
+        setting = PrivacySetting(config.run.rounds, len(job.sites), job.sizes, config.training.batch_size, steps, calls)
+        self.privacy = self.assembly.mechanism.plan(setting)
+        self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(self.assembly.spec, job.sites, config.run.metrics)))
+
+    def site(self, name: str, policy: Policy | None = None) -> Site:
+        """The site of that name."""
+        return Site(name, self, policy or Policy())
+
+    def keep_model(self, sha256: bytes, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Hold a model; only the newest two are needed."""
+        self.models.setdefault(sha256, weights)
+        for old in list(self.models)[:-2]:
+            del self.models[old]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """The site's side of one attempt; implements ``interfaces.aggregation.SiteContext``."""
+
+    owner: Site
+    kind: str
+    site: str
+    run: bytes
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+    binding: bytes
+
+    def contribution(self) -> npt.NDArray[Any]:
+        """The update (trained on the first call) or, for kind ``metrics``, the scores."""
+        return self.owner.contribution(self.kind)
+
+    def entropy(self, length: int) -> bytes:
+        """From the operating system."""
+        return entropy(length)
+
+
+class Site:
+    """One party that holds data."""
+
+    def __init__(self, name: str, host: SiteHost, policy: Policy) -> None:
+        self.name, self._host, self._policy = name, host, policy
+        self._store = SiteStore(host.job.folder / name)
+        self._trainer = Trainer(host.assembly, name, self._store, host.privacy, host.clock)
+        #: the open attempt: round, attempt, terms, weights (hash). Empty before the first.
+        self._open: dict[str, Any] = {}
+        self._scores: dict[str, Any] = {}
+        self._sides: dict[str, SessionSide] = {}
+
+    def receive(self, frame: bytes) -> bytes:
+        """The reply to one frame. Never raises for anything a peer can cause: it answers ``refused`` or ``failed`` with the reason."""
+        message = decode_message(frame)
+        try:
+            if message.recipient != self.name or message.run != self._host.job.run:
+                raise WireError("this message is for another run or site", place=self.name)
+            if message.kind in ("session", "metrics", "train"):
+                self._check_attempt(message)
+            if message.kind in ("session", "metrics"):
+                return self._side(message.kind).answer(message, frame)
+            body = self._answer(message)
+            self._host.manifest.check(message.stage, body)
+            return self._reply(message, "reply", body)
+        except PolicyRefusal as error:
+            return self._reply(message, "refused", {"reason": str(error)})
+        except PppmlError as error:
+            return self._reply(message, "failed", {"reason": str(error)})
+
+    def _reply(self, message: Message, kind: str, body: Body) -> bytes:
+        return encode_message(Message(message.run, message.round, message.attempt, kind, message.stage, self.name, SERVER, body))
+
+    def _answer(self, message: Message) -> Body:
+        if message.kind == "hello":
+            return {"rounds": self._store.rounds(), "attempt": list(self._store.attempts())}
+        if message.kind == "open":
+            return self._begin(message)
+        if message.kind == "train":
+            self.contribution("session")
+            return {"done": True}
+        if message.kind == "evaluate":
+            return self._evaluate(message)
+        raise WireError(f"unknown kind of message {message.kind!r}", place=self.name)
+
+    def _begin(self, message: Message) -> Body:
+        """Check the terms, take the model, start the attempt."""
+        terms = message.body["terms"]
+        self._policy.check(terms)
+        if self.name not in terms["cohort"] or terms["round"] != message.round:
+            raise PolicyRefusal("the terms are not for this site and round")
+        if (message.round, message.attempt) <= self._store.attempts() and not self._is_open(message):
+            raise PolicyRefusal(f"round {message.round}, attempt {message.attempt} may already have been answered by this site")
+        weights = self._model(message)
+        if weights is None:
+            return {"needs_weights": True}
+        if not self._is_open(message):
+            self._store.save_attempt(message.round, message.attempt)
+        self._open = {
+            "round": message.round,
+            "attempt": message.attempt,
+            "terms": terms,
+            "weights": message.body["sha256"],
+            "binding": binding(message.run, message.round, message.attempt, message.body["sha256"], terms),
+        }
+        self._sides = {}
+        return {"needs_weights": False}
+
+    def _is_open(self, message: Message) -> bool:
+        return (self._open.get("round"), self._open.get("attempt")) == (message.round, message.attempt)
+
+    def _check_attempt(self, message: Message) -> None:
+        if not self._is_open(message):
+            raise WireError(f"round {message.round}, attempt {message.attempt} is not open at this site", place=self.name)
+
+    def _model(self, message: Message) -> Mapping[str, npt.NDArray[Any]] | None:
+        """The weights a message speaks of: sent along, or already here. Their hash, names and shapes are checked."""
+        sha256 = message.body["sha256"]
+        if "weights" in message.body:
+            weights = message.body["weights"]
+            if sha256_of(weights) != sha256:
+                raise InconsistentModel("the model does not have the announced hash", place=self.name)
+            expected = to_numpy(self._host.assembly.initial_weights)
+            if {n: (a.shape, a.dtype) for n, a in weights.items()} != {n: (a.shape, a.dtype) for n, a in expected.items()}:
+                raise InconsistentModel("the model has other tensors than this site's configuration", place=self.name)
+            self._host.keep_model(sha256, weights)
+        return self._host.models.get(sha256)
+
+    def _pipeline(self) -> Pipeline | None:
+        parts, terms = self._host.assembly, self._open["terms"]
+        if not parts.personalization.shares:
+            return None
+        return parts.pipeline(tuple(terms["ranges"]), terms["max_weight"], metrics=self._host.privacy.admits_metrics)
+
+    def _side(self, kind: str) -> SessionSide:
+        if kind not in self._sides:
+            cohort = tuple(self._open["terms"]["cohort"])
+            ctx = _Context(self, kind, self.name, self._host.job.run, self._open["round"], self._open["attempt"], cohort, self._open["binding"])
+            session = self._host.assembly.aggregator.plan(self._value(kind), cohort)
+            self._sides[kind] = SessionSide(session, ctx, self._store.folder)
+        return self._sides[kind]
+
+    def _value(self, kind: str) -> Any:
+        if kind == "metrics":
+            return evaluation.sum_layout(self._host.assembly.spec, self._scores["splits"], self._scores["kinds"])[1].spec
+        pipeline = self._pipeline()
+        assert pipeline is not None
+        return pipeline.spec
+
+    def contribution(self, kind: str) -> npt.NDArray[Any]:
+        """What this site adds to a sum in the open attempt."""
+        if kind == "metrics":
+            return np.asarray(self._scores["values"])
+        weights = self._host.models[self._open["weights"]]
+        # An attempt more is the same contribution: the key leaves it out.
+        terms = {k: v for k, v in self._open["terms"].items() if k not in ("cohort", "guarantees")}
+        key = binding(self._host.job.run, self._open["round"], 0, self._open["weights"], terms)
+        return self._trainer.contribution(self._open["round"], key, weights, self._pipeline(), self._open["terms"]["keep"])
+
+    def _evaluate(self, message: Message) -> Body:
+        weights = self._model(message)
+        if weights is None:
+            return {"needs_weights": True}
+        config, parts = self._host.assembly.config, self._host.assembly
+        splits = tuple(message.body["splits"])
+        scores = self._trainer.scores(message.body["state"], weights, splits)
+        if message.body.get("final"):
+            self._write_personalized(message.body["state"], weights)
+        if config.run.metrics == "sum":
+            kinds = [k for k, on in (("global", parts.personalization.shares), ("personalized", parts.personalization.personalizes)) if on]
+            generator = parts.seeds.generator("evaluation", message.round, "site", self.name, "rounding")
+            values = evaluation.to_sum(scores, parts.spec, splits, kinds, generator)
+            self._scores = {"values": values, "splits": splits, "kinds": kinds}
+        body: dict[str, Any] = {"needs_weights": False}
+        return {**body, "scores": evaluation.to_wire(scores)} if config.run.metrics == "per-site" else body
+
+    def _write_personalized(self, round: int, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """This site's own model, in its own folder, for its own use."""
+        from safetensors.torch import save
+
+        from pppml_core.federation.files import write_atomic
+
+        write_atomic(self._store.folder / "personalized.safetensors", save(self._trainer.personalized(round, weights)))
+
+    def freeze(self) -> bytes:
+        """Everything a recreated site needs to go on within an attempt."""
+        sha256 = self._open.get("weights")
+        models = {"sha256": sha256, "weights": dict(self._host.models[sha256])} if sha256 in self._host.models else None
+        sides = {kind: side.freeze() for kind, side in self._sides.items()}
+        return encode({"open": self._open, "scores": self._scores, "model": models, "sides": sides})
+
+    @classmethod
+    def thaw(cls, name: str, host: SiteHost, data: bytes) -> Site:
+        """A site recreated from its frozen bytes; nothing else of it survives."""
+        held = decode(data)
+        site = host.site(name)
+        site._open, site._scores = held["open"], held["scores"]
+        if held["model"] is not None:
+            host.keep_model(held["model"]["sha256"], held["model"]["weights"])
+        for kind, frozen in held["sides"].items():
+            site._side(kind).thaw(frozen)
+        return site

@@ -1,0 +1,162 @@
+"""What a site computes: its contribution of a round and its scores. The torch half of a site."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.ledger import Ledger
+from pppml_core.federation.pipeline import Pipeline
+from pppml_core.federation.store import SiteStore
+from pppml_core.interfaces.personalization import GradientRule
+from pppml_core.interfaces.privacy import PrivacyPlan
+from pppml_core.interfaces.task import Split
+from pppml_core.learning.arrays import load_state, personal_state, to_numpy, to_torch
+from pppml_core.learning.evaluation import evaluate
+from pppml_core.learning.gradients import plain_gradients
+from pppml_core.learning.pool import held_out
+from pppml_core.learning.training import LocalTraining, TensorCache, class_weights, device_of
+from pppml_core.randomness import seeded
+
+#: (site, split, weights) -> metric -> value; the site is another than one's own only where training is pooled.
+Scores = dict[tuple[str, str, str], dict[str, float]]
+
+
+class Trainer:
+    """Trains and evaluates for one site, with the process's one network."""
+
+    def __init__(self, assembly: Assembly, site: str, store: SiteStore, privacy: PrivacyPlan, clock: dict[str, float]) -> None:
+        self._parts, self._site, self._store, self._privacy, self._clock = assembly, site, store, privacy, clock
+        self._ledger = Ledger(store.folder / "ledger.jsonl")
+        self._cache: TensorCache | None = None
+        self._gradients: GradientRule | None = None
+
+    def contribution(
+        self, round: int, key: bytes, weights: Mapping[str, npt.NDArray[Any]], pipeline: Pipeline | None, keep: Iterable[int]
+    ) -> npt.NDArray[Any]:
+        """This site's value of a round: trained once, cached under ``key``; an empty array where nothing is shared."""
+        held = self._store.contribution("update", key)
+        if held is not None:
+            return np.asarray(held)
+        started = time.perf_counter()
+        parts, config = self._parts, self._parts.config
+        state = self._site_state(round - 1)
+        model = self._place(weights, state)
+        data = self._training(round, state)
+        with seeded(parts.seeds.integer("round", round, "site", self._site, "update")):
+            update, method = parts.personalization.local_update(model, data, self._rule(), state["method"])
+        self._clock["train"] = self._clock.get("train", 0.0) + time.perf_counter() - started
+
+        values: npt.NDArray[Any] = np.empty(0, np.int32)
+        saturated = 0
+        if pipeline is not None:
+            weight = self._privacy.constant_weight or parts.personalization.weight(data.examples)
+            generator = parts.seeds.generator("round", round, "site", self._site, "rounding")
+            values, saturated = pipeline.encode(to_numpy(update.delta), weight, update.metrics, generator)
+        charge = self._privacy.charge(round)
+        if charge is not None:
+            self._ledger.append({"round": round, "site": self._site, **charge})
+        after = {"personal": to_numpy(personal_state(model, parts.layout(metrics=False))), "method": _plain(method)}
+        if config.training.keep_optimizer and data.optimizer_state is not None:
+            after["optimizer"] = data.optimizer_state
+        self._store.save_state(round, {**after, "saturated": saturated}, keep)
+        self._store.save_contribution("update", key, values)
+        return values
+
+    def scores(self, round: int, weights: Mapping[str, npt.NDArray[Any]], splits: Iterable[Split]) -> Scores:
+        """Scores of the shared weights after ``round`` and, where the method personalizes, of this site's own model."""
+        started = time.perf_counter()
+        parts = self._parts
+        state = self._site_state(round)
+        data = held_out(parts.task, self._site, parts.load(self._site))
+        out: Scores = {}
+        with seeded(parts.seeds.integer("evaluation", round, "site", self._site)):
+            kinds = (["global"] if parts.personalization.shares else []) + (["personalized"] if parts.personalization.personalizes else [])
+            for kind in kinds:
+                model = self._place(weights, state)
+                if kind == "personalized":
+                    model = self._adapted(model, round, state)
+                for name, part in data:
+                    for split in splits:
+                        if len(part.part(split)):
+                            out[name, split, kind] = evaluate(model, parts.task, part.part(split))
+        self._clock["evaluate"] = self._clock.get("evaluate", 0.0) + time.perf_counter() - started
+        return out
+
+    def personalized(self, round: int, weights: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
+        """State of this site's own model after ``round``, on the CPU."""
+        state = self._site_state(round)
+        with seeded(self._parts.seeds.integer("evaluation", round, "site", self._site)):
+            model = self._place(weights, state)
+            if self._parts.personalization.personalizes:
+                model = self._adapted(model, round, state)
+        return {n: t.detach().cpu().clone().contiguous() for n, t in model.state_dict().items()}
+
+    def _adapted(self, model: torch.nn.Module, round: int, state: Mapping[str, Any]) -> torch.nn.Module:
+        data = self._training(round, {**state, "optimizer": None})
+        return self._parts.personalization.adapt(model, data, self._rule(), state["method"])
+
+    def _site_state(self, round: int) -> dict[str, Any]:
+        """The state after a round; before a site's first, the method's own beginning."""
+        held = self._store.state(round)
+        if held is not None:
+            return {"personal": to_torch(held["personal"]), "method": _tensors(held["method"]), "optimizer": held.get("optimizer")}
+        if round > 0 and self._store.rounds():
+            # The site took no part in that round: its own state is the newest it has before it.
+            earlier = [r for r in self._store.rounds() if r < round]
+            if earlier:
+                return self._site_state(earlier[-1])
+        model = self._parts.model
+        load_state(model, self._parts.initial_state)  # the process's one network may hold another site's weights
+        return {"personal": self._parts.initial_personal, "method": self._parts.personalization.init(model), "optimizer": None}
+
+    def _place(self, weights: Mapping[str, npt.NDArray[Any]], state: Mapping[str, Any]) -> torch.nn.Module:
+        model = self._parts.model
+        load_state(model, to_torch(weights), state["personal"])
+        return model
+
+    def _training(self, round: int, state: Mapping[str, Any]) -> LocalTraining:
+        parts, training = self._parts, self._parts.config.training
+        examples = parts.load(self._site).train
+        if training.cache and not training.augment and self._cache is None:
+            self._cache = TensorCache(examples, next(parts.model.parameters()).dtype, device_of(training))
+        return LocalTraining(
+            examples,
+            training,
+            parts.seeds,
+            site=self._site,
+            round=round,
+            rounds=parts.config.run.rounds,
+            cache=self._cache,
+            optimizer_state=state.get("optimizer") if training.keep_optimizer else None,
+        )
+
+    def _rule(self) -> GradientRule:
+        if self._gradients is None:
+            parts, training = self._parts, self._parts.config.training
+            balance = class_weights(training, parts.load(self._site).train, len(parts.spec.classes))
+            dtype = next(parts.model.parameters()).dtype
+            weights = None if balance is None else torch.tensor(balance, dtype=dtype, device=device_of(training))
+            plain = plain_gradients(lambda outputs, targets: parts.task.loss(outputs, targets, weights), training.precision)
+            self._gradients = self._privacy.gradient_rule(plain)
+        return self._gradients
+
+
+def _plain(state: Any) -> Any:
+    """A method's state as the codec carries it."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().numpy()
+    return {k: _plain(v) for k, v in state.items()} if isinstance(state, Mapping) else state
+
+
+def _tensors(state: Any) -> Any:
+    """The inverse of :func:`_plain`."""
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(np.array(state))
+    return {k: _tensors(v) for k, v in state.items()} if isinstance(state, Mapping) else state
