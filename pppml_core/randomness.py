@@ -8,6 +8,7 @@ sampling an accountant relies on) comes from the operating system.
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ class Seeds:
         """A 63-bit non-negative seed for this name: SHA-256 over the root and the typed, length-prefixed parts of the name."""
         digest = hashlib.sha256(f"pppml-seed-v1:{self.root}".encode())
         for name in names:
-            part = f"{type(name).__name__}:{name}".encode()
+            # numpy's integers are integers here: a name must not depend on where its number came from.
+            part = (f"str:{name}" if isinstance(name, str) else f"int:{operator.index(name)}").encode()
             digest.update(len(part).to_bytes(4, "big") + part)
         return int.from_bytes(digest.digest()[:8], "big") >> 1
 
@@ -54,13 +56,16 @@ def seeded(seed: int) -> Iterator[None]:
     import numpy as np
     import torch
 
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     reseed(seed)
     try:
         yield
     finally:
         torch.set_rng_state(torch_state)
-        np.random.set_state(numpy_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def reseed(seed: int) -> None:
@@ -69,7 +74,7 @@ def reseed(seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 def entropy(length: int) -> bytes:

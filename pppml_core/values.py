@@ -42,6 +42,12 @@ class Layout:
 
     tensors: tuple[TensorSpec, ...]
 
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if doubled:
+            raise PppmlError(f"tensors of one name: {', '.join(doubled)}", place="layout")
+
     @cached_property
     def length(self) -> int:
         """Number of coordinates in the flat vector."""
@@ -110,7 +116,8 @@ class FixedPoint:
         ranges: one positive, finite range per tensor of the layout, in its order; values beyond it saturate and are counted.
         bits: 2 to 24; the integers lie in ``[-levels, levels]``.
 
-    The error of a decoded coordinate is below one step, ``range / levels``, per contribution, and zero in expectation.
+    The error of a decoded coordinate is below one step, ``range / levels``, per contribution, and zero in expectation (to float64's
+    precision).
     """
 
     layout: Layout
@@ -120,8 +127,9 @@ class FixedPoint:
     def __post_init__(self) -> None:
         if len(self.ranges) != len(self.layout.tensors):
             raise PppmlError(f"{len(self.ranges)} ranges for {len(self.layout.tensors)} tensors", place="fixed point")
-        if not all(np.isfinite(r) and r > 0 for r in self.ranges):
-            raise PppmlError("every range must be positive and finite", place="fixed point")
+        for tensor, limit in zip(self.layout.tensors, self.ranges, strict=True):
+            if not (np.isfinite(limit) and limit > 0):
+                raise PppmlError(f"the range of {tensor.name!r} must be positive and finite, not {limit}", place="fixed point")
         if not 2 <= self.bits <= 24:
             raise PppmlError(f"bits must be 2 to 24, not {self.bits}", place="fixed point")
 
@@ -149,27 +157,30 @@ class FixedPoint:
             raise PppmlError(f"a vector of shape {flat.shape} does not fit length {self.layout.length}", place="fixed point")
         out = np.empty(flat.shape, dtype=np.int32)
         saturated = 0
-        for index, (tensor, where) in enumerate(self.layout.slices()):
+        for (tensor, where), limit in zip(self.layout.slices(), self.ranges, strict=True):
             # In blocks that stay in cache; each needs a few temporaries of its own size only.
             for start in range(where.start, where.stop, _BLOCK):
                 part = slice(start, min(start + _BLOCK, where.stop))
-                # A real number of float64 here: with 24 bits, float32 has no fraction left to round.
-                scaled = np.multiply(flat[part], self.levels / self.ranges[index], dtype=np.float64 if self.bits > 16 else np.float32)
-                peak = np.max(np.abs(scaled)) if scaled.size else 0.0
+                # float64 also where x is float32: with 24 bits float32 has no fraction left to round, with 16 too little for no bias.
+                x = flat[part].astype(np.float64)
+                peak = np.max(np.abs(x))
                 if not np.isfinite(peak):
                     raise PppmlError(f"{tensor.name!r} holds NaN or infinity", place="fixed point", hint="lower the learning rate")
-                if peak > self.levels:
-                    saturated += int(np.count_nonzero(np.abs(scaled) > self.levels))
-                    np.clip(scaled, -self.levels, self.levels, out=scaled)
-                scaled += generator.random(scaled.shape, dtype=scaled.dtype.type)
-                np.floor(scaled, out=scaled)
-                # levels + u can round up to levels + 1 in floating point; the integer must not leave its range.
-                np.minimum(scaled, self.levels, out=scaled)
-                out[part] = scaled
+                if peak > limit:
+                    saturated += int(np.count_nonzero(np.abs(x) > limit))
+                    np.clip(x, -limit, limit, out=x)
+                x *= self.levels / limit
+                x += generator.random(x.shape)
+                np.floor(x, out=x)
+                # limit * (levels / limit) may round past levels, and so may levels + u: the integer must not leave its range.
+                np.clip(x, -self.levels, self.levels, out=x)
+                out[part] = x
         return out, saturated
 
     def decode(self, total: npt.NDArray[np.integer], dtype: npt.DTypeLike = np.float64) -> npt.NDArray[np.floating]:
-        """Real values of an integer sum (any integer dtype, shape ``(length,)``)."""
+        """Real values of an integer sum (any integer dtype, shape ``(length,)``). Raises PppmlError on another shape."""
+        if total.shape != (self.layout.length,):
+            raise PppmlError(f"a sum of shape {total.shape} does not fit length {self.layout.length}", place="fixed point")
         out = np.empty(total.shape, dtype=dtype)
         for index, (_, where) in enumerate(self.layout.slices()):
             np.multiply(total[where], self.step(index), out=out[where], dtype=np.float64, casting="same_kind")
