@@ -64,7 +64,7 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
 
 
 def bootstrap_interval(
-    values: npt.ArrayLike | Sequence[npt.ArrayLike],
+    values: npt.NDArray[Any] | Sequence[Any],
     statistic: Callable[[npt.NDArray[Any]], float],
     generator: np.random.Generator,
     level: float = 0.95,
@@ -74,7 +74,7 @@ def bootstrap_interval(
     """A statistic of patients, with the bias-corrected and accelerated (BCa) bootstrap interval over patients (Efron 1987).
 
     Args:
-        values: an array, resampled along its first axis; or a list of arrays, one per group (patient, volume), of which whole
+        values: an array, resampled along its first axis; or a list with the scores of each group (patient, volume), of which whole
             groups are resampled, so that slices of one patient do not count as independent.
         statistic: of one array (the groups drawn, put together); a NaN it returns for a resample makes the interval NaN.
         generator: decides the resamples.
@@ -87,8 +87,7 @@ def bootstrap_interval(
     """
     from scipy import stats
 
-    grouped = isinstance(values, (list, tuple))
-    groups = [np.atleast_1d(unit) if grouped else np.asarray(unit)[None] for unit in (values if grouped else np.asarray(values))]
+    groups = [unit[None] for unit in values] if isinstance(values, np.ndarray) else [np.atleast_1d(unit) for unit in values]
     if not groups:
         raise PppmlError("an interval needs at least one value", place="bootstrap interval")
 
