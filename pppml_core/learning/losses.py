@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from pppml_core.interfaces.task import Kind
 
 if TYPE_CHECKING:
-    from monai.losses import DiceLoss
+    from monai.losses.dice import DiceLoss
 
 #: Added to Dice's numerator and denominator, in pixels. MONAI's 1e-5 lets a slice without foreground pull with a gradient of up to 1e5.
 SMOOTH = 1.0
@@ -36,11 +36,11 @@ def default_loss(kind: Kind, outputs: torch.Tensor, targets: torch.Tensor, class
     loss = cross_entropy(outputs, targets, weight=weights, reduction="none").mean()
     if kind == "segmentation":
         loss = loss + _dice()(outputs, targets.unsqueeze(1))
-    return cast(torch.Tensor, loss)
+    return loss
 
 
 @cache
 def _dice() -> DiceLoss:
-    from monai.losses import DiceLoss
+    from monai.losses.dice import DiceLoss
 
     return DiceLoss(include_background=False, to_onehot_y=True, softmax=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)

@@ -100,11 +100,11 @@ def _hd95(predictions: Predictions, spacing: tuple[float, ...] | None) -> float:
         present = [c for c in range(1, classes) if (p == c).any() and (t == c).any()]
         if not present:
             continue
-        one_hot = [torch.from_numpy(np.stack([mask == c for c in present]))[None] for mask in (p, t)]
+        p_hot, t_hot = (torch.from_numpy(np.stack([mask == c for c in present]))[None] for mask in (p, t))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI warns of cases that are filtered out above
             values = compute_hausdorff_distance(
-                *one_hot, include_background=True, percentile=95, spacing=list(spacing) if spacing else None
+                p_hot, t_hot, include_background=True, percentile=95, spacing=list(spacing) if spacing else None
             )
         distances += values.ravel().tolist()
     return float(np.mean(distances)) if distances else float("nan")

@@ -108,7 +108,8 @@ class ArrayExamples:
         """Class of each example, or (masks) 1 where any foreground is present, else 0; shape ``(len,)``."""
         if self.targets.ndim == 1:
             return self.targets.astype(np.int64)
-        return (self.targets.reshape(len(self.targets), -1) > 0).any(axis=1).astype(np.int64)
+        axes = tuple(range(1, self.targets.ndim))
+        return np.asarray((self.targets > 0).any(axis=axes), dtype=np.int64)
 
 
 class Subset:

@@ -1,119 +1,180 @@
-"""npz files, read with distrust: every fault is a DataError that names the file, the array and the remedy. Nothing is unpickled."""
+"""npz files of several sources: the arrays ``images``, ``labels`` or ``masks``, ``source``, ``split``, ``patient`` and their names.
+
+=====================  ==========================================  ===============================================================
+array                  shape, dtype                                meaning
+=====================  ==========================================  ===============================================================
+``images``             (N, H, W) or (N, H, W, C)                   grey or colour; uint8, uint16, or others with a window
+``labels``             (N,) or (N, 1) integers                     classification: class of each image
+``class_names``        (classes,) str                              optional
+``masks``              (N, H, W) integers                          segmentation: class of each pixel, 0 is background
+``mask_names``         (classes,) str                              optional
+``source``             (N,) integers or str                        optional: where an image comes from; default one source
+``source_names``       (sources,) str                              optional
+``split``              (N,) integers or str                        optional: 0 train, 1 val, 2 test, or ``split_names``
+``patient``            (N,) integers or str                        optional; else ``smear_id``, else ``item_id``: what must not be
+                                                                   divided. An id that is empty or contains "unknown" is none
+``label_kind``         (N,) integers, with ``label_kind_names``    optional: who made the labels; shown with the sources
+=====================  ==========================================  ===============================================================
+"""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterable, Sequence
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.errors import DataError, nearest
+from pppml_core.errors import DataError
+from pppml_core.interfaces.task import Kind
+from pppml_core.learning.data.archive import Arrays, headers, missing_array, read_npz
+from pppml_core.learning.data.collection import Collection
+from pppml_core.learning.data.pixels import check_images, check_labels, check_range, class_masks, resize, windowed
+from pppml_core.learning.data.splits import by_split_column
 
-Arrays = dict[str, npt.NDArray[Any]]
+__all__ = ["groups_of", "headers", "read_multisite", "read_npz"]
+
+_SMALL = (
+    "labels", "class_names", "mask_names", "source", "source_names", "split", "split_names",
+    "patient", "smear_id", "item_id", "label_kind", "label_kind_names",
+)  # fmt: skip
+_UNKNOWN = re.compile(r"^$|^nan$|unknown", re.IGNORECASE)
 
 
-def read_npz(path: str | Path, need: Sequence[str] = (), optional: Iterable[str] | None = None) -> Arrays:
-    """Arrays of an npz file by name.
+def read_multisite(
+    path: str | Path,
+    kind: Kind | None = None,
+    *,
+    size: tuple[int, ...] | None = None,
+    window: tuple[float, float] | None = None,
+    masks: str = "masks",
+    mask_names: str = "mask_names",
+) -> Collection:
+    """Describe an npz file with the arrays of this module's table; pixels are read, once, by the first ``collection.read``.
 
     Args:
         path: the file.
-        need: arrays that must be there.
-        optional: further arrays to read where they are there; default: all others.
+        kind: default: segmentation where the file has ``masks``, else classification.
+        size: height and width to resize to; default: as stored.
+        window: black and white for images that are not uint8, uint16 or floats in [0, 1].
+        masks: name of the array of masks.
+        mask_names: name of the array of their classes' names.
 
-    Raises DataError: no such file, not an npz, truncated or damaged, a needed array missing (with the nearest name), an array of Python
-    objects, NaN or infinity in floating-point pixels.
+    Raises DataError: all faults of :func:`pppml_core.learning.data.archive.read_npz`; lengths that differ; labels, sources or splits out of
+    range; and, from ``read``, masks that do not fit, NaN or infinite pixels, pixels that need a window.
 
     """
-    path = Path(path)
-    if not path.exists():
-        raise DataError("no such file", place=str(path), hint=_near_file(path))
-    if path.is_dir():
-        raise DataError("a folder, not an npz file", place=str(path), hint="give the path of the .npz file itself")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError("one bare array, not an npz file", place=str(path), hint="save it with numpy.savez")
-            names = archive.files
-            for name in need:
-                if name not in names:
-                    raise missing_array(name, names, path)
-            wanted = names if optional is None else [*need, *(n for n in optional if n in names and n not in need)]
-            return {name: _read_array(archive, name, path) for name in wanted}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"truncated or not an npz file ({error})", place=str(path), hint="copy or download it again") from error
-    except ValueError as error:
-        raise DataError(f"not an npz file ({error})", place=str(path), hint="give a file made with numpy.savez") from error
-    except OSError as error:
-        raise DataError(f"cannot be read ({error})", place=str(path), hint="check the path and its permissions") from error
-
-
-def _read_array(archive: Any, name: str, path: Path) -> npt.NDArray[Any]:
-    try:
-        array: npt.NDArray[Any] = archive[name]
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"`{name}` is truncated or damaged ({error})", place=str(path), hint="copy or download the file again") from error
-    except ValueError as error:
-        if "object" in str(error).lower() or "pickle" in str(error).lower():
-            raise DataError(
-                f"`{name}` holds Python objects, which are never unpickled",
-                place=str(path),
-                hint="store numbers, or strings as numpy unicode (dtype 'U'), and save again",
-            ) from error
-        raise DataError(f"`{name}` is truncated or damaged ({error})", place=str(path), hint="copy or download the file again") from error
-    check_finite(array, name, path)
-    return array
-
-
-def missing_array(name: str, names: Sequence[str], path: str | Path) -> DataError:
-    """The error for an array that is not in the file, with the nearest name."""
-    near = nearest(name, names)
-    return DataError(
-        f"there is no array `{name}`; the file holds {', '.join(names) or 'nothing'}",
-        place=str(path),
-        hint=f"is `{near}` meant? Rename it to `{name}`" if near else f"add an array `{name}`",
+    place, shapes = str(path), headers(path)
+    if "images" not in shapes:
+        raise missing_array("images", tuple(shapes), path)
+    if kind is None:
+        if masks not in shapes and "labels" not in shapes:
+            raise missing_array("labels", tuple(shapes), path)
+        kind = "segmentation" if masks in shapes else "classification"
+    target = masks if kind == "segmentation" else "labels"
+    if target not in shapes:
+        raise missing_array(target, tuple(shapes), path)
+    shape, dtype = shapes["images"]
+    channels, stored = check_images(shape, dtype, place)
+    n = shape[0]
+    if kind == "segmentation" and shapes[masks][0] != (n, *stored):
+        raise DataError(
+            f"`{masks}` of shape {shapes[masks][0]} do not fit `images` of shape {shape}",
+            place=place,
+            hint=f"give one mask of {stored[0]} x {stored[1]} pixels for every image",
+        )
+    small = read_npz(path, optional=[*_SMALL, mask_names])
+    for name in ("labels", "source", "split", "patient", "smear_id", "item_id", "label_kind"):
+        if name in small and len(small[name]) != n:
+            raise DataError(f"`{name}` has {len(small[name])} entries for {n} images", place=place, hint="give one entry for every image")
+    source, source_names = _sources(small, n, place)
+    groups, known = groups_of(small, n)
+    names = _names(small, "class_names" if kind == "classification" else mask_names)
+    labels = None
+    if kind == "classification":
+        labels = check_labels(small["labels"], len(names) if names else None, place)
+        names = names or tuple(f"class_{i}" for i in range(int(labels.max(initial=0)) + 1))
+    else:
+        names = names or _names_of_masks(path, masks)
+    parts = by_split_column(small["split"], _names(small, "split_names"), place=place) if "split" in small else None
+    pixels = _Pixels(path, target, len(names), window, size)
+    return Collection(
+        place, kind, names, channels, size or stored, source, source_names, groups, known, parts, labels, pixels, _about(small, source)
     )
 
 
-def check_finite(array: npt.NDArray[Any], name: str, path: str | Path) -> None:
-    """Raise DataError naming the first example with NaN or infinity."""
-    if not np.issubdtype(array.dtype, np.floating) or array.size == 0 or np.isfinite(array).all():
-        return
-    bad = ~np.isfinite(array.reshape(len(array), -1)) if array.ndim else ~np.isfinite(array.reshape(1, 1))
-    first = int(np.flatnonzero(bad.any(axis=1))[0])
-    raise DataError(
-        f"`{name}` holds NaN or infinite values, first in example {first} ({int(bad.sum())} in all)",
-        place=str(path),
-        hint="remove or repair these examples",
-    )
+class _Pixels:
+    """Images and targets of a file, read on the first call and kept in the size asked for."""
+
+    def __init__(
+        self, path: str | Path, target: str, classes: int, window: tuple[float, float] | None, size: tuple[int, ...] | None
+    ) -> None:
+        self.path, self.target, self.classes, self.window, self.size = path, target, classes, window, size
+        self.kept: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+
+    def __call__(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        if self.kept is None:
+            arrays, place = read_npz(self.path, need=("images", self.target), optional=()), str(self.path)
+            images, targets = arrays["images"], arrays[self.target]
+            check_range(images, place, self.window)
+            images = windowed(images, self.window) if self.window is not None else images
+            if targets.ndim > 2:
+                targets = class_masks(targets, self.classes, place, self.target)
+            else:
+                targets = check_labels(targets, self.classes, place, self.target)
+            if self.size is not None:
+                images = resize(images, self.size)
+                targets = resize(targets, self.size, masks=True) if targets.ndim > 2 else targets
+            self.kept = images, targets
+        return self.kept[0][indices], self.kept[1][indices]
 
 
-def headers(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape and dtype of each array, without reading the arrays. Raises DataError as :func:`read_npz` does."""
-    path = Path(path)
-    if not path.is_file():
-        read_npz(path)  # raises with the right words
-    found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if not member.endswith(".npy"):
-                    continue
-                with archive.open(member) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                    shape, _, dtype = read(stream)
-                    found[member.removesuffix(".npy")] = (shape, dtype)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise DataError(f"truncated or not an npz file ({error})", place=str(path), hint="copy or download it again") from error
-    return found
+def groups_of(arrays: Arrays, n: int) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.bool_]]:
+    """``(groups, known)`` of ``n`` examples: ``patient``, else ``smear_id``, else ``item_id``; without any, each example by itself."""
+    for name in ("patient", "smear_id", "item_id"):
+        if name in arrays:
+            groups = arrays[name].astype(np.str_)
+            return groups, np.array([_UNKNOWN.search(g) is None for g in groups.tolist()], dtype=bool)
+    return np.array([f"{i:06d}" for i in range(n)], dtype=np.str_), np.zeros(n, dtype=bool)
 
 
-def _near_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist"
-    near = nearest(path.name, (p.name for p in path.parent.iterdir()))
-    return f"is {near!r} in the same folder meant?" if near else "check the path; it is relative to the working directory"
+def _sources(arrays: Arrays, n: int, place: str) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    names = _names(arrays, "source_names")
+    if "source" not in arrays:
+        return np.zeros(n, np.int64), names[:1] or ("all",)
+    source = arrays["source"]
+    if not np.issubdtype(source.dtype, np.integer):
+        found, inverse = np.unique(source.astype(np.str_), return_inverse=True)
+        return inverse.astype(np.int64), tuple(found.tolist())
+    names = names or tuple(f"source_{i}" for i in range(int(source.max(initial=0)) + 1))
+    wrong = np.flatnonzero((source < 0) | (source >= len(names)))
+    if len(wrong):
+        raise DataError(
+            f"`source` of example {wrong[0]} is {source[wrong[0]]}, but there are {len(names)} source names, 0 to {len(names) - 1}",
+            place=place,
+            hint="correct `source` or add to `source_names`",
+        )
+    return source.astype(np.int64), names
+
+
+def _names(arrays: Arrays, name: str) -> tuple[str, ...]:
+    return tuple(str(v) for v in arrays[name].tolist()) if name in arrays else ()
+
+
+def _names_of_masks(path: str | Path, masks: str) -> tuple[str, ...]:
+    """Names for masks without ``mask_names``: this once, the masks must be read to be counted."""
+    values = read_npz(path, need=(masks,), optional=())[masks]
+    highest = int(values.max(initial=0))
+    if highest <= 1 or (highest == 255 and set(np.unique(values).tolist()) <= {0, 255}):
+        return ("background", "foreground")
+    return ("background", *(f"class_{i}" for i in range(1, highest + 1)))
+
+
+def _about(arrays: Arrays, source: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """``labels by ...`` for each source, where the file says who made them."""
+    kinds = _names(arrays, "label_kind_names")
+    if not kinds or "label_kind" not in arrays:
+        return ()
+    made = [np.unique(arrays["label_kind"][source == i]).tolist() for i in range(int(source.max(initial=0)) + 1)]
+    return tuple("labels by " + " and ".join(kinds[k].replace("_", " ") for k in by) for by in made)

@@ -5,16 +5,41 @@ Each function returns one ascending index array per site; together they hold eve
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pppml_core.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 #: Draws of Dirichlet proportions before a partition is given up.
 ATTEMPTS = 100
+
+
+class PartitionConfig(BaseModel):
+    """How a collection becomes sites: by its own sources, or simulated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    by: Literal["source", "iid", "dirichlet", "quantity"] = Field(
+        "source",
+        description="source: the sites recorded in the data; iid: a random deal; dirichlet: label skew; quantity: the size skew of the "
+        "DPResNet authors' code (contiguous ranges)",
+    )
+    sites: int | None = Field(None, ge=1, le=100_000, description="number of simulated sites; not with `by: source`")
+    alpha: float = Field(0.3, gt=0, allow_inf_nan=False, description="Dirichlet concentration; small: few classes per site")
+    minimum: int = Field(5, ge=1, description="fewest training examples (groups, where they are known) of a site with `by: dirichlet`")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of partition and held-out parts; 42 with `quantity`: the authors' sizes")
+
+    @model_validator(mode="after")
+    def _sites_where_simulated(self) -> Self:
+        if self.by == "source" and self.sites is not None:
+            raise ValueError("`by: source` takes its sites from the data; remove `sites`, or choose iid, dirichlet or quantity")
+        if self.by != "source" and self.sites is None:
+            raise ValueError(f"`by: {self.by}` needs `sites`, the number of sites to simulate")
+        return self
 
 
 def by_source(source: npt.NDArray[np.integer], sites: int | None = None) -> list[Indices]:
@@ -49,6 +74,9 @@ def dirichlet(
 
     Args:
         labels: ``(N,)`` class indices.
+        sites: number of sites.
+        alpha: concentration, positive.
+        generator: the only source of chance.
         minimum: examples every site must get. Shares are drawn anew, up to ``ATTEMPTS`` times, until it holds.
         proportions: ``(classes, sites)`` shares to use instead of drawing them, e.g. of the training part for the test part; ``minimum``
             is then not checked.
@@ -64,8 +92,8 @@ def dirichlet(
     classes = len(proportions) if proportions is not None else int(labels.max()) + 1
     members = [np.flatnonzero(labels == c) for c in range(classes)]
     for _ in range(ATTEMPTS):
-        shares = generator.dirichlet(np.full(sites, alpha), size=classes) if proportions is None else proportions
-        counts = np.array([_round(shares[c], len(members[c])) for c in range(classes)])
+        share = generator.dirichlet(np.full(sites, alpha), size=classes) if proportions is None else proportions
+        counts = np.array([rounded(share[c], len(members[c])) for c in range(classes)])
         if proportions is not None or counts.sum(axis=0).min() >= minimum:
             break
     else:
@@ -98,7 +126,7 @@ def quantity_sizes(n: int, sites: int, generator: Draw, *, spread: float = 0.5) 
     """
     _enough(n, sites)
     sizes = [n // sites + (site >= sites - n % sites) for site in range(sites)]
-    limit = max(1, int(np.ceil(n // sites * spread)))
+    limit = max(1, int(n // sites * spread))
     for first in range(0, sites - 1, 2):
         moved = int(generator.integers(0, limit))
         sizes[first] -= moved
@@ -137,10 +165,11 @@ def shares(labels: npt.NDArray[np.integer], parts: list[Indices], classes: int) 
     counts = np.stack([np.bincount(np.asarray(labels)[part], minlength=classes) for part in parts], axis=1).astype(np.float64)
     empty = counts.sum(axis=1) == 0
     counts[empty] = [max(1, len(part)) for part in parts]
-    return counts / counts.sum(axis=1, keepdims=True)
+    share: npt.NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
+    return share
 
 
-def _round(weights: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int64]:
+def rounded(weights: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int64]:
     """Integers proportional to ``weights`` that sum to ``total``: largest remainder, the first of equals."""
     exact = weights * total
     counts = np.floor(exact).astype(np.int64)

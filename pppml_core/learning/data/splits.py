@@ -72,8 +72,8 @@ def hold_out(
     """
     if not 0 < fraction < 1:
         raise DataError(f"a fraction of {fraction} cannot be held out", place=place, hint="give a fraction between 0 and 1")
-    indices = np.asarray(indices, dtype=np.int64)
-    units = units_of(groups, indices)
+    order: Indices = np.asarray(indices, dtype=np.int64)
+    units = units_of(groups, order)
     what = "examples" if groups is None else "groups (patients)"
     if len(units) < 2:
         raise DataError(
@@ -95,12 +95,8 @@ def hold_out(
         chosen += _runs(members, count, generator) if groups is None else generator.permutation(members)[:count].tolist()
     held = np.zeros(len(units), dtype=bool)
     held[chosen] = True
-    if held.all() or not held.any():
-        raise DataError(
-            f"{len(units)} {what} of as many classes cannot be divided", place=place, hint="add data to this site or give a `split` array"
-        )
-    in_held = np.isin(indices, np.concatenate([units[i] for i in np.flatnonzero(held)]))
-    return indices[~in_held], indices[in_held]
+    in_held = np.isin(order, np.concatenate([units[i] for i in np.flatnonzero(held)]))
+    return order[~in_held], order[in_held]
 
 
 def _runs(members: Indices, count: int, generator: np.random.Generator) -> list[int]:
