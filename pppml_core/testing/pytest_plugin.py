@@ -1,0 +1,11 @@
+"""Loaded by every pytest run in an environment with pppml: has the suites' assertions explained in full, and imports nothing else."""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "pppml_core.testing.aggregator_suite",
+    "pppml_core.testing.personalization_suite",
+    "pppml_core.testing.plugin_suite",
+    "pppml_core.testing.suite",
+    "pppml_core.testing.task_suite",
+)
