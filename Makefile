@@ -36,12 +36,15 @@ install: $(INSTALLED)
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with the venv module was found. Install one, or: make install PYTHON=/path/to/python" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "1/3 $(VENV), made with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 
 # torch comes first, so that the build chosen for it is settled; hatchling builds the packages of this repository in the second step.
 $(INSTALLED): $(INPUTS) | $(PY)
-	$(PIP) torch==2.13.0 hatchling editables
-	$(PIP) --no-build-isolation -r requirements/dev.txt
+	@echo "2/3 torch: the CPU build is about 200 MB, others more"
+	@$(PIP) torch==2.13.0 hatchling editables
+	@echo "3/3 the core, its plugins and the tools in requirements/dev.txt"
+	@$(PIP) --no-build-isolation -r requirements/dev.txt
 	@touch $@
 
 demo: $(INSTALLED)
@@ -68,7 +71,7 @@ alone-all: $(INSTALLED)
 
 # Write down the set of versions that is installed now. Run the tests, then commit the file.
 constraints: $(INSTALLED)
-	$(PY) scripts/constraints.py > .cache/constraints.txt && mv .cache/constraints.txt requirements/constraints.txt
+	$(PY) scripts/constraints.py > requirements/constraints.new && mv requirements/constraints.new requirements/constraints.txt
 
 clean:
 	rm -rf .cache dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
