@@ -1,7 +1,7 @@
 """``RunConfig``: everything a run is told, with defaults. Only ``task`` is required.
 
 The component sections (``task``, ``model``, ...) are bound at start-up to the union of what is installed
-(:mod:`pppml_core.config.bind`); here they are plain choices.
+(:func:`pppml_core.config.bind`); here they are plain choices.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pppml_core.component import Choice, ComponentConfig
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -50,7 +52,7 @@ class EncodingSection(Section):
 
     use: Literal["fixed", "float"] = Field("fixed", description="fixed: exact integer sums; float: no quantization, `plain` only")
     bits: int = Field(16, ge=2, le=24, description="bits of one coordinate of one contribution")
-    range: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] | dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    range: Literal["auto"] | Positive | dict[str, Positive] = Field(
         "auto",
         description="largest absolute update of a coordinate: auto (64 x the RMS of the last public aggregate, per tensor), one number, or "
         "a map from tensor name patterns (shell style) to numbers",
@@ -113,7 +115,7 @@ class RunConfig(Section):
     privacy: Annotated[ComponentConfig, Choice("privacy", default="none")]
     aggregator: Annotated[ComponentConfig, Choice("aggregator", default="plain")]
     attacks: list[Annotated[ComponentConfig, Choice("attack")]] = Field(default_factory=list)
-    reporters: list[Annotated[ComponentConfig, Choice("reporter")]]
+    reporters: Annotated[list[Annotated[ComponentConfig, Choice("reporter")]], Field(default=["console", "jsonl"], validate_default=True)]
     engine: Annotated[ComponentConfig, Choice("engine", default="local")]
 
     def to_dict(self) -> dict[str, Any]:

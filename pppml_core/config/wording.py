@@ -1,0 +1,145 @@
+"""pydantic's errors in plain words: what is wrong, with what value, and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from pppml_core.adhoc import choice_of
+from pppml_core.config.binding import Binding, Problem
+from pppml_core.config.source import ConfigPath
+from pppml_core.errors import ConfigError, nearest
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "tuple": "a list",
+    "set": "a list",
+    "dict": "a map",
+    "model": "a map of settings",
+    "mapping": "a map",
+    "path": "a path",
+    "none": "null",
+}
+_BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+_SIGNS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+
+def problems_of(error: ValidationError, binding: Binding, data: Mapping[str, Any]) -> list[Problem]:
+    """One problem for each place; where a union gave several errors, their demands are joined by "or"."""
+    at: dict[ConfigPath, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        at.setdefault(_path(detail, data), []).append(detail)
+    # Of a union's errors, those at a deeper place come from the member that was meant.
+    inner = [path for path in at if not any(other != path and other[: len(path)] == path for other in at) or _own(at[path])]
+    return [Problem(path, _worded(path, at[path], binding, data)) for path in inner]
+
+
+def _own(details: Sequence[ErrorDetails]) -> bool:
+    """Whether the errors speak of the section itself rather than of a union's other members."""
+    return all(detail["type"] in ("value_error", "assertion_error", "missing", "extra_forbidden") for detail in details)
+
+
+def _path(detail: ErrorDetails, data: Mapping[str, Any]) -> ConfigPath:
+    """The place in the data: pydantic's, without the names of union members."""
+    out: list[str | int] = []
+    here: Any = data
+    for index, part in enumerate(detail["loc"]):
+        known = part in here if isinstance(here, Mapping) else isinstance(here, list | tuple) and part in range(len(here))
+        if known:
+            here = here[part]
+        # Any other part is the name of a union's member.
+        if known or (index == len(detail["loc"]) - 1 and detail["type"] == "missing"):
+            out.append(part)
+    return tuple(out)
+
+
+def _worded(path: ConfigPath, details: Sequence[ErrorDetails], binding: Binding, data: Mapping[str, Any]) -> ConfigError:
+    owner, info = _field(path, binding, data)
+    first = details[0]
+    name = next((part for part in reversed(path) if isinstance(part, str)), "")
+    about = f"{name}: {info.description}" if info is not None and info.description else None
+    if first["type"] == "missing":
+        choice = choice_of(info) if info is not None else None
+        names = ", ".join(found.name for found in binding.registry.components(choice.kind)) if choice else ""
+        return ConfigError("is missing", hint=f"{name}: one of {names}" if names else about or f"add `{name}: ...`")
+    if first["type"] == "extra_forbidden":
+        known = sorted(owner.model_fields) + (["pool"] if path[:-1] == ("task",) else []) if owner else []
+        close = nearest(str(path[-1]), known)
+        hint = f"did you mean {close!r}?" if close else f"known here: {', '.join(known)}" if known else "remove it"
+        return ConfigError(f"unknown key {path[-1]!r}", hint=hint)
+    if first["type"] in ("value_error", "assertion_error"):
+        return ConfigError(first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "), hint=about)
+    demands = list(dict.fromkeys(_demand(detail) for detail in details))
+    value = first["input"]
+    close = nearest(value, _literals(details)) if isinstance(value, str) else None
+    shown = f"a {type(value).__name__} of {len(value)}" if isinstance(value, Mapping | list | tuple) else repr(value)
+    shown = {"None": "null", "True": "true", "False": "false"}.get(shown, shown if len(shown) < 80 else shown[:77] + "...")
+    hints = [hint for hint in (f"did you mean {close!r}?" if close else None, about) if hint]
+    return ConfigError(f"must be {' or '.join(demands)}, not {shown}", hint=" ".join(hints) or None)
+
+
+def _demand(detail: ErrorDetails) -> str:
+    """What would be right, to follow "must be"."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in _BOUNDS:
+        return f"{_SIGNS[_BOUNDS[kind]]} {context[_BOUNDS[kind]]:g}"
+    if kind == "literal_error":
+        return f"one of {context['expected']}" if "," in context["expected"] or " or " in context["expected"] else str(context["expected"])
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        return "a name or a map with `use`"
+    if kind == "finite_number":
+        return "finite"
+    if kind == "int_from_float":
+        return "a whole number"
+    if kind == "string_pattern_mismatch":
+        return f"a text that matches {context['pattern']}"
+    if kind in ("too_long", "too_short"):
+        return f"a list of {'at most' if kind == 'too_long' else 'at least'} {context.get('max_length', context.get('min_length'))}"
+    if kind in ("string_too_long", "string_too_short"):
+        return f"a text of {'at most' if 'long' in kind else 'at least'} {context.get('max_length', context.get('min_length'))} characters"
+    stem = kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_attributes")
+    return _KINDS.get(stem, f"otherwise ({detail['msg'][:1].lower()}{detail['msg'][1:]})")
+
+
+def _literals(details: Sequence[ErrorDetails]) -> list[str]:
+    found = " ".join(detail["ctx"]["expected"] for detail in details if detail["type"] == "literal_error")
+    return [part for part in found.replace(" or ", ",").replace(" ", "").replace("'", "").split(",") if part]
+
+
+def _field(path: ConfigPath, binding: Binding, data: Mapping[str, Any]) -> tuple[type[BaseModel] | None, FieldInfo | None]:
+    """The config class that holds the entry, and the entry's field."""
+    owner: type[BaseModel] | None = binding.root
+    info: FieldInfo | None = None
+    here: Any = data
+    for index, part in enumerate(path):
+        here = here[part] if isinstance(part, int) or (isinstance(here, Mapping) and part in here) else None
+        if isinstance(part, int):
+            owner = _class_below(info, binding, here)
+            continue
+        info = owner.model_fields.get(part) if owner else None
+        if index < len(path) - 1:
+            owner = _class_below(info, binding, here)
+    return owner, info
+
+
+def _class_below(info: FieldInfo | None, binding: Binding, value: Any) -> type[BaseModel] | None:
+    if info is None:
+        return None
+    if choice := choice_of(info):
+        return binding.variants.get((choice.kind, value["use"])) if isinstance(value, Mapping) and "use" in value else None
+    return next(_models(info.annotation), None)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
