@@ -59,7 +59,7 @@ def draw_patient(generator: np.random.Generator, *, lesions: int, lesion_scale: 
 
     Args:
         lesions: number of lesions; 0 is a healthy patient.
-        lesion_scale: multiplies the lesion radii (9 to 28 mm for each of the 2 to 5 ellipsoids of a lesion).
+        lesion_scale: multiplies the lesion radii (14 to 36 mm for each of the 2 to 5 ellipsoids of a lesion).
         consolidation: probability that a lesion has a consolidated core.
 
     """
@@ -380,7 +380,7 @@ def _lesions(patient: Patient, generator: np.random.Generator, count: int, scale
             continue
         spot = spots[generator.choice(candidates, p=liking / liking.sum())] * [1, 1, patient.height]
         lobes = int(generator.integers(2, 6))
-        radii = generator.uniform(9, 28, (lobes, 1)) * generator.uniform(0.75, 1.25, (lobes, 3)) * scale
+        radii = generator.uniform(14, 36, (lobes, 1)) * generator.uniform(0.75, 1.25, (lobes, 3)) * scale
         centres = spot + generator.normal(0, 0.7, (lobes, 3)) * radii.mean()
         glass = Lesion(centres.astype(np.float32), radii.astype(np.float32), float(generator.uniform(*GROUND_GLASS)), 0.22)
         out.append(glass)

@@ -1,0 +1,1 @@
+"""Lung lesions in chest CT slices: a segmentation task for pppml."""

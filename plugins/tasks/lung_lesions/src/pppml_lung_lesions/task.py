@@ -1,0 +1,63 @@
+"""The lung-lesions task: one of three sources behind the task interface."""
+
+from __future__ import annotations
+
+from pppml_core.errors import DataError, nearest
+from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.learning.metrics import SEGMENTATION_METRICS
+
+from pppml_lung_lesions.config import LungLesionsConfig
+
+
+class LungLesions(Task):
+    """Segmentation of lesions in lung slices. Images are float32 ``(channels, size, size)`` in [-1, 1], masks int64 ``(size, size)``."""
+
+    config: LungLesionsConfig
+
+    def __init__(self, config: LungLesionsConfig) -> None:
+        super().__init__(config)
+        if config.source == "phantom":
+            from pppml_lung_lesions.phantom import Phantom as Source
+        elif config.source == "npz":
+            from pppml_lung_lesions.npz import Npz as Source  # type: ignore[assignment]
+        else:
+            from pppml_lung_lesions.ct import CT as Source  # type: ignore[assignment]
+        self.source = Source(config)
+
+    def spec(self) -> TaskSpec:
+        """U-Net by default, Adam at 1e-3, batches of 16; Dice and the 95th percentile Hausdorff distance."""
+        return TaskSpec(
+            kind="segmentation",
+            channels=self.source.channels,
+            size=tuple(self.source.size),
+            classes=self.source.classes,
+            model="unet",
+            primary_metric="dice",
+            metrics=SEGMENTATION_METRICS,
+            training={"optimizer": {"use": "adam", "lr": 1e-3}, "batch_size": 16},
+            spacing_mm=self.source.spacing_mm,
+        )
+
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """The sites in their fixed order."""
+        return self.source.sites()
+
+    def load(self, site: str) -> SiteData:
+        """One site's slices. Raises DataError."""
+        known = [info.slug for info in self.sites()]
+        if site not in known:
+            near = nearest(site, known)
+            raise DataError(f"there is no site {site!r}", place="task", hint=f"is {near!r} meant?" if near else f"one of {', '.join(known)}")
+        return self.source.load(site)
+
+    def card(self) -> DataCard:
+        """The data card."""
+        return self.source.card()
+
+    def misfits(self) -> list[str]:
+        """What is wrong with the data, as far as names and headers tell."""
+        try:
+            self.source.sites()
+            return self.source.misfits()
+        except DataError as fault:
+            return [str(fault)]
