@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
-from pppml_core.config.run_config import RunConfig
+from pppml_core.config import RunConfig, resolve, to_plain
 from pppml_core.errors import ConfigError
 from pppml_core.federation.pipeline import Pipeline, contribution_layout
 from pppml_core.interfaces.aggregation import Aggregator
@@ -44,7 +45,7 @@ class Assembly:
     def build(cls, config: RunConfig, registry: Registry, objects: Mapping[str, Any] | None = None) -> Assembly:
         """Build every component of a bound config. ``objects`` are live Python objects by section."""
         objects = objects or {}
-        task = registry.build("task", config.task, objects.get("task"))
+        task = registry.build("task", config.task, objects)
         if config.pool:
             task = PooledTask(task)
         config = with_task_defaults(config, task.spec(), registry)
@@ -54,10 +55,10 @@ class Assembly:
             config,
             registry,
             task,
-            registry.build("model", config.model, objects.get("model")),
-            registry.build("personalization", config.personalization, objects.get("personalization")),
-            registry.build("privacy", config.privacy, objects.get("privacy")),
-            registry.build("aggregator", config.aggregator, objects.get("aggregator")),
+            registry.build("model", config.model, objects),
+            registry.build("personalization", config.personalization, objects),
+            registry.build("privacy", config.privacy, objects),
+            registry.build("aggregator", config.aggregator, objects),
         )
 
     @property
@@ -124,22 +125,23 @@ class Assembly:
 
 def with_task_defaults(config: RunConfig, spec: TaskSpec, registry: Registry) -> RunConfig:
     """Fill in what the user left to the task: the model's name and training settings that were not set."""
-    changes: dict[str, Any] = {"training": _merged(config.training, spec.training)}
+    plain = to_plain(config)
+    plain["training"] = _merged(config.training, plain["training"], spec.training)
     if config.model is None:
-        changes["model"] = registry.configure("model", {"use": spec.model})
-    return config.model_copy(update=changes)
+        plain["model"] = spec.model
+    return resolve(plain, registry=registry)
 
 
-def _merged(section: Any, defaults: Mapping[str, Any]) -> Any:
-    values: dict[str, Any] = {}
+def _merged(section: BaseModel, plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``plain`` with the task's defaults for every field the user did not set; epochs and steps are one choice."""
+    out = dict(plain)
+    chosen = section.model_fields_set | ({"epochs", "steps"} if {"epochs", "steps"} & section.model_fields_set else set())
     for name, default in defaults.items():
-        current = getattr(section, name)
         if isinstance(default, Mapping):
-            values[name] = _merged(current, default)
-        elif name not in section.model_fields_set and not (name in ("epochs", "steps") and {"epochs", "steps"} & section.model_fields_set):
-            values[name] = default
-    merged = section.model_copy(update=values)
-    return type(section).model_validate(merged.model_dump())
+            out[name] = _merged(getattr(section, name), plain[name], default)
+        elif name not in chosen:
+            out[name] = default
+    return out
 
 
 def load_initial(model: torch.nn.Module, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.config.resolve import bind_plain
+from pppml_core.config import resolve
 from pppml_core.errors import InconsistentModel, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation import evaluation
 from pppml_core.federation.assembly import Assembly
@@ -48,7 +48,10 @@ class SiteHost:
 
     def __init__(self, job: Job, assembly: Assembly | None = None) -> None:
         self.job = job
-        self.assembly = assembly or Assembly.build(bind_plain(job.config, registry := Registry.discover()), registry, job.objects)
+        if assembly is None:
+            registry = Registry.discover()
+            assembly = Assembly.build(resolve(job.config, registry=registry), registry, job.objects)
+        self.assembly = assembly
         self.clock: dict[str, float] = {}
         #: the newest models by hash, shared by the sites of this process.
         self.models: dict[bytes, Mapping[str, npt.NDArray[Any]]] = {}
@@ -143,20 +146,18 @@ class Site:
         self._policy.check(terms)
         if self.name not in terms["cohort"] or terms["round"] != message.round:
             raise PolicyRefusal("the terms are not for this site and round")
-        if (message.round, message.attempt) <= self._store.attempts() and not self._is_open(message):
+        bound = binding(message.run, message.round, message.attempt, message.body["sha256"], terms)
+        if self._is_open(message):
+            if bound != self._open["binding"]:
+                raise PolicyRefusal("this attempt is already open with another model or other terms")
+            return {"needs_weights": False}
+        if (message.round, message.attempt) <= self._store.attempts():
             raise PolicyRefusal(f"round {message.round}, attempt {message.attempt} may already have been answered by this site")
-        weights = self._model(message)
-        if weights is None:
+        if self._model(message) is None:
             return {"needs_weights": True}
-        if not self._is_open(message):
-            self._store.save_attempt(message.round, message.attempt)
-        self._open = {
-            "round": message.round,
-            "attempt": message.attempt,
-            "terms": terms,
-            "weights": message.body["sha256"],
-            "binding": binding(message.run, message.round, message.attempt, message.body["sha256"], terms),
-        }
+        self._store.save_attempt(message.round, message.attempt)
+        place = {"round": message.round, "attempt": message.attempt, "weights": message.body["sha256"]}
+        self._open = {**place, "terms": terms, "binding": bound}
         self._sides = {}
         return {"needs_weights": False}
 

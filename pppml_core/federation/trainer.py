@@ -62,7 +62,7 @@ class Trainer:
         charge = self._privacy.charge(round)
         if charge is not None:
             self._ledger.append({"round": round, "site": self._site, **charge})
-        after = {"personal": to_numpy(personal_state(model, parts.layout(metrics=False))), "method": _plain(method)}
+        after = {"personal": to_numpy(personal_state(model, parts.layout(metrics=False))), "method": plain_state(method)}
         if config.training.keep_optimizer and data.optimizer_state is not None:
             after["optimizer"] = data.optimizer_state
         self._store.save_state(round, {**after, "saturated": saturated}, keep)
@@ -106,7 +106,7 @@ class Trainer:
         """The state after a round; before a site's first, the method's own beginning."""
         held = self._store.state(round)
         if held is not None:
-            return {"personal": to_torch(held["personal"]), "method": _tensors(held["method"]), "optimizer": held.get("optimizer")}
+            return {"personal": to_torch(held["personal"]), "method": tensor_state(held["method"]), "optimizer": held.get("optimizer")}
         if round > 0 and self._store.rounds():
             # The site took no part in that round: its own state is the newest it has before it.
             earlier = [r for r in self._store.rounds() if r < round]
@@ -148,15 +148,15 @@ class Trainer:
         return self._gradients
 
 
-def _plain(state: Any) -> Any:
+def plain_state(state: Any) -> Any:
     """A method's state as the codec carries it."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu().numpy()
-    return {k: _plain(v) for k, v in state.items()} if isinstance(state, Mapping) else state
+    return {k: plain_state(v) for k, v in state.items()} if isinstance(state, Mapping) else state
 
 
-def _tensors(state: Any) -> Any:
-    """The inverse of :func:`_plain`."""
+def tensor_state(state: Any) -> Any:
+    """The inverse of :func:`plain_state`."""
     if isinstance(state, np.ndarray):
         return torch.from_numpy(np.array(state))
-    return {k: _tensors(v) for k, v in state.items()} if isinstance(state, Mapping) else state
+    return {k: tensor_state(v) for k, v in state.items()} if isinstance(state, Mapping) else state

@@ -1,0 +1,175 @@
+"""``local``: all sites on this machine, in this process or spread over worker processes. Bytes travel either way.
+
+A worker is a fresh interpreter that is handed frames over a pipe (:mod:`.worker`); a site always lives in the same worker. Nothing is
+pickled, so a job that needs live Python objects runs in this process only.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from pppml_core.engines.config import LocalConfig
+from pppml_core.engines.faults import FaultyTransport
+from pppml_core.engines.worker import read_frame, write_frame
+from pppml_core.errors import RunFailed
+from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.site import Site, SiteHost
+from pppml_core.interfaces.engine import Engine, Job, Loss, Topology, Transport
+from pppml_core.wire.codec import decode, encode
+
+
+class LocalEngine(Engine):
+    """The engine of that name."""
+
+    config: LocalConfig
+
+    def __init__(self, config: LocalConfig) -> None:
+        super().__init__(config)
+        self.topology: Topology = "star" if config.topology == "star" else "p2p"
+
+    def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
+        """Live objects cannot travel to worker processes."""
+        if job_objects and self.config.workers > 1:
+            names = ", ".join(sorted(job_objects))
+            return [f"engine.workers: {self.config.workers} processes cannot share live Python objects ({names}); use workers: 1 or module:attr"]
+        return []
+
+    def connect(self, job: Job, assembly: Assembly | None = None) -> Transport:
+        """Sites in this process (sharing ``assembly`` if given), or in workers."""
+        workers = min(self.config.workers, len(job.sites))
+        inner: Transport = InProcess(job, self.config.amnesia, assembly) if workers == 1 else Workers(job, workers, self.config.amnesia)
+        return FaultyTransport(inner, self.config.faults) if self.config.faults else inner
+
+
+class InProcess:
+    """Sites one after another in this process."""
+
+    parallel = 1
+
+    def __init__(self, job: Job, amnesia: bool, assembly: Assembly | None = None) -> None:
+        import torch
+
+        self._host = SiteHost(job, assembly)
+        self._amnesia = amnesia
+        self._sites: dict[str, Site] = {}
+        self._frozen: dict[str, bytes] = {}
+        # One thread a site is part of what makes results equal on every engine.
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(self._host.assembly.config.training.threads)
+
+    def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
+        """Each site handles its frame when it is asked for."""
+        for site, frame in frames:
+            yield site, self._receive(site, frame)
+
+    def _receive(self, name: str, frame: bytes) -> bytes:
+        if not self._amnesia:
+            if name not in self._sites:
+                self._sites[name] = self._host.site(name)
+            return self._sites[name].receive(frame)
+        site = Site.thaw(name, self._host, self._frozen[name]) if name in self._frozen else self._host.site(name)
+        reply = site.receive(frame)
+        self._frozen[name] = site.freeze()
+        self._host.models.clear()
+        return reply
+
+    def clock(self) -> Mapping[str, float]:
+        """Seconds in ``train`` and ``evaluate``."""
+        return dict(self._host.clock)
+
+    def close(self) -> None:
+        """Give back the thread setting."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+
+
+class Workers:
+    """Sites spread over processes: the largest first, each to the worker with the least to do."""
+
+    def __init__(self, job: Job, workers: int, amnesia: bool) -> None:
+        self.parallel = workers
+        load = [0] * workers
+        self._home: dict[str, int] = {}
+        for site in sorted(job.sites, key=lambda s: -job.sizes.get(s, 0)):
+            least = load.index(min(load))
+            self._home[site] = least
+            load[least] += max(1, job.sizes.get(site, 0))
+        settings = {
+            "run": job.run,
+            "config": job.config,
+            "folder": str(job.folder),
+            "sites": list(job.sites),
+            "sizes": dict(job.sizes),
+            "amnesia": amnesia,
+            "path": [p for p in sys.path if p],
+        }
+        threads = str(job.config["training"]["threads"])
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        self._processes = [
+            subprocess.Popen([sys.executable, "-m", "pppml_core.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            for _ in range(workers)
+        ]
+        self._clocks: list[dict[str, float]] = [{} for _ in range(workers)]
+        #: one thread a worker: it writes a frame into the pipe and waits for the reply.
+        self._lines = [ThreadPoolExecutor(1) for _ in range(workers)]
+        for process in self._processes:
+            assert process.stdin is not None
+            write_frame(process.stdin, encode(settings))
+
+    def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
+        """Keep the workers busy, with at most two frames a worker in memory; yield replies as they come."""
+        source = iter(frames)
+        running: set[Future[tuple[str, bytes | Loss]]] = set()
+        while True:
+            while len(running) < 2 * self.parallel and (item := next(source, None)) is not None:
+                home = self._home[item[0]]
+                running.add(self._lines[home].submit(self._ask, home, *item))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+
+    def _ask(self, index: int, site: str, frame: bytes) -> tuple[str, bytes | Loss]:
+        process = self._processes[index]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            write_frame(process.stdin, encode({"site": site}))
+            write_frame(process.stdin, frame)
+            about = decode(read_frame(process.stdout))
+            self._clocks[index] = about["clock"]
+            if about["error"]:
+                raise RunFailed(about["error"], place=f"worker {index + 1}, site {site}")
+            return site, read_frame(process.stdout)
+        except (OSError, EOFError) as error:
+            code = process.poll()
+            raise RunFailed(f"the worker process ended (exit code {code})", place=f"worker {index + 1}", hint="resume the run") from error
+
+    def clock(self) -> Mapping[str, float]:
+        """Seconds in ``train`` and ``evaluate``, summed over workers."""
+        names = {name for clock in self._clocks for name in clock}
+        return {name: sum(clock.get(name, 0.0) for clock in self._clocks) for name in names}
+
+    def close(self) -> None:
+        """End the workers: their input closes, and they stop."""
+        for line in self._lines:
+            line.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None and not pipe.closed:
+                    try:
+                        pipe.close()
+                    except OSError:
+                        continue
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,73 @@
+"""Server checkpoints: whole or absent, the last two kept, damaged ones passed over with a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pppml_core.errors import CheckpointError, WireError
+from pppml_core.federation.files import write_atomic
+from pppml_core.wire.codec import decode, encode
+
+
+def _path(folder: Path, round: int) -> Path:
+    return folder / f"round-{round:06d}.checkpoint"
+
+
+def save(folder: Path, round: int, state: Mapping[str, Any]) -> None:
+    """Write the checkpoint after a round, then drop all but this and the one before."""
+    write_atomic(_path(folder, round), encode({"round": round, "state": state}))
+    for number, path in _held(folder):
+        if number < round - 1:
+            path.unlink(missing_ok=True)
+
+
+def save_best(folder: Path, round: int, weights: Mapping[str, Any]) -> None:
+    """Write the weights of a round that may be selected; call before the checkpoint that names it."""
+    write_atomic(folder / f"best-{round:06d}.weights", encode(weights))
+
+
+def load_best(folder: Path, round: int) -> Any:
+    """The inverse of :func:`save_best`. Raises CheckpointError."""
+    path = folder / f"best-{round:06d}.weights"
+    try:
+        return decode(path.read_bytes())
+    except (OSError, WireError) as error:
+        raise CheckpointError(f"the best round's weights cannot be read: {error}", place=str(path)) from error
+
+
+def drop_best(folder: Path, keep: Sequence[int]) -> None:
+    """Remove weights of rounds that no checkpoint names any more."""
+    for path in folder.glob("best-*.weights"):
+        if int(path.stem.removeprefix("best-")) not in keep:
+            path.unlink(missing_ok=True)
+
+
+def load(folder: Path, among: Sequence[int] | None = None) -> tuple[int, Mapping[str, Any], list[str]] | None:
+    """The newest readable checkpoint, restricted to the rounds ``among``; with warnings about damaged ones.
+
+    None where there is no checkpoint at all. Raises CheckpointError where there are some and none can be read.
+    """
+    warnings: list[str] = []
+    held = [(n, p) for n, p in sorted(_held(folder), reverse=True) if among is None or n in among]
+    for number, path in held:
+        try:
+            found = decode(path.read_bytes())
+            if found["round"] != number:
+                raise WireError("it belongs to another round")
+            return number, found["state"], warnings
+        except (OSError, WireError, KeyError, TypeError) as error:
+            warnings.append(f"checkpoint {path.name} cannot be read and is passed over: {error}")
+    if held:
+        raise CheckpointError("no checkpoint can be read: " + "; ".join(warnings), place=str(folder), hint="start a new run")
+    return None
+
+
+def rounds(folder: Path) -> list[int]:
+    """Rounds that have a checkpoint file, newest last."""
+    return sorted(n for n, _ in _held(folder))
+
+
+def _held(folder: Path) -> list[tuple[int, Path]]:
+    return [(int(p.stem.removeprefix("round-")), p) for p in folder.glob("round-*.checkpoint")]

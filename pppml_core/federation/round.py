@@ -1,0 +1,103 @@
+"""One round, on one page: draw, announce, sum, update. What follows (evaluation, checkpoint) is the run's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pppml_core.errors import InconsistentModel, TooFewSurvivors
+from pppml_core.federation.server import Server
+from pppml_core.federation.terms import binding, round_terms
+from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
+from pppml_core.learning.arrays import clamp_variances, to_numpy, to_torch
+from pppml_core.values import rms
+from pppml_core.wire.codec import sha256_of
+from pppml_core.wire.manifest import Manifest
+from pppml_core.wire.messages import Exchange
+
+
+def hold_round(server: Server, round: int) -> dict[str, float]:
+    """Hold one attempt of one round: the server's weights move, or RoundAborted is raised and they do not.
+
+    Returns the public training metrics of the round (weighted means over the survivors).
+    """
+    cohort, terms, attempt = announce(server, round, draw_cohort(server, round))
+    if not server.parts.personalization.shares:
+        outcome = server.perform(Exchange("train", {s: {} for s in cohort}, kind="train"), round, attempt, server.manifest)
+        if not outcome.answered:
+            raise TooFewSurvivors("no site could train", place=f"round {round}")
+        server.state.survivors[str(round)] = list(outcome.answered)
+        return {}
+
+    pipeline = server.pipeline(tuple(terms["ranges"]))
+    session = server.parts.aggregator.plan(pipeline.spec, cohort)
+    bound = binding(server.run, round, attempt, sha256_of(to_numpy(server.state.weights)), terms)
+    summed = hold_session(server, session, "session", ServerContext(server.run, round, attempt, cohort, bound))
+
+    mean, metrics, _ = pipeline.decode(server.privacy.server_noise(summed.total))
+    update = to_torch(mean)
+    weights, server.state.method = server.parts.personalization.server_update(server.state.weights, update, server.state.method)
+    server.state.weights = clamp_variances(weights, weights)
+    server.state.previous = rms(mean, list(mean))
+    server.state.survivors[str(round)] = list(summed.survivors)
+    return metrics
+
+
+def draw_cohort(server: Server, round: int) -> tuple[str, ...]:
+    """The sites of this round, in the task's order: all of them, or a seeded draw of ``run.cohort``."""
+    wanted = server.parts.config.run.cohort
+    if wanted is None or wanted >= len(server.sites):
+        return server.sites
+    picked = server.parts.seeds.generator("round", round, "cohort").choice(len(server.sites), wanted, replace=False)
+    return tuple(server.sites[i] for i in sorted(picked))
+
+
+def announce(server: Server, round: int, cohort: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any], int]:
+    """Announce terms and model until every announced site has accepted: terms name the cohort, so a smaller one is announced anew."""
+    config = server.parts.config
+    while True:
+        if len(cohort) < config.run.min_cohort or not cohort:
+            raise TooFewSurvivors(f"{len(cohort)} sites accepted, at least {max(1, config.run.min_cohort)} are needed", place=f"round {round}")
+        attempt = server.new_attempt(round)
+        server.emit({"event": "round-started", "round": round, "attempt": attempt, "cohort": list(cohort)})
+        terms = round_terms(
+            round=round,
+            cohort=cohort,
+            ranges=server.ranges(),
+            max_weight=server.max_weight,
+            guarantees=server.guarantees(cohort),
+            privacy=server.privacy.statement,
+            metrics=config.run.metrics,
+            keep=[] if server.state.best_round is None else [server.state.best_round],
+        )
+        replies, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, server.state.weights)
+        if not lost:
+            return cohort, terms, attempt
+        cohort = tuple(s for s in cohort if s in replies)
+
+
+def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext) -> Sum:
+    """Drive the session's coordinator to its sum. Whatever happens, the generator is closed and with it its secrets."""
+    manifest = Manifest(session.fields)
+    coordinator: Coordinator = session.coordinate(ctx)
+    try:
+        operation = next(coordinator)
+        while True:
+            operation = coordinator.send(server.perform(_of_kind(operation, kind), ctx.round, ctx.attempt, manifest))
+    except StopIteration as stop:
+        summed: Sum = stop.value
+    finally:
+        coordinator.close()
+    unknown = set(summed.survivors) - set(ctx.cohort)
+    if unknown or len(summed.survivors) < server.parts.config.run.min_cohort:
+        raise TooFewSurvivors(f"the sum is over {len(summed.survivors)} sites, too few of the cohort", place=f"round {ctx.round}")
+    if summed.total.shape != (session.value.length,):
+        raise InconsistentModel("the sum does not have the planned length", place=f"round {ctx.round}")
+    return summed
+
+
+def _of_kind(operation: Any, kind: str) -> Any:
+    return [replace(op, kind=kind) for op in operation] if isinstance(operation, Sequence) else replace(operation, kind=kind)
+
+

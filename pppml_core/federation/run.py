@@ -1,0 +1,236 @@
+"""A run from first round to last: rounds, evaluation, selection, early stopping, checkpoints, resume, result."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pppml_core.errors import BudgetSpent, CheckpointError, RoundAborted, RunFailed
+from pppml_core.federation import checkpoint, evaluation
+from pppml_core.federation.files import write_atomic
+from pppml_core.federation.ledger import Ledger
+from pppml_core.federation.round import announce, draw_cohort, hold_round, hold_session
+from pppml_core.federation.rundir import RunDir
+from pppml_core.federation.server import Server, ServerState
+from pppml_core.federation.stageclock import StageClock
+from pppml_core.interfaces.aggregation import ServerContext
+from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
+from pppml_core.wire.messages import Exchange
+from pppml_core.wire.transcript import Transcript
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+class Conductor:
+    """Conducts one run over a server, a run directory and a transcript."""
+
+    def __init__(self, server: Server, folder: RunDir, transcript: Transcript, clock: StageClock, emit: Emit) -> None:
+        self._server, self._folder, self._transcript, self._clock, self._emit = server, folder, transcript, clock, emit
+        self._config = server.parts.config
+        self._spec = server.parts.spec
+        self._metric = (self._config.run.stop and self._config.run.stop.metric) or self._spec.primary_metric
+        self._ledger = Ledger(folder.path / "ledger.jsonl")
+
+    def run(self) -> dict[str, Any]:
+        """All rounds that are still to be held, then the result. Raises what stopped it; what was done can be resumed."""
+        first = self._resume() + 1
+        run = self._config.run
+        self._emit({"event": "run-started", **self._about(first)})
+        for round in range(first, run.rounds + 1):
+            if self._server.state.stopped:
+                break
+            self._hold(round)
+        return self._finish()
+
+    def _about(self, first: int) -> dict[str, Any]:
+        run = self._config.run
+        about = {"name": run.name, "folder": str(self._folder.path), "rounds": run.rounds, "first_round": first}
+        return {**about, "sites": list(self._server.sites), "headline": (self._folder.read_json("plan.json") or {}).get("headline", "")}
+
+    def _hold(self, round: int) -> None:
+        """One round with its retries, its evaluation and its checkpoint."""
+        state, run = self._server.state, self._config.run
+        began = time.perf_counter()
+        self._charge(round)
+        for trial in range(1 + (run.retries if run.on_abort == "retry" else 0)):
+            try:
+                metrics = hold_round(self._server, round)
+                break
+            except RoundAborted as error:
+                last = run.on_abort != "retry" or trial == run.retries
+                following = run.on_abort if run.on_abort != "retry" else ("stop" if last else "retry")
+                event = {"event": "round-aborted", "round": round, "attempt": self._server.last_attempt[1], "reason": str(error)}
+                self._emit({**event, "next": following})
+                if following == "stop":
+                    hint = f"what was done so far is kept: resume with --resume {self._folder.path}"
+                    raise RunFailed(f"the round ended without a sum: {error}", place=f"round {round}", hint=hint) from error
+                if following == "skip":
+                    state.survivors[str(round)] = []
+                    metrics = {}
+        self._watch(round, metrics)
+        due = round % run.evaluate_every == 0 or round == run.rounds
+        if due and run.metrics != "none" and state.survivors[str(round)]:
+            self._evaluate(round)
+        self._checkpoint(round)
+        done = {"event": "round-finished", "round": round, "seconds": time.perf_counter() - began}
+        self._emit({**done, "survivors": state.survivors[str(round)], "training": metrics})
+
+    def _charge(self, round: int) -> None:
+        """Stop before a round that would exceed the budget; note the public charge before anything noisy is asked for."""
+        privacy = self._server.privacy
+        limit = privacy.statement.epsilon
+        after = privacy.spent_after(round)
+        if after is not None and limit is not None and after > limit * (1 + 1e-9):
+            raise BudgetSpent(f"round {round} would bring epsilon to {after:.4g}, above {limit:.4g}", place=f"round {round}")
+        if (entry := privacy.charge(round)) is not None:
+            self._ledger.append({"round": round, **entry})
+
+    def _watch(self, round: int, metrics: Mapping[str, float]) -> None:
+        saturated = metrics.get("saturated", 0.0)
+        if saturated > 0:
+            text = f"round {round}: {saturated:.2%} of the update's coordinates were beyond their range and were cut"
+            self._emit({"event": "warning", "round": round, "text": f"{text}; raise encoding.range or encoding.start"})
+
+    def _evaluate(self, round: int) -> None:
+        """Validation scores of the weights after this round; selection and early stopping look at nothing else."""
+        scores = self._scores(round, round, self._server.state.weights, ("validation",), final=False)
+        state, run = self._server.state, self._config.run
+        value = evaluation.mean_of(scores, "validation", self._metric)
+        if not math.isnan(value) and (state.best_value is None or value > state.best_value):
+            state.best_round, state.best_value, state.stale = round, value, 0
+            if run.select == "best-validation":
+                checkpoint.save_best(self._folder.checkpoints, round, to_numpy(state.weights))
+        else:
+            state.stale += 1
+        if run.stop is not None and state.stale >= run.stop.patience:
+            state.stopped = f"{self._metric} on validation data did not improve for {state.stale} evaluations"
+
+    def _scores(
+        self, round: int, of: int, weights: Mapping[str, torch.Tensor], splits: tuple[str, ...], *, final: bool
+    ) -> evaluation.Scores:
+        """Ask the sites for scores of the weights after round ``of``; write what arrives."""
+        server = self._server
+        body = {"state": of, "splits": list(splits), "final": final}
+        share = self._config.run.metrics
+        if share == "sum":
+            cohort = tuple(server.state.survivors[str(of)]) or draw_cohort(server, of)
+            attempt = server.last_attempt[1]
+            if server.last_attempt[0] != round or final:
+                cohort, _, attempt = announce(server, round, cohort)
+        else:
+            cohort, attempt = server.sites, max(1, server.last_attempt[1])
+        replies, _ = server.broadcast("evaluate", cohort, round, attempt, body, weights)
+        if share == "none":
+            return {}
+        if share == "per-site":
+            wired = {path: value for reply in replies.values() for path, value in reply.get("scores", {}).items()}
+            scores = evaluation.from_wire(wired, self._spec, server.evaluated)
+        else:
+            scores = self._summed(round, attempt, cohort, splits)
+        rows = evaluation.rows(of, scores)
+        self._folder.append("metrics.jsonl", rows)
+        self._emit({"event": "metrics", "round": of, "rows": rows})
+        return scores
+
+    def _summed(self, round: int, attempt: int, cohort: tuple[str, ...], splits: tuple[str, ...]) -> evaluation.Scores:
+        method = self._server.parts.personalization
+        kinds = [k for k, on in (("global", method.shares), ("personalized", method.personalizes)) if on]
+        _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
+        session = self._server.parts.aggregator.plan(fixed.spec, cohort)
+        ctx = ServerContext(self._server.run, round, attempt, cohort, b"\0" * 32)
+        return evaluation.from_sum(hold_session(self._server, session, "metrics", ctx).total, self._spec, splits, kinds)
+
+    def _checkpoint(self, round: int) -> None:
+        began = time.perf_counter()
+        state = self._server.state
+        state.seconds = self._clock.seconds()
+        lengths = {**self._folder.lengths(), "transcript": self._transcript.length()}
+        checkpoint.save(self._folder.checkpoints, round, {"server": state.to_plain(), "lengths": lengths})
+        checkpoint.drop_best(self._folder.checkpoints, [r for r in (state.best_round,) if r is not None])
+        self._emit({"event": "stage", "round": round, "stage": "checkpoint", "sent": 0, "received": 0, "seconds": time.perf_counter() - began})
+
+    def _resume(self) -> int:
+        """Go back to the newest checkpoint that all parties have; the round it was made after (0: from the beginning)."""
+        server, folder = self._server, self._folder
+        outcome = server.perform(Exchange("hello", {s: {} for s in server.sites}, kind="hello"), 0, 1, server.manifest)
+        attempts = [tuple(reply["attempt"]) for reply in outcome.replies.values()]
+        server.last_attempt = max([(0, 0), *attempts])
+        held = checkpoint.rounds(folder.checkpoints)
+        if not held:
+            folder.cut_back({})
+            self._transcript.truncate(0)
+            return 0
+        # A site without any state yet has not missed a round; one with states must have the round's own or an earlier one.
+        common = [r for r in held if all(not reply["rounds"] or min(reply["rounds"]) <= r for reply in outcome.replies.values())]
+        if not common:
+            raise CheckpointError("no checkpoint fits what the sites still hold", place=str(folder.checkpoints), hint="start a new run")
+        found = checkpoint.load(folder.checkpoints, common)
+        assert found is not None
+        round, state, warnings = found
+        server.state = ServerState.from_plain(state["server"])
+        folder.cut_back(state["lengths"])
+        self._transcript.truncate(state["lengths"]["transcript"])
+        self._clock.go_on_from(server.state.seconds)
+        for text in warnings:
+            self._emit({"event": "warning", "text": text})
+        return round
+
+    def _finish(self) -> dict[str, Any]:
+        """Score the selected weights on validation and test data, write model and result."""
+        server, run = self._server, self._config.run
+        state = server.state
+        last = max((int(r) for r in state.survivors), default=0)
+        chosen, weights = last, state.weights
+        if run.select == "best-validation" and state.best_round is not None and state.best_round != last:
+            chosen = state.best_round
+            weights = to_torch(checkpoint.load_best(self._folder.checkpoints, chosen))
+        scores = self._scores(last, chosen, weights, ("validation", "test"), final=True)
+        full = {**server.parts.initial_state, **weights}
+        from safetensors.torch import save
+
+        write_atomic(self._folder.path / "model.safetensors", save({n: t.contiguous() for n, t in full.items()}))
+        result = self._result(chosen, last, full, scores)
+        self._folder.write_json("result.json", result)
+        self._emit({"event": "run-finished", "result": result})
+        return result
+
+    def _result(self, chosen: int, last: int, full: Mapping[str, torch.Tensor], scores: evaluation.Scores) -> dict[str, Any]:
+        config, state = self._config, self._server.state
+        plan = self._folder.read_json("plan.json") or {}
+        brackets = {}
+        for kind in ("global", "personalized"):
+            sites = {s: {m: _number(v) for m, v in values.items()} for (s, split, k), values in scores.items() if (split, k) == ("test", kind)}
+            names = next(iter(sites.values()), {})
+            brackets[kind] = {"mean": {m: _mean([v[m] for v in sites.values()]) for m in names}, "sites": sites}
+        transcript = self._transcript
+        seconds = self._clock.seconds()
+        return {
+            "name": config.run.name,
+            "rounds": last,
+            "seed": config.run.seed,
+            "selected_round": chosen,
+            "stopped": state.stopped,
+            "model_sha256": sha256_of_state(full),
+            "survivors": state.survivors,
+            "metrics": brackets,
+            "validation": {"metric": self._metric, "value": _number(evaluation.mean_of(scores, "validation", self._metric))},
+            "bytes": {"up": transcript.total("up"), "down": transcript.total("down"), "by_stage": transcript.by_stage()},
+            "seconds": {"total": seconds.pop("total"), "by_stage": seconds},
+            "privacy": self._server.privacy.statement.to_dict(),
+            "guarantees": plan.get("guarantees", {}),
+            "versions": plan.get("versions", {}),
+        }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    defined = [v for v in values if v is not None]
+    return sum(defined) / len(defined) if defined else None
+

@@ -1,0 +1,131 @@
+"""The server's state between rounds, and its two ways of speaking to sites: perform an operation, broadcast with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from pppml_core.federation import evaluation
+from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.pipeline import Pipeline, contribution_ranges
+from pppml_core.federation.site import ROUND_FIELDS
+from pppml_core.federation.trainer import plain_state, tensor_state
+from pppml_core.interfaces.aggregation import Guarantees
+from pppml_core.interfaces.privacy import PrivacyPlan
+from pppml_core.learning.arrays import to_numpy, to_torch
+from pppml_core.learning.pool import evaluated_sites
+from pppml_core.values import rms
+from pppml_core.wire.codec import Encoded, sha256_of
+from pppml_core.wire.manifest import Manifest
+from pppml_core.wire.messages import Body, Exchange, Operation
+
+#: perform(operations, round, attempt, manifest)
+Perform = Callable[[Operation | Sequence[Operation], int, int, Manifest], Any]
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class ServerState:
+    """What a checkpoint holds."""
+
+    weights: Mapping[str, torch.Tensor]
+    method: Mapping[str, Any]
+    #: RMS of each shared tensor in the last public aggregate: the automatic range of the next round.
+    previous: dict[str, float] | None = None
+    survivors: dict[str, list[str]] = field(default_factory=dict)
+    best_round: int | None = None
+    best_value: float | None = None
+    #: validation evaluations since the best one.
+    stale: int = 0
+    stopped: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """As the codec carries it."""
+        plain = {k: v for k, v in vars(self).items() if k not in ("weights", "method")}
+        return {**plain, "weights": to_numpy(self.weights), "method": plain_state(self.method)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> ServerState:
+        """The inverse of :meth:`to_plain`."""
+        rest = {k: v for k, v in plain.items() if k not in ("weights", "method")}
+        return cls(weights=to_torch(plain["weights"]), method=tensor_state(plain["method"]), **rest)
+
+
+class Server:
+    """Coordinates one run. Holds no site's data; what it learns of a site is what arrives in a message."""
+
+    def __init__(
+        self, assembly: Assembly, run: bytes, sites: Sequence[str], max_weight: int, privacy: PrivacyPlan, perform: Perform, emit: Emit
+    ) -> None:
+        self.parts, self.run, self.sites, self.max_weight = assembly, run, tuple(sites), max_weight
+        self.privacy, self.perform, self.emit = privacy, perform, emit
+        weights = assembly.initial_weights
+        self.state = ServerState(weights, assembly.personalization.server_init(weights))
+        self._initial_rms = rms(to_numpy(weights), list(weights))
+        self.evaluated = [s.slug for s in evaluated_sites(assembly.task)]
+        config = assembly.config
+        self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(assembly.spec, self.sites, config.run.metrics)))
+        self._holders: dict[bytes, set[str]] = {}
+        #: the last attempt of a round that any site may have taken part in.
+        self.last_attempt: tuple[int, int] = (0, 0)
+
+    def new_attempt(self, round: int) -> int:
+        """A number no site has seen in this round."""
+        attempt = self.last_attempt[1] + 1 if self.last_attempt[0] == round else 1
+        self.last_attempt = (round, attempt)
+        return attempt
+
+    def ranges(self) -> tuple[float, ...]:
+        """Fixed-point ranges of the coming round, from public knowledge."""
+        if self.parts.config.encoding.use == "float" or not self.parts.personalization.shares:
+            return ()
+        return contribution_ranges(self.parts.shared, self.parts.config.encoding, self.state.previous, self._initial_rms)
+
+    def pipeline(self, ranges: tuple[float, ...]) -> Pipeline:
+        """The coming round's encoding."""
+        return self.parts.pipeline(ranges, self.max_weight, metrics=self.privacy.admits_metrics)
+
+    def guarantees(self, cohort: Sequence[str]) -> Guarantees | None:
+        """Of the session over this cohort; None where nothing is summed."""
+        if not self.parts.personalization.shares:
+            return None
+        return self.parts.aggregator.plan(self.pipeline(self.ranges()).spec, cohort).guarantees
+
+    def broadcast(
+        self, kind: str, sites: Iterable[str], round: int, attempt: int, body: Body, weights: Mapping[str, torch.Tensor], stage: str | None = None
+    ) -> tuple[dict[str, Body], dict[str, str]]:
+        """Send a message that speaks of a model; the model itself goes along, encoded once, only to sites that do not hold it yet.
+
+        Returns replies and losses.
+        """
+        arrays: dict[str, npt.NDArray[Any]] = to_numpy(weights)
+        encoded, sha256 = Encoded(arrays), sha256_of(arrays)
+        holders = self._holders.setdefault(sha256, set())
+        for old in list(self._holders)[:-2]:
+            del self._holders[old]
+        replies: dict[str, Body] = {}
+        lost: dict[str, str] = {}
+        sites = list(sites)
+        asked = [s for s in sites if s in holders]
+        sent = [s for s in sites if s not in holders]
+        for with_weights in (False, True):
+            targets = sent if with_weights else asked
+            if not targets:
+                continue
+            common = {**body, "sha256": sha256, **({"weights": encoded} if with_weights else {})}
+            outcome = self.perform(Exchange(stage or kind, {s: {} for s in targets}, kind=kind, common=common), round, attempt, self.manifest)
+            for site, reply in outcome.replies.items():
+                if reply.get("needs_weights") and not with_weights:
+                    sent.append(site)
+                else:
+                    replies[site] = reply
+                    holders.add(site)
+            lost.update(outcome.lost)
+        return replies, lost
+
+
