@@ -1,0 +1,1 @@
+"""Blood cell classification: BloodMNIST, other MedMNIST files, and npz files of several sources."""

@@ -1,0 +1,91 @@
+"""``blood-cells`` as a task: a file or a download becomes sites of normalized images."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pppml_blood_cells.config import BloodCellsConfig
+from pppml_blood_cells.download import FILES, RECORD, bloodmnist
+from pppml_blood_cells.medmnist import is_medmnist, read_medmnist
+from pppml_core.errors import DataError, PluginError, nearest
+from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.learning.data.collection import Collection, SiteParts, assign, site_data
+from pppml_core.learning.data.examples import centred, dihedral
+from pppml_core.learning.data.npz import read_multisite
+from pppml_core.learning.metrics import CLASSIFICATION_METRICS
+
+
+class BloodCells(Task):
+    """Images of single blood cells, ``(x / 255 - 0.5) / 0.5``; augmentation is flips and quarter turns."""
+
+    config: BloodCellsConfig
+
+    @cached_property
+    def _data(self) -> Collection:
+        c = self.config
+        if c.path is None and not c.download:
+            raise DataError(
+                "neither a file nor a download is asked for",
+                place="task.path",
+                hint="give `path: FILE` (a MedMNIST npz, or an npz with images, labels, source, split), or `download: true`",
+            )
+        path = Path(c.path).expanduser() if c.path is not None else bloodmnist(c.size or min(FILES), c.folder)
+        if is_medmnist(path):
+            return read_medmnist(path, c.size)
+        return read_multisite(path, "classification", size=(c.size, c.size) if c.size else None)
+
+    @cached_property
+    def _parts(self) -> tuple[SiteParts, ...]:
+        c = self.config
+        return assign(self._data, c.partition, test_fraction=c.test_fraction, validation_fraction=c.validation_fraction)
+
+    def spec(self) -> TaskSpec:
+        """Classes, channels and size as the file has them."""
+        data = self._data
+        return TaskSpec(
+            kind="classification",
+            channels=data.channels,
+            size=data.size,
+            classes=data.classes,
+            model="small-cnn",
+            primary_metric="accuracy",
+            metrics=CLASSIFICATION_METRICS,
+            training={"batch_size": 32, "optimizer": {"use": "adam", "lr": 1e-3}},
+        )
+
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """The file's sources, or simulated sites."""
+        return tuple(site.info for site in self._parts)
+
+    def load(self, site: str) -> SiteData:
+        """One site's images."""
+        found = {part.info.slug: part.parts for part in self._parts}
+        if site not in found:
+            raise DataError(f"there is no site {site!r}", place=self._data.place, hint=f"is {nearest(site, found)!r} meant?")
+        return site_data(self._data, found[site], centred, dihedral)
+
+    def misfits(self) -> list[str]:
+        """What keeps the file from being read and divided."""
+        try:
+            self.sites()
+        except (DataError, PluginError) as error:
+            return [f"task: {error}"]
+        return []
+
+    def card(self) -> DataCard:
+        """What is known of the file; its own terms decide."""
+        blood = is_medmnist(self._data.place)
+        return DataCard(
+            title="BloodMNIST, or a file of its format" if blood else "Blood cells of several sources",
+            about="Microscopy of single cells, one class each. BloodMNIST: 17,092 normal cells of 8 types, one lab (Barcelona)."
+            if blood
+            else "Single cells with class, source and split as the file records them.",
+            licence="BloodMNIST: CC BY 4.0; another file: its own terms" if blood else "the file's own terms; pppml does not know them",
+            how_to_get=f"`download: true`, or {RECORD}/bloodmnist.npz" if blood else "yours: `path`",
+            files=(self._data.place,),
+            cites=("Yang et al. 2023, Scientific Data 10:41", "Acevedo et al. 2020, Data in Brief 30:105474") if blood else (),
+            cautions=("No patient ids: cells of one patient may lie in several parts.",)
+            if not self._data.known.all()
+            else ("Classes may cluster by slide: compare with a model that sees the background colour only.",),
+        )

@@ -1,0 +1,1 @@
+"""Bring your own images: folders or npz files of several sites."""

@@ -1,0 +1,91 @@
+"""``image-set`` as a task: a folder or an npz file becomes sites of normalized images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from pppml_core.errors import DataError, nearest
+from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.learning.data.collection import Collection, SiteParts, assign, site_data
+from pppml_core.learning.data.examples import centred, dihedral
+from pppml_core.learning.data.npz import read_multisite
+from pppml_core.learning.metrics import CLASSIFICATION_METRICS, SEGMENTATION_METRICS
+from pppml_image_set.config import ImageSetConfig
+from pppml_image_set.folder import read_folder
+
+
+class ImageSet(Task):
+    """Your own 2-D images, ``(x - 0.5) / 0.5`` of pixels scaled to [0, 1]; augmentation is flips and quarter turns."""
+
+    config: ImageSetConfig
+
+    @cached_property
+    def _data(self) -> Collection:
+        c = self.config
+        path = Path(c.path).expanduser()
+        if path.is_dir():
+            return read_folder(path, c.kind, c.classes, c.size, c.window)
+        data = read_multisite(path, c.kind, size=c.size, window=c.window)
+        if c.classes is None:
+            return data
+        if len(c.classes) != len(data.classes):
+            raise DataError(
+                f"{len(c.classes)} names for {len(data.classes)} classes",
+                place="task.classes",
+                hint=f"the file has {', '.join(data.classes)}",
+            )
+        return replace(data, classes=tuple(c.classes))
+
+    @cached_property
+    def _parts(self) -> tuple[SiteParts, ...]:
+        c = self.config
+        return assign(self._data, c.partition, test_fraction=c.test_fraction, validation_fraction=c.validation_fraction)
+
+    def spec(self) -> TaskSpec:
+        """Kind, classes, channels and size as the data have them."""
+        data, segmentation = self._data, self._data.kind == "segmentation"
+        return TaskSpec(
+            kind=data.kind,
+            channels=data.channels,
+            size=data.size,
+            classes=data.classes,
+            model="unet" if segmentation else "small-cnn",
+            primary_metric="dice" if segmentation else "balanced_accuracy",
+            metrics=SEGMENTATION_METRICS if segmentation else CLASSIFICATION_METRICS,
+            training={"batch_size": 16, "optimizer": {"use": "adam", "lr": 1e-3}},
+            spacing_mm=self.config.spacing_mm,
+        )
+
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """The sources of the data, or simulated sites."""
+        return tuple(site.info for site in self._parts)
+
+    def load(self, site: str) -> SiteData:
+        """One site's images."""
+        found = {part.info.slug: part.parts for part in self._parts}
+        if site not in found:
+            raise DataError(f"there is no site {site!r}", place=self._data.place, hint=f"is {nearest(site, found)!r} meant?")
+        return site_data(self._data, found[site], centred, dihedral)
+
+    def misfits(self) -> list[str]:
+        """What keeps the data from being read and divided."""
+        try:
+            self.sites()
+        except DataError as error:
+            return [f"task: {error}"]
+        return []
+
+    def card(self) -> DataCard:
+        """What can be told of data that pppml does not know."""
+        data = self._data
+        unknown = int((~data.known).sum())
+        return DataCard(
+            title=Path(self.config.path).stem,
+            about=f"{len(data)} images of {len(data.source_names)} sources, given by the user.",
+            licence="the data's own terms; pppml does not know them",
+            how_to_get="yours: `path`",
+            files=(data.place,),
+            cautions=(f"The patient of {unknown} images is unknown: one patient's images may lie in several parts.",) if unknown else (),
+        )
