@@ -102,7 +102,8 @@ class Grid:
 
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         body = "".join(cells("td", row) for row in self.rows)
-        return f"<table><caption>{html.escape(self.title)}</caption><thead>{cells('th', self.header)}</thead><tbody>{body}</tbody></table>{notes}"
+        head = f"<caption>{html.escape(self.title)}</caption><thead>{cells('th', self.header)}</thead>"
+        return f"<table>{head}<tbody>{body}</tbody></table>{notes}"
 
     def _repr_html_(self) -> str:
         return self.html()
@@ -214,7 +215,7 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> FinalMetrics:
         if row["round"] == last and row.get("weights") in sites:
             sites[row["weights"]][str(row.get("site"))] = _numbers({k: v for k, v in row.items() if k not in ROW_KEYS})
     # A row over all sites is what `run.metrics: sum` leaves; it is the mean then, not a site.
-    mean = {w: sites[w].pop("mean", None) or _mean(sites[w]) for w in WEIGHTS}
+    mean = {w: sites[w].pop("mean", {}) or _mean(sites[w]) for w in WEIGHTS}
     return FinalMetrics(sites, mean, last, split)
 
 
