@@ -67,6 +67,7 @@ def _render(name: str, kind: str) -> dict[str, str]:
         "title": " ".join(words).capitalize(),
         "subject": subject.removesuffix(".py"),
         "summary": f"a new {kind}: say here in one line what it does",
+        "settings": (_template() / kind / "settings.md").read_text(encoding="utf-8"),
         "usage": USAGE.get(kind, "{kind}: {name}").format(kind=kind, name=name),
     }
     place = {"pyproject.toml": "pyproject.toml", "README.md": "README.md", "test.py": f"tests/test_{name.replace('-', '_')}.py"}
