@@ -1,0 +1,362 @@
+"""Everything a command does, as Python: ``Experiment``, ``Run``, ``load``, ``open``, ``sweep``, ``plugins``, ``schema``.
+
+::
+
+    exp = pppml.Experiment(task="lung-lesions", model=MyUNet, run={"rounds": 10})     # or pppml.load("c.yaml")
+    exp.plan()                                    # stages, bytes, guarantees, misfits
+    run = exp.run("runs/a")                       # progress; later: pppml.open("runs/a")
+    run.metrics                                   # rows: round, site, split, weights, values
+    net = run.model(site="a")                     # torch.nn.Module, personalized; run.model() is the global one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pppml_core.config import RunConfig, diff, resolve, save_resolved, split_objects
+from pppml_core.errors import CheckpointError, ConfigError, PppmlError
+from pppml_core.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from pppml_core.federation.plan import Plan
+    from pppml_core.sweep import SweepResult
+
+
+class Experiment:
+    """A configuration that can be planned, run and swept.
+
+    Every keyword is a section of the config: a name, a map with ``use``, or a live Python object (a torch module class, a task) wherever
+    YAML has ``use``.
+
+    Args:
+        config: a YAML file or a map; the keywords are laid over it.
+        overrides: ``a.b=c`` strings, as ``--set`` takes them.
+        registry: components to choose from; default: everything installed.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any] | None = None,
+        *,
+        overrides: Sequence[str] = (),
+        registry: Registry | None = None,
+        objects: Mapping[str, Any] | None = None,
+        **sections: Any,
+    ) -> None:
+        self.registry = registry or Registry.discover()
+        if config is not None and sections:
+            raise ConfigError("give a config or sections, not both", place="Experiment", hint="lay changes over a config with overrides=[...]")
+        plain, found = split_objects(sections) if config is None else (config, {})
+        self.objects = {**(objects or {}), **found}
+        self.config: RunConfig = resolve(plain, tuple(overrides), self.registry, self.objects)
+
+    def plan(self) -> PlanView:
+        """Build and check everything; prints as a table."""
+        return PlanView(self._plan())
+
+    def _plan(self) -> Plan:
+        from pppml_core.federation.plan import make_plan
+
+        return make_plan(self.config, self.registry, self.objects)
+
+    def with_overrides(self, overrides: Sequence[str]) -> Experiment:
+        """A copy with ``a.b=c`` laid over it."""
+        from pppml_core.config import to_plain
+
+        plain = to_plain(self.config)
+        return Experiment(_unset_defaults(plain, self.config), overrides=overrides, registry=self.registry, objects=self.objects)
+
+    def run(self, folder: str | Path | None = None, *, resume: bool | None = None, reporters: bool = True) -> Run:
+        """Run in ``folder`` (default ``runs/<name>``); a folder that holds this very run unfinished is resumed.
+
+        Args:
+            resume: True: the folder must hold this run; False: it must not; None: resume where there is one.
+            reporters: False runs silently.
+        """
+        from pppml_core.engines.launch import launch
+        from pppml_core.federation.rundir import RunDir
+
+        directory = RunDir(Path(folder) if folder is not None else Path("runs") / self.config.run.name)
+        held = directory.config.exists()
+        if resume is True and not held:
+            raise CheckpointError("there is no run here", place=str(directory.path), hint="run without --resume")
+        if held and resume is False:
+            raise CheckpointError("this folder already holds a run", place=str(directory.path), hint=f"--resume {directory.path}, or another --out")
+        plan = self._plan()
+        plan.refuse_misfits()
+        if held:
+            _refuse_other_config(directory.config, plan.config, self.registry)
+            if (directory.path / "result.json").exists():
+                return Run(directory.path, self.registry, self.objects)
+        else:
+            directory.create()
+            directory.write_json("plan.json", plan.to_dict())
+            directory.write_json("manifest.json", plan.manifest)
+            # The config comes last: its presence says that the folder is complete enough to resume.
+            save_resolved(plan.config, directory.config)
+        engine = self.registry.build("engine", plan.config.engine, self.objects)
+        listeners = [self.registry.build("reporter", c, self.objects) for c in plan.config.reporters] if reporters else []
+        _report(lambda emit: launch(plan, directory, engine, emit, self.objects), listeners, directory.path)
+        run = Run(directory.path, self.registry, self.objects, plan)
+        run.write_examples()
+        run.report()
+        return run
+
+    def _repr_html_(self) -> str:
+        import html
+
+        from pppml_core.config import to_plain
+        from pppml_core.config.source import dump_yaml
+
+        return f"<pre>{html.escape(dump_yaml(to_plain(self.config)))}</pre>"
+
+
+def _unset_defaults(plain: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Without the training settings and the model the user never set, so that a task's own defaults still apply."""
+
+    def only_set(section: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: only_set(getattr(section, name), values[name]) if hasattr(getattr(section, name), "model_fields_set") else values[name]
+            for name in section.model_fields_set
+        }
+
+    out = {**plain, "training": only_set(config.training, plain["training"])}
+    if out.get("model") is None:
+        out.pop("model", None)
+    return out
+
+
+def _refuse_other_config(path: Path, config: RunConfig, registry: Registry) -> None:
+    differences = diff(resolve(path, registry=registry), config)
+    if differences:
+        shown = "; ".join(str(d) for d in differences[:5])
+        raise CheckpointError(f"the run was started with another config: {shown}", place=str(path), hint="use the same config, or another --out")
+
+
+def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
+    """Run ``work(emit)`` with every event going to every reporter; a failure is an event too."""
+    import time
+
+    def emit(event: Mapping[str, Any]) -> None:
+        stamped = {"time": time.time(), **event}
+        for listener in listeners:
+            listener.handle(stamped)
+
+    for listener in listeners:
+        listener.open(folder)
+    try:
+        work(emit)
+    except PppmlError as error:
+        emit({"event": "run-failed", "error": str(error)})
+        raise
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+class PlanView:
+    """A plan that prints itself: a table in a terminal, HTML in a notebook."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @property
+    def misfits(self) -> list[str]:
+        """Why it is refused; empty: it can run."""
+        return self.plan.misfits
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``plan.json``."""
+        return self.plan.to_dict()
+
+    def __rich__(self) -> Any:
+        from pppml_core.report.plan_view import plan_tables
+
+        return plan_tables(self.plan.to_dict())
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=140, record=True, file=_Nowhere())
+        console.print(self)
+        return console.export_text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=140, record=True, file=_Nowhere())
+        console.print(self)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+class _Nowhere:
+    """A text file that drops what is written."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return None
+
+    def isatty(self) -> bool:
+        return False
+
+
+class Run:
+    """A finished or unfinished run in its folder."""
+
+    def __init__(
+        self, folder: str | Path, registry: Registry | None = None, objects: Mapping[str, Any] | None = None, plan: Plan | None = None
+    ) -> None:
+        from pppml_core.federation.rundir import RunDir
+
+        self.folder = Path(folder)
+        self._directory = RunDir(self.folder)
+        if not self._directory.config.exists():
+            raise CheckpointError("there is no run here", place=str(self.folder), hint="give a folder that `pppml run` wrote")
+        self._registry, self._objects = registry or Registry.discover(), dict(objects or {})
+        self._plan = plan
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved config."""
+        return resolve(self._directory.config, registry=self._registry)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """``result.json``. Raises CheckpointError for a run that has not finished."""
+        found = self._directory.read_json("result.json")
+        if found is None:
+            raise CheckpointError("this run has not finished", place=str(self.folder), hint=f"pppml run ... --resume {self.folder}")
+        return dict(found)
+
+    @property
+    def metrics(self) -> Rows:
+        """Rows of metrics.jsonl: round, site, split, weights, values."""
+        return Rows(self._directory.rows("metrics.jsonl"))
+
+    @cached_property
+    def _assembly(self) -> Any:
+        from pppml_core.federation.assembly import Assembly
+
+        if self._plan is not None and self._plan.assembly is not None:
+            return self._plan.assembly
+        return Assembly.build(self.config, self._registry, self._objects)
+
+    def model(self, site: str | None = None) -> torch.nn.Module:
+        """The trained network: the global one, or a site's own. On the CPU, in evaluation mode."""
+        from safetensors.torch import load_file
+
+        from pppml_core.errors import nearest
+        from pppml_core.randomness import seeded
+
+        parts = self._assembly
+        path = self.folder / "model.safetensors"
+        if site is not None:
+            sites = [s.slug for s in parts.task.sites()]
+            if site not in sites:
+                close = nearest(site, sites)
+                hint = f"did you mean {close!r}?" if close else f"the sites are {', '.join(sites)}"
+                raise ConfigError(f"there is no site {site!r} in this run", place="site", hint=hint)
+            path = self.folder / "sites" / site / "personalized.safetensors"
+        if not path.exists():
+            raise CheckpointError("the run has not written its model yet", place=str(path), hint=f"pppml run ... --resume {self.folder}")
+        with seeded(0):
+            model: torch.nn.Module = parts.factory.build(parts.spec)
+        weights = load_file(path)
+        model.to(next(iter(t for t in weights.values() if t.is_floating_point())).dtype)
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def predict(self, path: str | Path, site: str | None = None, out: str | Path | None = None, probabilities: bool = False) -> Any:
+        """Predict the images of a file or folder with the global or a site's model; written to ``out`` where given."""
+        from pppml_core.learning.predict import predict_run
+
+        return predict_run(self, Path(path), site=site, out=None if out is None else Path(out), probabilities=probabilities)
+
+    @property
+    def task(self) -> Any:
+        """The task, built."""
+        return self._assembly.task
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write ``report.html`` for this run."""
+        from pppml_core.report import write_report
+
+        return write_report([self.folder], Path(out) if out is not None else self.folder / "report.html")
+
+    def write_examples(self, per_site: int = 2) -> None:
+        """A few test images with predictions for the report, where this process has the data. They stay in the run's folder."""
+        from pppml_core.learning.samples import sample_predictions
+
+        if not (self.folder / "model.safetensors").exists():
+            return
+        shares = self._assembly.personalization.shares
+        sample_predictions(self._assembly.task, lambda s: self.model(None if shares else s), self.folder / "examples.npz", per_site)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        from pppml_core.report.tables import metrics_table, to_html
+
+        return to_html(metrics_table(self.result))
+
+
+class Rows(list[dict[str, Any]]):
+    """Metric rows that show as a table."""
+
+    def _repr_html_(self) -> str:
+        from pppml_core.report.tables import metrics_table, to_html
+
+        return to_html(metrics_table(list(self)))
+
+
+def load(config: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Experiment:
+    """An experiment from a YAML file."""
+    return Experiment(config, overrides=overrides, registry=registry)
+
+
+def open(folder: str | Path, registry: Registry | None = None, objects: Mapping[str, Any] | None = None) -> Run:
+    """A run from its folder. ``objects`` gives back live objects the run was made with, by section."""
+    return Run(folder, registry, objects)
+
+
+def sweep(
+    experiment: Experiment | str | Path,
+    grid: Mapping[str, Sequence[Any]],
+    seeds: Iterable[int] = (0,),
+    *,
+    budget: float | None = None,
+    out: str | Path = "runs/sweep",
+) -> SweepResult:
+    """Run every point of a grid with every seed; resumable; see :mod:`pppml_core.sweep`."""
+    from pppml_core.sweep import Sweep
+
+    base = experiment if isinstance(experiment, Experiment) else load(experiment)
+
+    def run_one(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+        return base.with_overrides(overrides).run(folder, reporters=False).result
+
+    return Sweep(grid, seeds, run_one, Path(out), budget=budget).run()
+
+
+def plugins(registry: Registry | None = None) -> list[dict[str, Any]]:
+    """Rows of ``pppml plugins``."""
+    return [vars(row) for row in (registry or Registry.discover()).rows()]
+
+
+def schema(registry: Registry | None = None) -> dict[str, Any]:
+    """The JSON Schema of a config for everything installed."""
+    from pppml_core.config.schema import json_schema
+
+    return json_schema(registry or Registry.discover())

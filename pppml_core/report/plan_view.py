@@ -1,0 +1,45 @@
+"""A plan as rich tables: first line, misfits, pipeline, bytes, guarantees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def plan_tables(plan: Mapping[str, Any]) -> Any:
+    """A rich renderable of ``plan.json``."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    parts: list[Any] = [f"[bold]{escape(plan['headline'])}[/bold]"]
+    parts += [f"[red]refused:[/red] {escape(text)}" for text in plan["misfits"]]
+    parts += [f"[yellow]note:[/yellow] {escape(text)}" for text in plan["warnings"]]
+    if plan["sites"]:
+        sites = Table("site", "train", "validation", "test", title="data", title_justify="left")
+        for s in plan["sites"]:
+            sites.add_row(escape(s["name"]), *(f"{s[k]:,}" for k in ("train", "validation", "test")))
+        parts.append(sites)
+    if plan["stages"]:
+        stages = Table("stage", "takes", "gives", "who sees it", title="one round", title_justify="left")
+        for s in plan["stages"]:
+            stages.add_row(*(escape(s[k]) for k in ("name", "takes", "gives", "seen_by")))
+        parts.append(stages)
+    if plan["bytes"]:
+        b = plan["bytes"]
+        stages_text = ", ".join(f"{k} {v:,}" for k, v in b["by_stage"].items()) or "nothing"
+        parts.append(f"bytes per site and round: up about {b['up_per_site_round']:,} ({stages_text}), down about {b['down_per_site_round']:,}")
+    if plan["guarantees"]:
+        g = plan["guarantees"]
+        table = Table("guarantee", "", title="who learns what", title_justify="left", show_header=False)
+        table.add_row("sees the sum", ", ".join(g["sees_sum"]) or "nobody")
+        table.add_row("sees one site's update", ", ".join(g["sees_update"]) or "nobody")
+        table.add_row("sees one site's weight", ", ".join(g["sees_weight"]) or "nobody")
+        table.add_row("sites that may vanish in a round", str(g["dropouts"]))
+        table.add_row("largest curious coalition that learns only the sum", str(g["coalition_curious"]))
+        table.add_row("largest lying coalition that learns only the sum", str(g["coalition_active"]))
+        table.add_row("adversary", escape(g["adversary"]))
+        for text in g["assumes"]:
+            table.add_row("assumes", escape(text))
+        parts.append(table)
+    return Group(*parts)
