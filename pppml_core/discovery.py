@@ -16,6 +16,7 @@ import pluggy
 
 import pppml_core
 from pppml_core import hookspecs
+from pppml_core.adhoc import choice_of
 from pppml_core.component import KINDS, Component, ComponentConfig
 from pppml_core.errors import PluginError, nearest
 
@@ -49,11 +50,11 @@ def installed(allowed: frozenset[str] | None) -> Iterator[Offer]:
 
     ``allowed``: canonical names of the distributions to load; None: all. The core is always loaded.
     """
+    every = metadata.entry_points()
     recipes: dict[str, list[str]] = {}
-    for point in metadata.entry_points(group=f"{GROUP}.recipes"):
-        if point.dist is not None:
-            recipes.setdefault(canonical(point.dist.name), []).append(point.value)
-    points = [(canonical(point.dist.name), point.name, point) for point in metadata.entry_points(group=GROUP) if point.dist is not None]
+    for point in every.select(group=f"{GROUP}.recipes"):
+        recipes.setdefault(_owner(point), []).append(point.value)
+    points = [(_owner(point), point.name, point) for point in every.select(group=GROUP)]
     # Run from a source tree that is not installed, the core has no entry point; its components are there all the same.
     if not any(distribution == CORE for distribution, _, _ in points):
         yield from_module(BUILTIN, CORE, pppml_core.__version__, "builtin")
@@ -67,10 +68,21 @@ def installed(allowed: frozenset[str] | None) -> Iterator[Offer]:
         yield Offer(distribution, distribution, "", reason="named in PPPML_PLUGINS but not installed")
 
 
+def _owner(point: metadata.EntryPoint) -> str:
+    """The distribution an entry point belongs to, as its metadata say; a damaged installation has none."""
+    try:
+        return canonical(point.dist.name) if point.dist is not None else ""
+    except Exception:  # the metadata file is missing or unreadable: importlib.metadata lets through what the parser raised
+        return ""
+
+
 def _from_entry_point(point: metadata.EntryPoint, name: str, distribution: str, recipes: Sequence[str]) -> Offer:
-    assert point.dist is not None
-    version = point.dist.version
-    if reason := _other_core(point.dist.requires or []):
+    try:
+        assert point.dist is not None
+        version, requires = point.dist.version, point.dist.requires or []
+    except Exception as error:  # a damaged dist-info folder, in whatever way
+        return Offer(name, distribution, "", reason=f"the metadata of {point.value} cannot be read: {type(error).__name__}")
+    if reason := _other_core(requires):
         return Offer(name, distribution, version, reason=reason)
     return replace(from_module(point.value, distribution, version, name), recipes=tuple(recipes))
 
@@ -144,6 +156,13 @@ def checked(kind: str, component: Any, origin: str) -> Component:
     reserved = component.RESERVED | ({"pool"} if kind == "task" else frozenset())
     if taken := sorted(reserved & set(component.config.model_fields)):
         raise PluginError(f"{origin}: the config of {component.name!r} has a field {taken[0]!r}, which is reserved")
+    component.config.model_rebuild()  # raises where an annotation cannot be resolved; no work where all are
+    for key, info in component.config.model_fields.items():
+        choice = choice_of(info)
+        if choice is not None and choice.kind not in KINDS:
+            raise PluginError(f"{origin}: {component.name}.{key} is a choice of kind {choice.kind!r}, which there is not")
+        if choice is not None and choice.kind == kind:
+            raise PluginError(f"{origin}: {component.name}.{key} chooses among its own kind")
     if not isinstance(component.target, str) or not _TARGET.fullmatch(component.target):
         raise PluginError(f"{origin}: the target {component.target!r} of {component.name!r} is not 'module:Class'")
     if not isinstance(component.summary, str) or not component.summary.strip() or "\n" in component.summary:
