@@ -2,21 +2,21 @@
 
 ``FaultyTransport`` wraps any transport. It is deterministic: a fault names its site, stage, round and attempt and fires a stated number
 of times. A protocol under faults must end in the right sum over the survivors or in an abort, never in a wrong sum.
+
+``Fault`` is part of the local engine's settings, so this module loads numpy and the codec only when a frame is looked at.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from pppml_core.errors import WireError
 from pppml_core.interfaces.engine import Loss, Transport
-from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import Message
 
 Deed = Literal["drop", "drop-reply", "delay", "duplicate", "tamper", "tamper-body", "truncate", "replay"]
@@ -103,6 +103,10 @@ class FaultyTransport:
             if reply != doubled[site]:
                 raise WireError(DUPLICATE_DIFFERS, place=site, hint="a site stores its reply and sends the stored bytes again")
 
+    def clock(self) -> Mapping[str, float]:
+        """The inner transport's."""
+        return self._inner.clock()
+
     def close(self) -> None:
         """Close the inner transport."""
         self._inner.close()
@@ -110,6 +114,8 @@ class FaultyTransport:
     def _next_fault(self, site: str, frame: bytes) -> Fault | None:
         if site not in self._struck:
             return None
+        from pppml_core.wire.codec import decode_message
+
         message = decode_message(frame)
         for index, fault in enumerate(self._faults):
             if self._left[index] and fault.strikes(site, message):
@@ -136,13 +142,22 @@ class FaultyTransport:
         if do == "tamper":
             middle = len(reply) // 2
             return reply[:middle] + bytes([reply[middle] ^ 1]) + reply[middle + 1 :]
-        message = decode_message(reply)
-        changed, body = _changed(message.body)
-        return encode_message(replace(message, body=body)) if changed else reply
+        return _with_another_number(reply)
+
+
+def _with_another_number(reply: bytes) -> bytes:
+    """The reply with one number of its body changed and a checksum that fits; as it is where it has none."""
+    from pppml_core.wire.codec import decode_message, encode_message
+
+    message = decode_message(reply)
+    changed, body = _changed(message.body)
+    return encode_message(replace(message, body=body)) if changed else reply
 
 
 def _changed(value: Any) -> tuple[bool, Any]:
     """The value with its first number, in order of keys, changed: an array's first element, bytes' first bit, an integer by one."""
+    import numpy as np
+
     if isinstance(value, np.ndarray) and value.size and value.dtype != bool:
         array = value.copy()
         array.flat[0] = array.flat[0] + 1 if array.flat[0] <= 0 else array.flat[0] - 1

@@ -208,6 +208,10 @@ class _InProcess:
         for site, frame in frames:
             yield site, self._sites[site].receive(frame)
 
+    def clock(self) -> Mapping[str, float]:
+        """Nobody trains here."""
+        return {}
+
     def close(self) -> None:
         """Nothing to stop."""
 

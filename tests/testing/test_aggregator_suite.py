@@ -1,19 +1,14 @@
-from pppml_core.builtin.configs import PlainConfig
-from pppml_core.component import Component
+from pppml_core.builtin.plugin import pppml_aggregators
 from pppml_core.testing.aggregator_suite import AggregatorSuite
 from pppml_core.testing.insecure_plugin import pppml_aggregators as insecure_aggregators
 
-PLAIN = Component("plain", PlainConfig, "pppml_core.builtin.plain:Plain", "sum in the clear")
-
 
 class TestPlain(AggregatorSuite):
-    component = PLAIN
+    component = pppml_aggregators()[0]
     min_sites = 1
 
 
-class TestPlainOnReals(AggregatorSuite):
-    component = PLAIN
-    min_sites = 1
+class TestPlainOnReals(TestPlain):
     kind = "real"
 
 

@@ -1,0 +1,82 @@
+"""A double of a site's training data: fixed batches of small images, plain SGD at a given rate, no random stream touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from pppml_core.interfaces.personalization import Batch, GradientRule
+from pppml_core.randomness import Seeds
+
+CHANNELS, SIZE, CLASSES = 1, (8, 8), 3
+
+
+class FixedData:
+    """Implements ``interfaces.personalization.LocalData``.
+
+    Args:
+        site: names the data; another site has others.
+        steps: optimizer steps of the configured training.
+        lr: learning rate of :meth:`train`; 0 is allowed.
+        dtype: of the images.
+
+    """
+
+    def __init__(
+        self, site: str = "a", *, steps: int = 3, lr: float = 0.1, batch_size: int = 8, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.examples = 4 * batch_size
+        self.steps, self._lr, self._size = steps, lr, batch_size
+        generator = Seeds(0).generator("fixed-data", site)
+        self._images = torch.from_numpy(generator.standard_normal((self.examples, CHANNELS, *SIZE))).to(dtype)
+        self._targets = torch.from_numpy(generator.integers(0, CLASSES, self.examples))
+        self._site, self._passes = site, 0
+        #: optimizer state kept at the site, as the real training data have it.
+        self.optimizer_state = None
+
+    def _draw(self, purpose: str, count: int) -> Iterator[Batch]:
+        generator = Seeds(1).generator("order", self._site, purpose)
+        for _ in range(count):
+            picked = torch.from_numpy(generator.permutation(self.examples)[: self._size])
+            yield self._images[picked], self._targets[picked]
+
+    def batches(self) -> Iterator[Batch]:
+        """``steps`` batches; a further pass draws others."""
+        self._passes += 1
+        return self._draw(f"train-{self._passes}", self.steps)
+
+    def sample(self, purpose: str, count: int) -> Iterator[Batch]:
+        """``count`` batches of their own."""
+        return self._draw(purpose, count)
+
+    def train(
+        self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None
+    ) -> dict[str, float]:
+        """Plain SGD over :meth:`batches`."""
+        model.train()
+        chosen = list(model.parameters()) if parameters is None else parameters
+        losses = []
+        for batch in self.batches():
+            losses.append(gradients(model, batch))
+            with torch.no_grad():
+                for parameter in chosen:
+                    if parameter.grad is not None:
+                        parameter.sub_(self._lr * parameter.grad)
+        return {"loss": sum(losses) / len(losses)} if losses else {}
+
+
+def small_network(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """Convolution, BatchNorm, ReLU, linear head ``head``; weights drawn without touching torch's global generator."""
+    network = torch.nn.Sequential()
+    network.add_module("conv", torch.nn.utils.skip_init(torch.nn.Conv2d, CHANNELS, 4, 3, padding=1))
+    network.add_module("norm", torch.nn.BatchNorm2d(4))
+    network.add_module("act", torch.nn.ReLU())
+    network.add_module("pool", torch.nn.AdaptiveAvgPool2d(4))
+    network.add_module("flat", torch.nn.Flatten())
+    network.add_module("head", torch.nn.utils.skip_init(torch.nn.Linear, 64, CLASSES))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return network.to(dtype)
