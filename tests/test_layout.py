@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,11 @@ each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.relativ
 
 def project(plugin: Path) -> dict[str, Any]:
     return tomllib.loads((plugin / "pyproject.toml").read_text())
+
+
+def requirements(folder: Path) -> list[str]:
+    about = project(folder)["project"]
+    return [*about.get("dependencies", []), *(r for extra in about.get("optional-dependencies", {}).values() for r in extra)]
 
 
 def package(plugin: Path) -> Path:
@@ -130,6 +137,26 @@ def test_a_plugin_imports_public_names_of_the_core_and_no_other_plugin(plugin: P
                 wrong.append(f"{where} is private")
         wrong += [f"{file.relative_to(ROOT)}:{line}: {what} is private" for line, what in private_attributes(file)]
     assert wrong == []
+
+
+@pytest.mark.parametrize("project_folder", [ROOT, *PLUGINS], ids=lambda p: p.name if p != ROOT else "core")
+def test_every_third_party_import_is_declared(project_folder: Path) -> None:
+    """By the project itself or, for a plugin, by the core; extras count, for what is imported only where it is asked for.
+
+    pydantic_core comes with pydantic, which pins its exact version.
+    """
+    declared = {canonicalize_name(Requirement(r).name) for folder in {ROOT, project_folder} for r in requirements(folder)}
+    sources = (ROOT / "pppml_core") if project_folder == ROOT else package(project_folder)
+    owners = packages_distributions()
+    missing = set()
+    for file in sources.rglob("*.py"):
+        for line, module, _ in imports(file):
+            top = module.split(".")[0]
+            if top in sys.stdlib_module_names or top.startswith("pppml_") or not top:
+                continue
+            if top != "pydantic_core" and not {canonicalize_name(d) for d in owners.get(top, [top])} & declared:
+                missing.add(f"{file.relative_to(ROOT)}:{line}: {top}")
+    assert sorted(missing) == []
 
 
 @each_plugin
