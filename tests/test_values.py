@@ -183,3 +183,17 @@ def test_automatic_ranges_stay_positive_when_nothing_moved():
 def test_rms():
     assert rms({"a": np.array([3, 4], np.float32), "b": np.zeros((0,)), "c": np.ones(1)}, ["a", "b"]) == {"a": np.sqrt(12.5), "b": 0.0}
     assert np.isfinite(rms({"a": np.full(4, 1e30, np.float32)}, ["a"])["a"])
+
+
+@pytest.mark.parametrize("u", [0.0, np.nextafter(1, 0)])
+def test_the_integer_of_an_end_of_the_range_stays_inside_for_every_draw(u):
+    class Fixed:
+        def random(self, shape):
+            return np.full(shape, u)
+
+    for limit in generator().uniform(0.01, 10, 300):  # for some, limit * (levels / limit) is a little more than levels
+        for bits in (2, 16, 24):
+            fixed = FixedPoint(one(2), (limit,), bits)
+            integers, saturated = fixed.encode(np.array([limit, -limit]), Fixed())
+            assert np.abs(integers).max() <= fixed.levels
+            assert saturated == 0

@@ -309,8 +309,6 @@ class _Reader:
             raise self.error(f"containers are nested deeper than {self.limits.max_depth}")
         if count * least > len(self.view) - self.at:
             raise self.error(f"a container says it has {count:,} entries, more than the message can hold")
-        if self.items + count > self.limits.max_items:
-            raise self.error(f"more than {self.limits.max_items:,} values in one message")
         return count
 
     def list(self, depth: int) -> list[Any]:

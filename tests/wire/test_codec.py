@@ -174,6 +174,8 @@ def test_limits_hold_on_both_sides():
         decode(encode(body), limits=Limits(max_bytes=100))
     with pytest.raises(WireError, match="more than 3 values"):
         decode(encode([1, 2, 3]), limits=Limits(max_items=3))
+    with pytest.raises(WireError, match="more than 5 values"):
+        encode([Encoded([1, 2]), Encoded([3, 4])], limits=Limits(max_items=5))
     with pytest.raises(WireError, match="max_depth"):
         Limits(max_depth=10_000)
 

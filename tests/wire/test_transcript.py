@@ -42,7 +42,10 @@ def test_a_star_relay_has_two_hops_and_one_payload(tmp_path):
     frame = encode_message(m)
     with Transcript(tmp_path, payloads=True) as transcript:
         transcript.append(m, frame, carrier=("server",))
+        (payload,) = (tmp_path / "transcripts" / "payloads").iterdir()
+        written = payload.stat().st_ino
         transcript.append(m, frame)
+        assert payload.stat().st_ino == written, "written once"
         assert (transcript.total("up"), transcript.total("down"), transcript.total()) == (2 * len(frame), 2 * len(frame), 3 * len(frame))
     hops = read_transcript(tmp_path)
     assert [(h.sender, h.recipient, h.origin, h.final, h.carrier) for h in hops] == [
@@ -50,7 +53,8 @@ def test_a_star_relay_has_two_hops_and_one_payload(tmp_path):
         ("server", "b", "a", "b", ("server",)),
         ("a", "b", "a", "b", ()),
     ]
-    assert [p.name for p in (tmp_path / "transcripts" / "payloads").iterdir()] == [f"{hops[0].sha256}.bin"]
+    assert list(payload.parent.iterdir()) == [payload]
+    assert payload.name == f"{hops[0].sha256}.bin"
     assert read_payload(tmp_path, hops[0].sha256) == frame
 
 
