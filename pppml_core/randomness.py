@@ -57,7 +57,7 @@ def seeded(seed: int) -> Iterator[None]:
     import torch
 
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     reseed(seed)
     try:
         yield

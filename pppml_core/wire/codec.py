@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ import numpy.typing as npt
 import xxhash
 
 from pppml_core.errors import WireError
+from pppml_core.wire.header import KEYS, check_header
 from pppml_core.wire.messages import Message
 
 MAGIC = b"pppml"
@@ -375,42 +375,17 @@ def _fits(shape: Iterable[int], itemsize: int, limits: Limits) -> bool:
     return math.prod(max(1, length) for length in shape) * itemsize <= limits.max_bytes
 
 
-_NAME = {
-    "kind": re.compile(r"[a-z][a-z0-9_-]{0,31}"),
-    "stage": re.compile(r"[A-Za-z0-9_.:/-]{0,64}"),
-    "sender": re.compile(r"[a-z0-9_]{1,64}"),
-    "recipient": re.compile(r"[a-z0-9_]{1,64}"),
-}
-_NUMBER = {"round": range(2**31), "attempt": range(1, 2**31)}
-_KEYS = frozenset({"run", "body", *_NAME, *_NUMBER})
-
-
 def encode_message(message: Message, *, limits: Limits = _DEFAULT) -> bytes:
     """The frame of a message. Raises WireError if a field of its header is out of range or the body cannot be sent."""
-    fields = {key: getattr(message, key) for key in _KEYS}
-    _check_header(fields)
+    fields = {key: getattr(message, key) for key in KEYS}
+    check_header(fields)
     return encode(fields, limits=limits)
 
 
 def decode_message(data: Data, *, limits: Limits = _DEFAULT) -> Message:
     """The message of a frame. Raises WireError unless every field of the header is there, of its type and in range, and no other is."""
     fields = decode(data, limits=limits)
-    if not isinstance(fields, dict) or fields.keys() != _KEYS:
+    if not isinstance(fields, dict) or fields.keys() != KEYS:
         raise WireError("the frame does not hold a message", place="message")
-    _check_header(fields)
+    check_header(fields)
     return Message(**fields)
-
-
-def _check_header(fields: Mapping[str, Any]) -> None:
-    if not isinstance(fields["run"], bytes) or len(fields["run"]) != 16:
-        raise WireError("the run's name must be 16 bytes", place="message.run")
-    for key, allowed in _NUMBER.items():
-        if type(fields[key]) is not int or fields[key] not in allowed:
-            raise WireError(f"{fields[key]!r} is not a whole number from {allowed.start}", place=f"message.{key}")
-    for key, pattern in _NAME.items():
-        if not isinstance(fields[key], str) or not pattern.fullmatch(fields[key]):
-            raise WireError(f"{fields[key]!r:.80} does not match {pattern.pattern}", place=f"message.{key}")
-    if fields["sender"] == fields["recipient"]:
-        raise WireError(f"{fields['sender']!r} sends to itself", place="message.recipient")
-    if not isinstance(fields["body"], Mapping):
-        raise WireError(f"the body must be a map, not {type(fields['body']).__name__}", place="message.body")
