@@ -27,11 +27,11 @@ class Site:
         self.modules: list[str] = []
 
     def install(self, distribution, source, *, version="0.1.0", requires=("pppml-core>=0.1,<0.2",), group="pppml", entry="plugin"):
-        """One distribution with one module and one entry point that names it."""
-        module = distribution.replace("-", "_")
+        """One distribution with one module (of another name than a real plugin's) and one entry point that names it."""
+        module = "fake_" + distribution.replace("-", "_")
         self.modules.append(module)
         (self.folder / f"{module}.py").write_text(textwrap.dedent(source))
-        info = self.folder / f"{module}-{version}.dist-info"
+        info = self.folder / f"{module.removeprefix('fake_')}-{version}.dist-info"
         info.mkdir()
         lines = ["Metadata-Version: 2.1", f"Name: {distribution}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in requires)]
         (info / "METADATA").write_text("\n".join(lines) + "\n")
@@ -40,7 +40,7 @@ class Site:
 
     def offer(self, distribution, hook, name, **more):
         """A distribution that offers one component."""
-        module = distribution.replace("-", "_")
+        module = "fake_" + distribution.replace("-", "_")
         return self.install(distribution, PLUGIN.format(hook=hook, name=name, module=module), **more)
 
 
