@@ -44,7 +44,7 @@ def read_npz(path: str | Path, need: Sequence[str] = (), optional: Iterable[str]
             wanted = names if optional is None else [*need, *(n for n in optional if n in names and n not in need)]
             return {name: _read_array(archive, name, path) for name in wanted}
     except (zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"truncated or not an npz file ({error})", place=str(path), hint="copy or download it again") from error
+        raise DataError(f"truncated, damaged or not an npz file ({error})", place=str(path), hint="copy or download it again") from error
     except ValueError as error:
         raise DataError(f"not an npz file ({error})", place=str(path), hint="give a file made with numpy.savez") from error
     except OSError as error:
@@ -108,7 +108,7 @@ def headers(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]
                     shape, _, dtype = read(stream)
                     found[member.removesuffix(".npy")] = (shape, dtype)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise DataError(f"truncated or not an npz file ({error})", place=str(path), hint="copy or download it again") from error
+        raise DataError(f"truncated, damaged or not an npz file ({error})", place=str(path), hint="copy or download it again") from error
     return found
 
 

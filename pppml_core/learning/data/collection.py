@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def assign(
     else:
         count = partition.sites or 1
         names = [f"Site {i + 1:0{len(str(count))}d}" for i in range(count)]
-        infos = _infos(tuple(names), (f"simulated from {data.place}: {_words(partition)}",) * count)
+        infos = _infos(tuple(names), (f"simulated from {Path(data.place).name}: {_words(partition)}",) * count)
         sites = _divide(data, _split_whole(data, seeds, test_fraction, validation_fraction), partition, seeds)
     for info, site in zip(infos, sites, strict=True):
         if not sum(map(len, site.values())):

@@ -97,7 +97,7 @@ def read_multisite(
         names = names or tuple(f"class_{i}" for i in range(int(labels.max(initial=0)) + 1))
     else:
         names = names or _names_of_masks(path, masks)
-    parts = by_split_column(small["split"], _names(small, "split_names"), place=place) if "split" in small else None
+    parts = by_split_column(small["split"], _names(small, "split_names") or None, place=place) if "split" in small else None
     pixels = _Pixels(path, target, len(names), window, size)
     return Collection(
         place, kind, names, channels, size or stored, source, source_names, groups, known, parts, labels, pixels, _about(small, source)

@@ -77,15 +77,15 @@ class BloodCells(Task):
         """What is known of the file; its own terms decide."""
         blood = is_medmnist(self._data.place)
         return DataCard(
-            title="BloodMNIST, or a file of its format" if blood else "Blood cells of several sources",
+            title="BloodMNIST, or a file of its format" if blood else Path(self._data.place).stem,
             about="Microscopy of single cells, one class each. BloodMNIST: 17,092 normal cells of 8 types, one lab (Barcelona)."
             if blood
-            else "Single cells with class, source and split as the file records them.",
+            else f"{len(self._data)} images, one class each, of {len(self._data.source_names)} sources, given by the user.",
             licence="BloodMNIST: CC BY 4.0; another file: its own terms" if blood else "the file's own terms; pppml does not know them",
             how_to_get=f"`download: true`, or {RECORD}/bloodmnist.npz" if blood else "yours: `path`",
             files=(self._data.place,),
             cites=("Yang et al. 2023, Scientific Data 10:41", "Acevedo et al. 2020, Data in Brief 30:105474") if blood else (),
-            cautions=("No patient ids: cells of one patient may lie in several parts.",)
+            cautions=("No patient ids: images of one patient may lie in several parts.",)
             if not self._data.known.all()
             else ("Classes may cluster by slide: compare with a model that sees the background colour only.",),
         )
