@@ -69,9 +69,7 @@ class PersonalizationSuite(Suite):
 
     def test_zero_rates_give_a_zero_update(self) -> None:
         """If this fails: the update is not the difference to the received weights, or a rate is missing in ``zero_rates``."""
-        component = self.component
-        config = component.config(**self.config).model_copy(update=dict(self.zero_rates))
-        rule = component.load()(config, **self.choices)
+        rule = self.make(**self.zero_rates)
         update, _, _ = self.updated(rule, lr=0.0)
         for name, _ in self.network().named_parameters():
             if name in update.delta:

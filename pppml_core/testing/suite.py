@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from pppml_core.component import Component
+from pppml_core.component import Component, ComponentConfig
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -55,9 +55,12 @@ class Suite:
         if inspect.getattr_static(cls, "test_no_silent_overrides") is not vars(Suite)["test_no_silent_overrides"]:
             raise TypeError(f"{cls.__name__} overrides the guard test_no_silent_overrides, which cannot be overridden")
 
-    def make(self, **changes: Any) -> Any:
-        """The component's object, with ``changes`` to ``config``."""
-        settings = self.component.config(**{**self.config, **changes})
+    def make(self, **unchecked: Any) -> Any:
+        """The component's object. ``unchecked``: settings put in without validation, to reach values that a config forbids."""
+        return self.build(self.component.config(**self.config).model_copy(update=unchecked))
+
+    def build(self, settings: ComponentConfig) -> Any:
+        """``Target(settings, **choices)``."""
         return self.component.load()(settings, **self.choices)
 
     def test_no_silent_overrides(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator
@@ -158,8 +159,9 @@ class TaskSuite(Suite):
         task = self.make()
         spec, examples = task.spec(), task.load(self.some_sites(task)[0]).train
         for index in self.indices(examples):
-            one, other = (examples.example(index, np.random.Generator(np.random.PCG64(index))) for _ in range(2))
-            plain = examples.example(index)
+            # Copies: an example may be a view of what is stored.
+            plain = copy.deepcopy(examples.example(index))
+            one, other = (copy.deepcopy(examples.example(index, np.random.Generator(np.random.PCG64(index)))) for _ in range(2))
             assert _same(one, other), f"example {index}"
             assert one[0].shape == plain[0].shape, f"example {index}"
             assert (one[0].dtype, one[1].dtype) == (np.float32, np.int64), f"example {index}"
