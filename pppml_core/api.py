@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pppml_core.config import RunConfig, diff, resolve, save_resolved, split_objects
 from pppml_core.errors import CheckpointError, ConfigError, PppmlError
 from pppml_core.registry import Registry
+from pppml_core.views import CardView, PlanView, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -55,21 +56,38 @@ class Experiment:
         self.objects = {**(objects or {}), **found}
         self.config: RunConfig = resolve(plain, tuple(overrides), self.registry, self.objects)
 
-    def plan(self) -> PlanView:
-        """Build and check everything; prints as a table."""
-        return PlanView(self._plan())
+    def plan(self, *, measure: bool = False) -> PlanView:
+        """Build and check everything; prints as a table. ``measure`` also times one batch and one sum on this machine."""
+        plan = self._plan()
+        if measure and not plan.misfits:
+            from pppml_core.engines.measure import measure_plan
+
+            plan.measured = measure_plan(plan)
+        return PlanView(plan)
+
+    def data(self, pictures: str | Path | None = None) -> CardView:
+        """The data card with counts; ``pictures`` writes a sheet of sample images there."""
+        from pppml_core.learning.data.card import card_with_counts, sample_sheet
+
+        task = self.registry.build("task", self.config.task, self.objects)
+        if pictures is not None:
+            sample_sheet(task, pictures)
+        return CardView(card_with_counts(task))
 
     def _plan(self) -> Plan:
         from pppml_core.federation.plan import make_plan
 
         return make_plan(self.config, self.registry, self.objects)
 
-    def with_overrides(self, overrides: Sequence[str]) -> Experiment:
-        """A copy with ``a.b=c`` laid over it."""
-        from pppml_core.config import to_plain
+    def changed(self, changes: Mapping[str, Any]) -> Experiment:
+        """A copy with ``{"a.b": value}`` laid over it; a live object may stand for a whole section."""
+        from pppml_core.config import apply_overrides, to_plain
+        from pppml_core.sweep import as_settings
 
-        plain = to_plain(self.config)
-        return Experiment(_unset_defaults(plain, self.config), overrides=overrides, registry=self.registry, objects=self.objects)
+        live = {path: value for path, value in changes.items() if not isinstance(value, str | int | float | bool | list | dict | None)}
+        plain = apply_overrides(_without_defaults(to_plain(self.config), self.config), as_settings({p: v for p, v in changes.items() if p not in live}))
+        plain, found = split_objects({**plain, **live})
+        return Experiment(plain, registry=self.registry, objects={**self.objects, **found})
 
     def run(self, folder: str | Path | None = None, *, resume: bool | None = None, reporters: bool = True) -> Run:
         """Run in ``folder`` (default ``runs/<name>``); a folder that holds this very run unfinished is resumed.
@@ -116,7 +134,7 @@ class Experiment:
         return f"<pre>{html.escape(dump_yaml(to_plain(self.config)))}</pre>"
 
 
-def _unset_defaults(plain: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+def _without_defaults(plain: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """Without the training settings and the model the user never set, so that a task's own defaults still apply."""
 
     def only_set(section: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,58 +175,6 @@ def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
     finally:
         for listener in listeners:
             listener.close()
-
-
-class PlanView:
-    """A plan that prints itself: a table in a terminal, HTML in a notebook."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    @property
-    def misfits(self) -> list[str]:
-        """Why it is refused; empty: it can run."""
-        return self.plan.misfits
-
-    def to_dict(self) -> dict[str, Any]:
-        """As ``plan.json``."""
-        return self.plan.to_dict()
-
-    def __rich__(self) -> Any:
-        from pppml_core.report.plan_view import plan_tables
-
-        return plan_tables(self.plan.to_dict())
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=140, record=True, file=_Nowhere())
-        console.print(self)
-        return console.export_text()
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=140, record=True, file=_Nowhere())
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
-class _Nowhere:
-    """A text file that drops what is written."""
-
-    encoding = "utf-8"
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None
-
-    def isatty(self) -> bool:
-        return False
 
 
 class Run:
@@ -281,7 +247,7 @@ class Run:
         """Predict the images of a file or folder with the global or a site's model; written to ``out`` where given."""
         from pppml_core.learning.predict import predict_run
 
-        return predict_run(self, Path(path), site=site, out=None if out is None else Path(out), probabilities=probabilities)
+        return predict_run(self.task, self.model(site), path, out, probabilities=probabilities)
 
     @property
     def task(self) -> Any:
@@ -307,18 +273,9 @@ class Run:
         return f"Run({str(self.folder)!r})"
 
     def _repr_html_(self) -> str:
-        from pppml_core.report.tables import metrics_table, to_html
+        from pppml_core.report.tables import to_html
 
-        return to_html(metrics_table(self.result))
-
-
-class Rows(list[dict[str, Any]]):
-    """Metric rows that show as a table."""
-
-    def _repr_html_(self) -> str:
-        from pppml_core.report.tables import metrics_table, to_html
-
-        return to_html(metrics_table(list(self)))
+        return to_html(self.result)
 
 
 def load(config: str | Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Experiment:
@@ -333,21 +290,22 @@ def open(folder: str | Path, registry: Registry | None = None, objects: Mapping[
 
 def sweep(
     experiment: Experiment | str | Path,
-    grid: Mapping[str, Sequence[Any]],
+    grid: Mapping[str, Any],
     seeds: Iterable[int] = (0,),
     *,
     budget: float | None = None,
     out: str | Path = "runs/sweep",
 ) -> SweepResult:
     """Run every point of a grid with every seed; resumable; see :mod:`pppml_core.sweep`."""
-    from pppml_core.sweep import Sweep
+    from pppml_core.config import to_plain
+    from pppml_core.sweep import Sweep, expand
 
     base = experiment if isinstance(experiment, Experiment) else load(experiment)
 
-    def run_one(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
-        return base.with_overrides(overrides).run(folder, reporters=False).result
+    def run_one(overrides: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        return base.changed(overrides).run(folder, reporters=False).result
 
-    return Sweep(grid, seeds, run_one, Path(out), budget=budget).run()
+    return Sweep(expand(grid, seeds), run_one, out, budget=budget, base=to_plain(base.config)).run()
 
 
 def plugins(registry: Registry | None = None) -> list[dict[str, Any]]:
@@ -357,6 +315,6 @@ def plugins(registry: Registry | None = None) -> list[dict[str, Any]]:
 
 def schema(registry: Registry | None = None) -> dict[str, Any]:
     """The JSON Schema of a config for everything installed."""
-    from pppml_core.config.schema import json_schema
+    from pppml_core.config import json_schema
 
     return json_schema(registry or Registry.discover())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pppml_core.component import Choice, ComponentConfig
 
@@ -31,7 +31,9 @@ class Stop(Section):
 class RunSection(Section):
     """How long, how seeded, what happens when a round fails, what is measured."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name in reports and of the default folder")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name in reports and of the default folder: letters, digits and . _ -"
+    )
     rounds: int = Field(10, ge=1, le=100_000, description="communication rounds")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="root of all learning randomness; never of keys, masks or noise")
     cohort: int | None = Field(None, ge=1, description="sites drawn each round; default: all")
@@ -101,6 +103,14 @@ class TrainingSection(Section):
         return self
 
 
+def _encoding_by_name(value: Any) -> Any:
+    """``encoding: float`` is short for ``encoding: {use: float}``."""
+    return {"use": value} if isinstance(value, str) else value
+
+
+_EncodingName = Literal["fixed", "float"]
+
+
 class RunConfig(Section):
     """A run. Component sections take a name (``unet``) or a map with ``use`` and the component's settings."""
 
@@ -110,7 +120,9 @@ class RunConfig(Section):
     pool: bool = Field(False, description="set by `task.pool: true`: all sites' data at one place, centralized training")
     model: Annotated[ComponentConfig | None, Choice("model")] = None
     training: TrainingSection = Field(default_factory=TrainingSection)
-    encoding: EncodingSection = Field(default_factory=EncodingSection)
+    encoding: Annotated[EncodingSection, BeforeValidator(_encoding_by_name, json_schema_input_type=EncodingSection | _EncodingName)] = (
+        Field(default_factory=EncodingSection)
+    )
     personalization: Annotated[ComponentConfig, Choice("personalization", default="fedavg")]
     privacy: Annotated[ComponentConfig, Choice("privacy", default="none")]
     aggregator: Annotated[ComponentConfig, Choice("aggregator", default="plain")]

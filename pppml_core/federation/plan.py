@@ -63,6 +63,8 @@ class Plan:
     #: public bound of a site's weight, and training examples of each site.
     max_weight: int = 0
     sizes: dict[str, int] = field(default_factory=dict)
+    #: seconds of one batch and one sum on this machine, when asked for.
+    measured: dict[str, float] = field(default_factory=dict)
     #: the built parts, reused by an engine that runs in this process.
     assembly: Assembly | None = None
 
@@ -87,6 +89,7 @@ class Plan:
             "privacy": self.privacy,
             "plugins": self.plugins,
             "versions": self.versions,
+            **({"measured": self.measured} if self.measured else {}),
         }
 
 

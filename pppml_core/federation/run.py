@@ -100,6 +100,7 @@ class Conductor:
         scores = self._scores(round, round, self._server.state.weights, ("validation",), final=False)
         state, run = self._server.state, self._config.run
         value = evaluation.mean_of(scores, "validation", self._metric)
+        state.validation[str(round)] = _number(value)
         if not math.isnan(value) and (state.best_value is None or value > state.best_value):
             state.best_round, state.best_value, state.stale = round, value, 0
             if run.select == "best-validation":
@@ -180,7 +181,7 @@ class Conductor:
         return round
 
     def _finish(self) -> dict[str, Any]:
-        """Score the selected weights on validation and test data, write model and result."""
+        """Score the selected weights on test data, for the first time; write model and result."""
         server, run = self._server, self._config.run
         state = server.state
         last = max((int(r) for r in state.survivors), default=0)
@@ -188,7 +189,7 @@ class Conductor:
         if run.select == "best-validation" and state.best_round is not None and state.best_round != last:
             chosen = state.best_round
             weights = to_torch(checkpoint.load_best(self._folder.checkpoints, chosen))
-        scores = self._scores(last, chosen, weights, ("validation", "test"), final=True)
+        scores = self._scores(last, chosen, weights, ("test",), final=True)
         full = {**server.parts.initial_state, **weights}
         from safetensors.torch import save
 
@@ -217,7 +218,7 @@ class Conductor:
             "model_sha256": sha256_of_state(full),
             "survivors": state.survivors,
             "metrics": brackets,
-            "validation": {"metric": self._metric, "value": _number(evaluation.mean_of(scores, "validation", self._metric))},
+            "validation": {"metric": self._metric, "value": state.validation.get(str(chosen))},
             "bytes": {"up": transcript.total("up"), "down": transcript.total("down"), "by_stage": transcript.by_stage()},
             "seconds": {"total": seconds.pop("total"), "by_stage": seconds},
             "privacy": self._server.privacy.statement.to_dict(),

@@ -41,6 +41,8 @@ class ServerState:
     best_value: float | None = None
     #: validation evaluations since the best one.
     stale: int = 0
+    #: round -> mean validation value of the watched metric (None where it was undefined).
+    validation: dict[str, float | None] = field(default_factory=dict)
     stopped: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 

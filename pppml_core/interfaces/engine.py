@@ -14,6 +14,12 @@ code, so the same protocol runs on every engine::
         def deliver(self, frames):
             for site, frame in frames:
                 yield site, self.sites[site].receive(frame)
+
+        def clock(self):
+            return {}
+
+        def close(self):
+            pass
 '''
 
 from __future__ import annotations
@@ -63,6 +69,9 @@ class Transport(Protocol):
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """Send each frame to its site; yield ``(site, reply frame or Loss)`` as they arrive, each site once."""
+
+    def clock(self) -> Mapping[str, float]:
+        """Seconds the sites spent in ``train`` and ``evaluate`` so far, summed; empty where that is not the engine's to know."""
 
     def close(self) -> None:
         """Stop the sites. Safe to call twice."""

@@ -28,7 +28,11 @@ def plan_tables(plan: Mapping[str, Any]) -> Any:
     if plan["bytes"]:
         b = plan["bytes"]
         stages_text = ", ".join(f"{k} {v:,}" for k, v in b["by_stage"].items()) or "nothing"
-        parts.append(f"bytes per site and round: up about {b['up_per_site_round']:,} ({stages_text}), down about {b['down_per_site_round']:,}")
+        parts.append(
+            f"bytes per site and round: up about {b['up_per_site_round']:,} ({stages_text}), down about {b['down_per_site_round']:,}"
+        )
+    if plan.get("measured"):
+        parts.append("measured here: " + ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan["measured"].items()))
     if plan["guarantees"]:
         g = plan["guarantees"]
         table = Table("guarantee", "", title="who learns what", title_justify="left", show_header=False)
@@ -42,4 +46,28 @@ def plan_tables(plan: Mapping[str, Any]) -> Any:
         for text in g["assumes"]:
             table.add_row("assumes", escape(text))
         parts.append(table)
+    return Group(*parts)
+
+
+def card_tables(card: Mapping[str, Any]) -> Any:
+    """A rich renderable of a data card with counts."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    parts: list[Any] = [f"[bold]{escape(card['title'])}[/bold] ({card['kind']})", escape(card["about"])]
+    parts += [f"licence: {escape(card['licence'])}", f"how to get it: {escape(card['how_to_get'])}"]
+    parts += [f"cite: {escape(text)}" for text in card["cites"]]
+    parts += [f"[yellow]caution:[/yellow] {escape(text)}" for text in (*card["cautions"], *card["warnings"])]
+    what = "classes" if card["kind"] == "classification" else "foreground"
+    table = Table(
+        "site", "split", "examples", "patients or groups", what, title=f"{' x '.join(map(str, card['size']))}", title_justify="left"
+    )
+    for site in card["sites"]:
+        for split in ("train", "validation", "test"):
+            counts = site[split]
+            values = counts.get(what) or {}
+            shown = ", ".join(f"{n} {v:.2%}" if isinstance(v, float) else f"{n} {v:,}" for n, v in values.items())
+            table.add_row(escape(site["name"]), split, f"{counts['examples']:,}", f"{counts['groups']:,}", escape(shown))
+    parts.append(table)
     return Group(*parts)
