@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pppml_core.errors import DataError
-from pppml_core.report.tables import MISSING, WEIGHTS, Grid, final_metrics, number, seconds, size
+from pppml_core.report.tables import MISSING, WEIGHTS, Grid, clean, final_metrics, number, seconds, size
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
     from pppml_core.learning.stats import Interval
 
@@ -152,9 +152,29 @@ class SweepResult:
         if self.missing:
             yield f"Not finished: {', '.join(self.missing)}."
 
-    def table(self) -> Table:
-        """For a terminal."""
-        return self.grid().rich()
+    def table(self) -> Group:
+        """For a terminal: a block of rows for each metric, so that it stays narrow and cells stand below each other."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        paths, cells = self._paths(), self.cells
+        last = [path.rpartition(".")[2] for path in paths]
+        names = [short if last.count(short) == 1 else path for short, path in zip(last, paths, strict=True)]
+        table = Table(title=Text(clean(self.out.name)), title_justify="left", box=SIMPLE_HEAD)
+        for name in ("metric", *names):
+            table.add_column(Text(clean(name)), overflow="fold")
+        table.add_column("weights", no_wrap=True)
+        for name in ("mean [95 %]", "seeds"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for metric in dict.fromkeys(metric for cell in cells for metric in cell.metrics) or [MISSING]:
+            for index, cell in enumerate(cells):
+                shown = _shown(cell.metrics.get(metric), len(cell.seeds))
+                head = (metric if index == 0 else "", *(cell.settings[path] for path in paths), cell.weights)
+                table.add_row(*(Text(clean(text)) for text in (*head, shown, f"{len(cell.seeds)}/{cell.asked}")))
+            table.add_section()
+        return Group(table, Text(clean("\n".join(self._notes()), keep_lines=True)))
 
     def markdown(self) -> str:
         """For a README or an issue."""
