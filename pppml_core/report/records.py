@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,10 +160,10 @@ def _map(path: Path, damaged: list[str], parse: Any) -> Record:
     try:
         value = parse(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        damaged.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
+        damaged.append(f"the file {path.name} cannot be read: {str(error).splitlines()[0]}")
         return {}
     if not isinstance(value, Mapping):
-        damaged.append(f"{path.name} holds no map")
+        damaged.append(f"the file {path.name} holds no map")
         return {}
     return value
 
@@ -170,15 +172,17 @@ def _jsonl(path: Path, damaged: list[str]) -> list[Record]:
     if not path.is_file():
         return []
     records, torn = [], 0
-    for line in path.read_text("utf-8", errors="replace").splitlines():
+    for line in filter(str.strip, path.read_text("utf-8", errors="replace").splitlines()):
         try:
-            record = json.loads(line) if line.strip() else None
+            record = json.loads(line)
         except (ValueError, RecursionError):
-            record, torn = None, torn + 1
+            record = None
         if isinstance(record, Mapping):
             records.append(record)
+        else:
+            torn += 1
     if torn:
-        damaged.append(f"{path.name}: {torn} line{'s' if torn > 1 else ''} cut off or not JSON, left out")
+        damaged.append(f"the file {path.name} has {torn} line{'s' if torn > 1 else ''} cut off or not JSON, left out")
     return records
 
 
@@ -191,17 +195,13 @@ def _examples(path: Path, damaged: list[str]) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in EXAMPLE_ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError) as error:
-        damaged.append(f"{path.name} cannot be read: {error}")
-        return {}
-    except Exception as error:
-        # zipfile raises BadZipFile, zlib.error and others for damage at different places; none of them may end the report.
-        damaged.append(f"{path.name} is damaged: {type(error).__name__}: {error}")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        damaged.append(f"the file {path.name} cannot be read: {error}")
         return {}
     counts = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or arrays["images"].ndim not in (4, 5):
-        damaged.append(f"{path.name}: its arrays do not fit each other: {counts}, images {arrays['images'].shape}")
+        damaged.append(f"the arrays of {path.name} do not fit each other: {counts}, images {arrays['images'].shape}")
         return {}
     return arrays

@@ -113,7 +113,7 @@ def final_metrics(source: Source) -> FinalMetrics:
     """The final values of a source. Of rows, the last round of the test split counts, of the validation split where no test row is."""
     if not isinstance(source, Mapping):
         return _from_rows(list(source))
-    parts = source.get("metrics", source)
+    parts = _mapping(source.get("metrics", source))
     sites = {w: {s: _numbers(v) for s, v in _mapping(_mapping(parts.get(w)).get("sites")).items()} for w in WEIGHTS}
     mean = {w: _numbers(_mapping(parts.get(w)).get("mean")) or _mean(sites[w]) for w in WEIGHTS}
     rounds = source.get("rounds")
@@ -160,16 +160,15 @@ def metric_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Three decimals for scores, fewer for large values, a dash where undefined.
+    """Three decimals for scores up to one, fewer for larger values, a dash where undefined.
 
     >>> number(0.70251), number(12.345), number(48_211.0), number(float("nan"))
-    ('0.703', '12.3', '48,211', '–')
+    ('0.703', '12.35', '48,211', '–')
     """
     if value is None or not math.isfinite(value):
         return MISSING
-    if abs(value) < 9.9995:
-        return f"{value:.3f}"
-    return f"{value:.1f}" if abs(value) < 999.95 else f"{value:,.0f}"
+    digits = next((d for limit, d in ((1.0005, 3), (99.995, 2), (999.95, 1)) if abs(value) < limit), 0)
+    return f"{value:,.{digits}f}"
 
 
 def size(count: float | None) -> str:
@@ -190,7 +189,7 @@ def seconds(value: float | None) -> str:
     """A duration.
 
     >>> seconds(0.0312), seconds(75.25), seconds(4000)
-    ('0.03 s', '1 min 15 s', '1 h 07 min')
+    ('0.03 s', '1 min 15 s', '1 h 06 min')
     """
     if value is None or not math.isfinite(value):
         return MISSING

@@ -49,17 +49,16 @@ def headline(column: Column) -> list[str]:
     run = column.first
     task, model, sites = run.part("plan", "task"), run.part("plan", "model"), items(run.plan.get("sites"))
     count = len(sites) or len(run.final.site_names)
-    who = {"centralized": f"The images of {count} sites were put in one place", "local-only": f"{count} sites trained alone, each"}.get(
-        column.role, f"{count} sites trained together"
-    )
-    examples = sum(int(s.get("train") or 0) for s in sites)
-    parameters = f" with {model['parameters']:,} parameters" if isinstance(model.get("parameters"), int) else ""
-    net = model.get("name") or run.part("config", "model").get("use")
+    net = f"{model.get('name') or run.part('config', 'model').get('use') or 'model'}"
+    net += f" of {model['parameters']:,} parameters" if isinstance(model.get("parameters"), int) else ""
+    who = {
+        "centralized": f"On the images of {count} sites, put in one place, a {net} was trained",
+        "local-only": f"{count} sites, each on its own, trained a {net}",
+    }.get(column.role, f"{count} sites together trained a {net}")
     name = run.part("config", "task").get("use")
-    first = f"{who}, {_rounds(run)}, a {net or 'model'}{parameters} {KINDS.get(str(task.get('kind')), '')}".rstrip()
-    first = f"{first} (task {name})." if name else f"{first}."
-    if column.role == "centralized":
-        first = first.replace(", ", " and trained, ", 1)
+    purpose = " ".join(text for text in (_rounds(run), KINDS.get(str(task.get("kind")), ""), f"(task {name})" if name else "") if text)
+    examples = sum(int(s.get("train") or 0) for s in sites)
+    first = f"{who} {purpose}."
     parts = [first]
     if examples:
         parts.append(f"They hold {examples:,} training examples in all, between {_span([int(s.get('train') or 0) for s in sites])} a site.")
@@ -67,7 +66,7 @@ def headline(column: Column) -> list[str]:
         parts.append(f"Classes: {', '.join(map(str, classes))}.")
     chosen = [(kind, run.part("config", kind).get("use")) for kind in ("personalization", "aggregator", "privacy")]
     if any(use for _, use in chosen) and column.role == "federated":
-        parts.append("; ".join(f"{kind}: {FAMILIAR.get(str(use), use)}" for kind, use in chosen if use).capitalize() + ".")
+        parts.append(capital("; ".join(f"{kind}: {FAMILIAR.get(str(use), use)}" for kind, use in chosen if use)) + ".")
     seeds = [str(r.seed) for r in column.runs if r.seed is not None]
     if seeds:
         parts.append(f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(seeds)}.")

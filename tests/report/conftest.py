@@ -42,20 +42,21 @@ def squares(count: int, size: int, generator: np.random.Generator) -> dict[str, 
 
 def write_run(
     folder: Path, *, method: str = "fedavg", seed: int = 1, rounds: int = 6, planned: int | None = None, finished: bool = True,
-    sites: dict[str, str] | None = None, kind: str = "segmentation", privacy: dict[str, Any] | None = None,
-    guarantees: dict[str, Any] | None = None, settings: dict[str, Any] | None = None, examples: bool = True, personalized: bool = True,
+    sites: dict[str, str] | None = None, kind: str = "segmentation", private: bool = False,
+    masked: bool = False, settings: dict[str, Any] | None = None, examples: bool = True, personalized: bool = True,
 ) -> Path:  # fmt: skip
     sites, folder = sites or SITES, Path(folder)
     folder.mkdir(parents=True)
     generator = np.random.default_rng([seed, *map(ord, method)])
     metrics = ("dice", "hd95") if kind == "segmentation" else ("accuracy", "auc")
-    slugs, promised, claim = list(sites), guarantees or PLAIN, privacy or NO_CLAIM
+    slugs, promised, claim = list(sites), MASKED if masked else PLAIN, PRIVATE if private else NO_CLAIM
     config = {
         "run": {"name": f"demo-{method}", "rounds": planned or rounds, "seed": seed, "metrics": "per-site"},
         "task": {"use": "lung-lesions", "sites": len(slugs)}, "pool": method == "centralized", "model": {"use": "unet"},
         "training": {"epochs": 1, "batch_size": 16, "optimizer": {"use": "adam", "lr": 0.001}},
         "personalization": {"use": "fedavg" if method == "centralized" else method}, "privacy": {"use": claim["mechanism"]},
-        "aggregator": {"use": "plain"}, "reporters": [{"use": "console"}, {"use": "jsonl"}], "engine": {"use": "local", "workers": 0},
+        "aggregator": {"use": "masked" if masked else "plain"},
+        "reporters": [{"use": "console"}, {"use": "jsonl"}], "engine": {"use": "local", "workers": 0},
         **(settings or {}),
     }  # fmt: skip
     (folder / "config.resolved.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
@@ -137,7 +138,7 @@ def write_run(
                 "up": 3_865_200 * rounds, "down": 7_701_700 * rounds,
                 "by_stage": {"open": 7_701_200 * rounds, "contribute": 3_860_900 * rounds, "evaluate": 4_800 * rounds},
             },
-            "seconds": {"total": 12.0 * rounds, "by_stage": {"training": 9.2 * rounds, "evaluation": 2.0 * rounds, "encoding": 0.2 * rounds}},
+            "seconds": {"total": 12.0 * rounds, "by_stage": {"training": 9.2 * rounds, "evaluation": 2.0 * rounds}},
             "privacy": claim, "guarantees": promised, "versions": plan["versions"],
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result))

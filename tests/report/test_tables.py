@@ -1,0 +1,71 @@
+import doctest
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from pppml_core.report import columns, records, tables
+from pppml_core.report.tables import comparison_grid, final_metrics, metrics_grid, metrics_table, to_html, to_markdown
+
+RESULT = {
+    "rounds": 4,
+    "metrics": {
+        "global": {"mean": {"dice": 0.6, "hd95": None}, "sites": {"a": {"dice": 0.5}, "b": {"dice": 0.7, "hd95": 12.5}}},
+        "personalized": {"mean": {}, "sites": {"a": {"dice": 0.75}, "b": {"dice": None}}},
+    },
+}
+ROWS = [
+    {"round": r, "site": s, "split": split, "weights": "global", "dice": v}
+    for r, s, split, v in [(1, "a", "test", 0.1), (2, "a", "test", 0.5), (2, "b", "test", None), (3, "a", "validation", 0.9)]
+]
+
+
+@pytest.mark.parametrize("module", [tables, columns, records])
+def test_examples_in_docstrings(module: object) -> None:
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)  # type: ignore[arg-type]
+    assert result.failed == 0
+    assert result.attempted > 0
+
+
+def test_result_keeps_its_mean_and_a_missing_one_is_made_from_what_is_defined() -> None:
+    final = final_metrics(RESULT)
+    assert final.weights == ("global", "personalized")
+    assert (final.site_names, final.metrics, final.round) == (("a", "b"), ("dice", "hd95"), 4)
+    assert final.value("global", None, "dice") == 0.6
+    assert math.isnan(final.value("global", None, "hd95")), "the run said that it is undefined"
+    assert final.value("personalized", None, "dice") == 0.75, "b is undefined and left out"
+    assert math.isnan(final.value("personalized", "b", "dice"))
+
+
+def test_rows_count_for_the_last_round_of_the_test_split() -> None:
+    final = final_metrics(ROWS)
+    assert (final.round, final.split, final.value("global", "a", "dice")) == (2, "test", 0.5)
+    assert final_metrics(ROWS[3:]).split == "validation"
+    assert final_metrics([]).weights == ()
+
+
+def test_a_mean_row_of_the_summed_mode_is_no_site() -> None:
+    final = final_metrics([{**ROWS[1], "site": "mean"}])
+    assert final.site_names == ()
+    assert final.value("global", None, "dice") == 0.5
+
+
+def test_grid_has_the_mean_first_and_reads_the_same_in_three_forms() -> None:
+    names = {"a": "Hospital <b>A</b> | x"}
+    grid = metrics_grid(RESULT, names=names)
+    assert grid.rows[0] == ("mean of sites", "0.600", "0.750", "–", "–")
+    assert grid.rows[2] == ("b", "0.700", "–", "12.50", "–")
+    assert "Hospital &lt;b>A&lt;/b> \\| x" not in to_markdown(RESULT)
+    assert "| Hospital &lt;b>A&lt;/b> \\| x | 0.500 | 0.750 |" in to_markdown(RESULT, names=names)
+    assert "<td>Hospital &lt;b&gt;A&lt;/b&gt; | x</td><td>0.500</td>" in to_html(RESULT, names=names)
+    out = io.StringIO()
+    Console(file=out, width=120).print(metrics_table(RESULT, names={"a": "A [red]\x1b[2J"}))
+    assert "A [red] [2J" in out.getvalue()
+
+
+def test_comparison_puts_runs_side_by_side() -> None:
+    grid = comparison_grid({"fedavg": RESULT, "alone": ROWS}, "dice")
+    assert grid.header == ("site", "fedavg\nglobal", "fedavg\npersonalized", "alone\nglobal")
+    assert grid.rows[1] == ("a", "0.500", "0.750", "0.500")
+    assert "<table>" in grid._repr_html_()
