@@ -23,8 +23,11 @@ class InvalidConfig(ConfigError):
 
     def __init__(self, problems: Sequence[PppmlError], *, place: str) -> None:
         self.problems = tuple(problems)
-        text = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(self.problems, 1))
-        super().__init__(f"{len(self.problems)} problems:{text}", place=place)
+        super().__init__(_listed(problems), place=place)
+
+
+def _listed(problems: Sequence[PppmlError]) -> str:
+    return f"{len(problems)} problems:" + "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
 
 
 def resolve(
@@ -85,6 +88,8 @@ def _raised(problems: Sequence[Problem], document: Document) -> PppmlError:
     placed = [_placed(problem, document) for problem in sorted(problems, key=lambda problem: _order(problem, document))]
     if len(placed) == 1:
         return placed[0]
+    if all(isinstance(error, PluginError) for error in placed):
+        return PluginError(_listed(placed), place=document.name)
     return InvalidConfig(placed, place=document.name)
 
 

@@ -42,11 +42,15 @@ def save_resolved(config: BaseModel, path: str | Path) -> None:
     path = Path(path)
     text = f"# The config of this run with every default written out, by pppml-core {__version__}.\n{dump_yaml(to_plain(config))}"
     unfinished = path.with_name(f"{path.name}.tmp")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def diff(before: BaseModel | Mapping[str, Any], after: BaseModel | Mapping[str, Any]) -> list[Difference]:

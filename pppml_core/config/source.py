@@ -129,7 +129,11 @@ class _Dumper(yaml.SafeDumper):
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """Plain data as YAML that :func:`load_yaml` reads back to equal data."""
-    return str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    text = str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    # PyYAML writes these line separators as they are, and reads them as line breaks.
+    if any(separator in text for separator in "\x85\u2028\u2029"):
+        text = str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=120))
+    return text
 
 
 def scalar(text: str) -> Any:

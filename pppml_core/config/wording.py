@@ -62,28 +62,46 @@ def _path(detail: ErrorDetails, data: Mapping[str, Any]) -> ConfigPath:
 
 
 def _worded(path: ConfigPath, details: Sequence[ErrorDetails], binding: Binding, data: Mapping[str, Any]) -> ConfigError:
-    owner, info = _field(path, binding, data)
+    owner, info, field = _field(path, binding, data)
     first = details[0]
-    name = next((part for part in reversed(path) if isinstance(part, str)), "")
-    about = f"{name}: {info.description}" if info is not None and info.description else None
+    about = _about(field, info, binding)
     if first["type"] == "missing":
-        choice = choice_of(info) if info is not None else None
-        names = ", ".join(found.name for found in binding.registry.components(choice.kind)) if choice else ""
-        return ConfigError("is missing", hint=f"{name}: one of {names}" if names else about or f"add `{name}: ...`")
+        return ConfigError("is missing", hint=about)
     if first["type"] == "extra_forbidden":
         known = sorted(owner.model_fields) + (["pool"] if path[:-1] == ("task",) else []) if owner else []
         close = nearest(str(path[-1]), known)
-        hint = f"did you mean {close!r}?" if close else f"known here: {', '.join(known)}" if known else "remove it"
-        return ConfigError(f"unknown key {path[-1]!r}", hint=hint)
+        return ConfigError(f"unknown key {path[-1]!r}", hint=f"did you mean {close!r}?" if close else f"known here: {', '.join(known)}")
     if first["type"] in ("value_error", "assertion_error"):
         return ConfigError(first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "), hint=about)
     demands = list(dict.fromkeys(_demand(detail) for detail in details))
     value = first["input"]
-    close = nearest(value, _literals(details)) if isinstance(value, str) else None
-    shown = f"a {type(value).__name__} of {len(value)}" if isinstance(value, Mapping | list | tuple) else repr(value)
-    shown = {"None": "null", "True": "true", "False": "false"}.get(shown, shown if len(shown) < 80 else shown[:77] + "...")
-    hints = [hint for hint in (f"did you mean {close!r}?" if close else None, about) if hint]
-    return ConfigError(f"must be {' or '.join(demands)}, not {shown}", hint=" ".join(hints) or None)
+    if isinstance(value, str) and (close := nearest(value, _literals(details))):
+        about = f"did you mean {close!r}? {about}"
+    if demands == ["a list"] and isinstance(value, str):
+        about = f"write [{value}]. {about}"
+    return ConfigError(f"must be {' or '.join(demands)}, not {_shown(value)}", hint=about)
+
+
+def _about(name: str, info: FieldInfo | None, binding: Binding) -> str:
+    """What an entry is for: its description, the names it may have, the settings it holds, or its default."""
+    if info is None:
+        return "`pppml schema` lists every setting"
+    if info.description:
+        return f"{name}: {info.description}"
+    if choice := choice_of(info):
+        names = ", ".join(found.name for found in binding.registry.components(choice.kind))
+        return f"{name}: one of {names}" if names else f"no {choice.kind} is installed"
+    if section := next(_models(info.annotation), None):
+        return f"settings of `{name}`: {', '.join(section.model_fields)}"
+    return f"{name}: required" if info.is_required() else f"{name}: {info.get_default(call_default_factory=True)!r} by default"
+
+
+def _shown(value: Any) -> str:
+    """A value as the file has it, shortened."""
+    if isinstance(value, Mapping | list | tuple):
+        return "a map" if isinstance(value, Mapping) else f"a list of {len(value)}"
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _demand(detail: ErrorDetails) -> str:
@@ -114,20 +132,18 @@ def _literals(details: Sequence[ErrorDetails]) -> list[str]:
     return [part for part in found.replace(" or ", ",").replace(" ", "").replace("'", "").split(",") if part]
 
 
-def _field(path: ConfigPath, binding: Binding, data: Mapping[str, Any]) -> tuple[type[BaseModel] | None, FieldInfo | None]:
-    """The config class that holds the entry, and the entry's field."""
+def _field(path: ConfigPath, binding: Binding, data: Mapping[str, Any]) -> tuple[type[BaseModel] | None, FieldInfo | None, str]:
+    """The config class that holds the entry, and the entry's field and name; of an entry within a map or list, those of the whole."""
     owner: type[BaseModel] | None = binding.root
-    info: FieldInfo | None = None
+    info, name = None, ""
     here: Any = data
     for index, part in enumerate(path):
         here = here[part] if isinstance(part, int) or (isinstance(here, Mapping) and part in here) else None
-        if isinstance(part, int):
-            owner = _class_below(info, binding, here)
-            continue
-        info = owner.model_fields.get(part) if owner else None
+        if isinstance(part, str) and owner is not None:
+            info, name = owner.model_fields.get(part), part
         if index < len(path) - 1:
             owner = _class_below(info, binding, here)
-    return owner, info
+    return owner, info, name
 
 
 def _class_below(info: FieldInfo | None, binding: Binding, value: Any) -> type[BaseModel] | None:
