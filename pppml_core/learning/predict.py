@@ -36,9 +36,9 @@ def predict(
 ) -> list[Probabilities]:
     """Softmax probabilities of each image, float32: ``(classes,)`` for classification, ``(classes, *image size)`` for segmentation.
 
-    Segmentation of an image that is not of ``spec.size`` goes through MONAI's sliding window of that size (smaller images are padded
-    with zeros, larger ones covered by windows whose probabilities are blended with Gaussian weights). A volume given to a 2-D model is
-    predicted slice by slice along its last axis. Classification resizes to ``spec.size`` (linear, anti-aliased).
+    Segmentation of an image that is not of ``spec.size`` goes through MONAI's sliding window of that size: smaller images are padded by
+    repeating their edges, larger ones covered by windows whose probabilities are blended with Gaussian weights. A volume given to a 2-D
+    model is predicted slice by slice along its last axis. Classification resizes to ``spec.size`` (linear, anti-aliased).
 
     Args:
         model: gives logits; its mode and device are as before afterwards.
@@ -114,8 +114,9 @@ def _segment(model: torch.nn.Module, spec: TaskSpec, batch: torch.Tensor, device
         return torch.movedim(together.reshape(len(batch), -1, *together.shape[1:]), 1, -1)
     if tuple(batch.shape[2:]) == spec.size:
         return probabilities(batch.to(device))
+    # Edges are repeated where an image is smaller than a window: zero is air in one normalization and tissue in another.
     found = sliding_window_inference(
-        batch, spec.size, windows, probabilities, overlap=overlap, mode="gaussian", sw_device=device, device="cpu", progress=False
+        batch, spec.size, windows, probabilities, overlap, "gaussian", padding_mode="replicate", sw_device=device, device="cpu"
     )
     assert isinstance(found, torch.Tensor)
     return found
