@@ -64,8 +64,8 @@ def draw_patient(generator: np.random.Generator, *, lesions: int, lesion_scale: 
 
     """
     width = float(np.clip(generator.normal(165, 12), 140, 195))
-    fat = float(generator.uniform(6, 22))
-    wall = float(generator.uniform(16, 24))
+    fat = float(generator.uniform(5, 18))
+    wall = float(generator.uniform(14, 21))
     body = (width, width * float(generator.uniform(0.66, 0.76)))
     cavity = (body[0] - fat - wall, body[1] - fat - wall)
     bare = Patient(

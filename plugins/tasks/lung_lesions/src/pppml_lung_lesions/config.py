@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pppml_core import ComponentConfig
 from pydantic import Field, model_validator
+
+from pppml_core import ComponentConfig
 
 #: Settings that only one source reads; setting them for another is a mistake worth an error.
 ONLY = {
@@ -28,7 +29,9 @@ class LungLesionsConfig(ComponentConfig):
     window: tuple[float, Annotated[float, Field(gt=0)]] | None = Field(
         None, description="centre and width in HU; default: -600 and 1600 (ct), each scanner's own export window (phantom); not for npz"
     )
-    validation: float = Field(0.15, gt=0, lt=0.5, description="share of the training patients held out where the data name no validation part")
+    validation: float = Field(
+        0.15, gt=0, lt=0.5, description="share of the training patients held out where the data name no validation part"
+    )
     split_seed: int = Field(0, ge=0, description="seed of splits that the data do not name")
 
     sites: int = Field(5, ge=2, le=20, description="phantom: simulated scanners; the first five are the documented table")
@@ -54,7 +57,9 @@ class LungLesionsConfig(ComponentConfig):
         if self.source != "phantom" and self.path is None:
             raise ValueError(f"source {self.source} needs a path: {'an npz file' if self.source == 'npz' else 'a folder site/patient/'}")
         for source, names in ONLY.items():
-            given = [name for name in names if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default]
+            given = [
+                name for name in names if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default
+            ]
             if given and source != self.source:
                 raise ValueError(f"{', '.join(given)}: read by source {source} only, but the source is {self.source}")
         if self.source == "npz" and self.window is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Split
 from pppml_core.learning.phantom import window
-
 from pppml_lung_lesions.augment import augment as turn
 from pppml_lung_lesions.config import LungLesionsConfig
 from pppml_lung_lesions.folders import Scan, find, split, thinned
@@ -114,5 +114,9 @@ class CT:
             how_to_get="given as a folder: site/patient/ct.nii.gz (or dicom/) and mask.nii.gz, optionally splits.csv",
             files=(str(self.root),),
             cautions=("Every value above 0 of a mask counts as lesion.",)
-            + (("Training keeps " + (f"every {c.keep_empty}-th" if c.keep_empty > 1 else "no") + " slice without lesion.",) if c.keep_empty != 1 else ()),
+            + (
+                ("Training keeps " + (f"every {c.keep_empty}-th" if c.keep_empty > 1 else "no") + " slice without lesion.",)
+                if c.keep_empty != 1
+                else ()
+            ),
         )

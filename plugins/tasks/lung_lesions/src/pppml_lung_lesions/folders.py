@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from pppml_core.errors import DataError, nearest
 from pppml_core.interfaces.task import SPLITS, SiteInfo, Split, unique_slugs
 from pppml_core.learning.data.splits import SPLIT_NAMES
@@ -56,14 +57,18 @@ def find(root: Path) -> tuple[tuple[SiteInfo, ...], dict[str, list[Scan]], list[
         )
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
-        raise DataError("no site: the folder holds no folder", place=str(root), hint="lay volumes out as site/patient/ct.nii.gz and mask.nii.gz")
+        raise DataError(
+            "no site: the folder holds no folder", place=str(root), hint="lay volumes out as site/patient/ct.nii.gz and mask.nii.gz"
+        )
     infos = tuple(SiteInfo(slug, folder.name) for slug, folder in zip(unique_slugs([f.name for f in folders]), folders, strict=True))
     scans: dict[str, list[Scan]] = {info.slug: [] for info in infos}
     faults: list[DataError] = []
     for info, folder in zip(infos, folders, strict=True):
         patients = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
         if not patients:
-            faults.append(DataError(f"site {folder.name!r} has no patient", place=str(folder), hint="add patient/ct.nii.gz and mask.nii.gz"))
+            faults.append(
+                DataError(f"site {folder.name!r} has no patient", place=str(folder), hint="add patient/ct.nii.gz and mask.nii.gz")
+            )
         for patient in patients:
             try:
                 scans[info.slug].append(_scan(info.slug, patient))
@@ -76,7 +81,7 @@ def _scan(site: str, folder: Path) -> Scan:
     names = sorted(p.name for p in folder.iterdir())
     ct = next((folder / name for name in (*CT_NAMES, DICOM) if (folder / name).exists()), None)
     if ct is None:
-        near = next((n for n in names if nearest(n, (*CT_NAMES, DICOM))), None)
+        near = next((n for n in names if n not in MASK_NAMES and nearest(n, (*CT_NAMES, DICOM))), None)
         raise DataError(
             f"no CT: neither ct.nii.gz, ct.nii nor a folder dicom; there is {', '.join(names) or 'nothing'}",
             place=str(folder),
@@ -92,7 +97,9 @@ def _scan(site: str, folder: Path) -> Scan:
     return Scan(site, folder.name, ct, mask)
 
 
-def split(root: Path, scans: dict[str, list[Scan]], infos: tuple[SiteInfo, ...], seed: int, validation: float) -> dict[str, dict[Split, list[Scan]]]:
+def split(
+    root: Path, scans: dict[str, list[Scan]], infos: tuple[SiteInfo, ...], seed: int, validation: float
+) -> dict[str, dict[Split, list[Scan]]]:
     """Each site's scans by part: from ``splits.csv``, or 60/15/25 % of the patients (train, validation, test), seeded.
 
     Where ``splits.csv`` names no validation patient at a site, the share ``validation`` of its training patients is held out. Raises
@@ -123,7 +130,9 @@ def _split_site(
             parts["validation"], parts["train"] = parts["train"][:held], parts["train"][held:]
         for name in SPLITS:
             if not parts[name]:
-                raise DataError(f"site {site!r} has no {name} patient", place=str(root / "splits.csv"), hint="name at least one in splits.csv")
+                raise DataError(
+                    f"site {site!r} has no {name} patient", place=str(root / "splits.csv"), hint="name at least one in splits.csv"
+                )
     return {name: sorted(parts[name], key=lambda scan: scan.patient) for name in SPLITS}
 
 
@@ -137,7 +146,9 @@ def _read_splits(path: Path, scans: dict[str, list[Scan]], infos: tuple[SiteInfo
     with path.open(newline="", encoding="utf-8-sig") as stream:
         rows = csv.DictReader(stream)
         if not {"patient", "split"} <= set(rows.fieldnames or ()):
-            raise DataError(f"columns {', '.join(rows.fieldnames or ())}", place=str(path), hint="the columns must be patient,split (and site)")
+            raise DataError(
+                f"columns {', '.join(rows.fieldnames or ())}", place=str(path), hint="the columns must be patient,split (and site)"
+            )
         for row in rows:
             place = f"{path}:{rows.line_num}"
             patient, word = (row["patient"] or "").strip(), (row["split"] or "").strip().lower()
@@ -154,7 +165,9 @@ def _read_splits(path: Path, scans: dict[str, list[Scan]], infos: tuple[SiteInfo
                     hint="add a column site" if found else f"is {near!r} meant?" if near else "remove the row",
                 )
             if out.setdefault(found[0].group, SPLIT_NAMES[word]) != SPLIT_NAMES[word]:
-                raise DataError(f"patient {patient!r} lies in both {out[found[0].group]} and {SPLIT_NAMES[word]}", place=place, hint="keep one row")
+                raise DataError(
+                    f"patient {patient!r} lies in both {out[found[0].group]} and {SPLIT_NAMES[word]}", place=place, hint="keep one row"
+                )
     missing = sorted(scan.group for own in scans.values() for scan in own if scan.group not in out)
     if missing:
         raise DataError(f"patient {missing[0]!r} is not listed", place=str(path), hint="list every patient, or remove splits.csv")

@@ -9,7 +9,6 @@ from pppml_core.learning.data.collection import Collection, SiteParts, assign, s
 from pppml_core.learning.data.examples import centred
 from pppml_core.learning.data.npz import read_multisite
 from pppml_core.learning.data.partitions import PartitionConfig
-
 from pppml_lung_lesions.augment import augment
 from pppml_lung_lesions.config import LungLesionsConfig
 

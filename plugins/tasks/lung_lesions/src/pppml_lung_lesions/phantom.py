@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Split
 from pppml_core.learning.data.examples import ArrayExamples
 from pppml_core.learning.phantom import Scanner, draw_patient, window
 from pppml_core.randomness import Seeds
-
 from pppml_lung_lesions.augment import augment
 from pppml_lung_lesions.config import LungLesionsConfig
 from pppml_lung_lesions.scanners import scanner
@@ -64,7 +64,9 @@ class Phantom:
         one = self.scanners[site]
         draw = Seeds(self.config.phantom_seed).generator("phantom", site, part, patient)
         sick = draw.random() < one.prevalence
-        body = draw_patient(draw, lesions=int(draw.integers(one.lesions[0], one.lesions[1] + 1)) if sick else 0, lesion_scale=one.lesion_scale)
+        body = draw_patient(
+            draw, lesions=int(draw.integers(one.lesions[0], one.lesions[1] + 1)) if sick else 0, lesion_scale=one.lesion_scale
+        )
         count, (low, high) = self.config.slices_per_patient, HEIGHTS
         t = low + (high - low) * (np.arange(count) + draw.random(count)) / count
         hu, masks = one.acquire(body, t * body.height, self.size[0], draw)

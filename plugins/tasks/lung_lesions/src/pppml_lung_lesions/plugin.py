@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pppml_core import Component, hookimpl
-
 from pppml_lung_lesions.config import LungLesionsConfig
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 from pppml_core.errors import DataError, nearest
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.metrics import SEGMENTATION_METRICS
-
 from pppml_lung_lesions.config import LungLesionsConfig
 
 
@@ -47,12 +51,20 @@ class LungLesions(Task):
         known = [info.slug for info in self.sites()]
         if site not in known:
             near = nearest(site, known)
-            raise DataError(f"there is no site {site!r}", place="task", hint=f"is {near!r} meant?" if near else f"one of {', '.join(known)}")
+            raise DataError(
+                f"there is no site {site!r}", place="task", hint=f"is {near!r} meant?" if near else f"one of {', '.join(known)}"
+            )
         return self.source.load(site)
 
     def card(self) -> DataCard:
         """The data card."""
         return self.source.card()
+
+    def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:
+        """Images to predict, windowed and resampled as in training."""
+        from pppml_lung_lesions.predict import read
+
+        return read(self.config, self.spec(), path)
 
     def misfits(self) -> list[str]:
         """What is wrong with the data, as far as names and headers tell."""
