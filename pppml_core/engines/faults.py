@@ -62,6 +62,11 @@ class FaultyTransport:
         self._earlier: dict[str, bytes] = {}
 
     @property
+    def parallel(self) -> int:
+        """How many sites the inner transport has computing at once."""
+        return int(getattr(self._inner, "parallel", 1))
+
+    @property
     def unused(self) -> tuple[Fault, ...]:
         """Faults that have never struck: a misspelt stage, or one that was not reached."""
         return tuple(f for f, left in zip(self._faults, self._left, strict=True) if left == f.times)

@@ -77,10 +77,8 @@ class SaysMore(PlainSession):
 class Anything(PlainSession):
     @property
     def fields(self):
-        return (
-            WireField("contribute", "values", "int16", (None,), 10**9, "clear", "update"),
-            WireField("contribute", "*", "float64", (None,), 99, "clear", "more"),
-        )
+        values = WireField("contribute", "values", "int16", (None,), 10**9, "in the clear", "update")
+        return values, WireField("contribute", "*", "float64", (None,), 99, "in the clear", "more")
 
 
 class PromisesTooMuch(PlainSession):
@@ -324,7 +322,7 @@ def test_a_broken_rule_is_caught(rule, test):
 class OnePatientTwice(TinyTask):
     def load(self, site):
         data = super().load(site)
-        data.test.groups[0] = data.train.groups[0]
+        data.test.groups = np.array([data.train.groups[0], *data.test.groups[1:]])
         return data
 
 
