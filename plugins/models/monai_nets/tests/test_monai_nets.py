@@ -11,14 +11,17 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pppml_core.config import resolve
 from pppml_core.errors import ConfigError
 from pppml_core.interfaces.task import TaskSpec
 from pppml_core.randomness import seeded
+from pppml_core.registry import Registry
+from pppml_core.testing import PluginSuite
+from pppml_monai_nets import plugin
 from pppml_monai_nets.any_monai import MonaiModel
 from pppml_monai_nets.config import DenseNetConfig, MonaiConfig, SmallCNNConfig, UNetConfig
 from pppml_monai_nets.densenet import DenseNetModel
 from pppml_monai_nets.norms import groups_for
-from pppml_monai_nets.plugin import pppml_models
 from pppml_monai_nets.small_cnn import SmallCNNModel
 from pppml_monai_nets.unet import UNetModel
 
@@ -252,10 +255,22 @@ def test_a_variant_may_be_written_as_a_number():
     assert DenseNetConfig(variant=121).variant == "121"
 
 
-def test_the_hook_describes_what_can_be_loaded():
-    components = {c.name: c for c in pppml_models()}
-    assert sorted(components) == ["densenet", "monai", "small-cnn", "unet"]
-    for component in components.values():
-        assert component.missing() == ()
-        assert hasattr(component.load(), "build")
-        assert all(f.description for f in component.config.model_fields.values())
+class TestPlugin(PluginSuite):
+    plugin = "pppml_monai_nets.plugin"
+
+
+@pytest.mark.parametrize(
+    ("section", "network"),
+    [
+        ("unet", "UNet"),
+        ({"use": "densenet", "variant": 121}, "DenseNet"),
+        ("small-cnn", "SmallCNN"),
+        ({"use": "monai", "name": "VNet"}, "VNet"),
+    ],
+)
+def test_a_line_of_a_config_becomes_a_network(section, network):
+    registry = Registry.only(plugin)
+    config = resolve({"task": "tiny", "model": section}, registry=registry)
+    factory = registry.build("model", config.model)
+    task = {"UNet": FLAT, "VNet": VOLUME}.get(network, spec("classification", (32, 32)))
+    assert type(factory.build(task)).__name__ == network
