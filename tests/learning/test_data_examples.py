@@ -58,6 +58,7 @@ def test_augmentation_draws_only_from_its_generator_and_turns_the_mask_along() -
 def test_all_eight_symmetries_are_drawn_and_only_half_of_them_for_oblong_images() -> None:
     square, oblong = np.arange(9, dtype=np.float32).reshape(1, 3, 3), np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     label = np.asarray(0)
+    assert dihedral(square, label, np.random.default_rng(0))[1].shape == ()
     generator = np.random.default_rng(0)
     assert len({dihedral(square, label, generator)[0].tobytes() for _ in range(200)}) == 8
     assert {dihedral(oblong, label, generator)[0].shape for _ in range(50)} == {(1, 2, 3)}

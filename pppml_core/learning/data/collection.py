@@ -124,7 +124,9 @@ def site_data(data: Collection, parts: Parts, to_image: ToImage, augment: Augmen
 
     def examples(i: int) -> ArrayExamples:
         where = slice(int(stops[i]) - len(parts[SPLITS[i]]), int(stops[i]))
-        groups = data.groups[order[where]]
+        # An unknown patient is no patient: one name for several such examples is one group in each part, never the same in two.
+        own = data.groups[order[where]]
+        groups = np.where(data.known[order[where]], own, np.char.add(f"{SPLITS[i]}:", own))
         return ArrayExamples(images[where], targets[where], groups, to_image, augment if SPLITS[i] == "train" else None)
 
     return SiteData(*(examples(i) for i in range(len(SPLITS))))

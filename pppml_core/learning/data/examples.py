@@ -62,8 +62,9 @@ def dihedral(image: Image, target: Target, generator: np.random.Generator) -> tu
     image = np.flip(image, -1) if flip else image
     if target.ndim:
         target = np.rot90(target, turns, axes=(-2, -1))
-        target = np.flip(target, -1) if flip else target
-    return np.ascontiguousarray(image), np.ascontiguousarray(target)
+        # (not for labels: ascontiguousarray would make one dimension of none)
+        target = np.ascontiguousarray(np.flip(target, -1) if flip else target)
+    return np.ascontiguousarray(image), target
 
 
 class ArrayExamples:

@@ -75,8 +75,9 @@ def patient_id(path: Path) -> str:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with path.open("rb") as stream:
+            image = Image.open(stream)
+            image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot be read as an image ({error})", place=str(path), hint="repair, replace or remove the file") from error
     return image
