@@ -141,7 +141,7 @@ def _module(command: str) -> str:
     return command.replace("-", "_")
 
 
-@click.group(cls=Frame, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group("pppml", cls=Frame, help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="pppml", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error (before or after the command).")
 def main() -> None:
