@@ -27,21 +27,21 @@ def example_pictures(run: RunRecords) -> list[tuple[Picture, str, str]]:
 
 def _one(run: RunRecords, index: int, masks: bool, classes: Sequence[str]) -> tuple[Picture, str, str]:
     image, truth, prediction = (run.examples[name][index] for name in ("images", "targets", "predictions"))
-    site, weights = str(run.examples["sites"][index]), str(run.examples["weights"][index])
-    title = f"{run.site_names.get(site, site)}, {weights}"
+    site = str(run.examples["sites"][index])
+    title = run.site_names.get(site, site) + (f", {run.examples['weights'][index]} weights" if "weights" in run.examples else "")
     if masks:
         truth, prediction = _as_mask(truth), _as_mask(prediction)
         if image.ndim == 4:
             depth = int(np.argmax((truth > 0).sum(axis=(1, 2)))) if truth.any() else image.shape[1] // 2
             image, truth, prediction = image[:, depth], truth[depth], prediction[depth]
         told = f"truth {_covers(truth)}, prediction {_covers(prediction)} of the image"
-        alt = f"Image of {title} weights with outlines of truth and prediction: {told}."
+        alt = f"Image of {title}, with outlines of truth and prediction: {told}."
         return outline(_displayed(image), truth, prediction, alt, title), _capital(told), ""
     if image.ndim == 4:
         image = image[:, image.shape[1] // 2]
     real, guess = _class_name(truth, classes), _class_name(prediction, classes)
     told = f"truth {real}, predicted {guess}"
-    return photograph(_displayed(image), f"Image of {title} weights: {told}.", title), _capital(told), "right" if real == guess else "wrong"
+    return photograph(_displayed(image), f"Image of {title}: {told}.", title), _capital(told), "right" if real == guess else "wrong"
 
 
 def _even_share(sites: Sequence[str], limit: int) -> list[int]:

@@ -89,7 +89,7 @@ def render(runs: Sequence[RunRecords]) -> str:
         attacks=[attack for column in found for run in column.runs for attack in run.attacks],
         not_evaluated=words.not_evaluated(main, found),
         sites=items(main.first.plan.get("sites")),
-        steps=_steps(main.first),
+        steps=main.first.steps_a_round,
         configs=[(column, _yaml(column.first.config)) for column in _ordered(main, found)],
         versions=_versions(main.first),
         runs=[(column, run) for column in found for run in column.runs],
@@ -206,14 +206,15 @@ def _costs(column: Column) -> dict[str, Any]:
     """Bytes, seconds and optimizer steps of a column's first run."""
     run = column.first
     sent, taken = run.part("result", "bytes"), run.part("result", "seconds")
-    steps, told = _steps(run), run.told("stage")
+    told = run.told("stage")
     return {
         "label": column.label,
         "up": sent.get("up", sum(e.get("received") or 0 for e in told) if told else None),
         "down": sent.get("down", sum(e.get("sent") or 0 for e in told) if told else None),
         "seconds": taken.get("total", sum(e.get("seconds") or 0 for e in run.told("round-finished")) or None),
         "rounds": run.rounds_done,
-        "steps": f"{sum(steps.values()) * run.rounds_done:,}" if steps else MISSING,
+        "steps": MISSING if run.steps is None else f"{run.steps:,}",
+        "batch": run.part("config", "training").get("batch_size", MISSING),
     }
 
 
@@ -245,13 +246,6 @@ def _time(run: RunRecords) -> list[dict[str, Any]]:
 def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     largest = max((row["value"] or 0 for row in rows), default=0)
     return [{**row, "share": round(100 * (row["value"] or 0) / largest, 2) if largest else 0} for row in rows]
-
-
-def _steps(run: RunRecords) -> dict[str, int]:
-    """Local optimizer steps of each site a round, from the first ``run-started``."""
-    started = run.told("run-started")
-    steps = started[0].get("steps") if started else None
-    return {str(site): int(n) for site, n in steps.items()} if isinstance(steps, dict) else {}
 
 
 def _versions(run: RunRecords) -> list[tuple[str, str]]:

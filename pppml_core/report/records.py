@@ -19,7 +19,7 @@ from pppml_core.report.tables import FinalMetrics, final_metrics
 
 Record = Mapping[str, Any]
 FILES = ("config.resolved.yaml", "plan.json", "manifest.json", "metrics.jsonl", "events.jsonl", "result.json", "examples.npz")
-EXAMPLE_ARRAYS = ("images", "targets", "predictions", "sites", "weights")
+EXAMPLE_ARRAYS = ("images", "targets", "predictions", "sites")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,19 @@ class RunRecords:
     def pooled(self) -> bool:
         """Centralized training: all images at one place."""
         return bool(self.config.get("pool") or self.part("config", "task").get("pool"))
+
+    @property
+    def steps_a_round(self) -> dict[str, int]:
+        """Local optimizer steps of each site a round, as told at the start or else as planned."""
+        told = [event["steps"] for event in self.told("run-started")[:1] if "steps" in event] or [
+            self.part("plan", "training").get("steps")
+        ]
+        return {str(site): n for site, n in told[0].items() if isinstance(n, int)} if isinstance(told[0], Mapping) else {}
+
+    @property
+    def steps(self) -> int | None:
+        """Local optimizer steps of all sites and rounds; None where no file tells."""
+        return sum(self.steps_a_round.values()) * self.rounds_done if self.steps_a_round else None
 
     @cached_property
     def final(self) -> FinalMetrics:
@@ -196,7 +209,7 @@ def _examples(path: Path, damaged: list[str]) -> dict[str, npt.NDArray[Any]]:
         return {}
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in EXAMPLE_ARRAYS}
+            arrays = {name: file[name] for name in (*EXAMPLE_ARRAYS, *(n for n in ("weights",) if n in file.files))}
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         damaged.append(f"the file {path.name} cannot be read: {error}")
         return {}

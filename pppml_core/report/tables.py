@@ -116,7 +116,7 @@ def final_metrics(source: Source) -> FinalMetrics:
     parts = _mapping(source.get("metrics", source))
     sites = {w: {s: _numbers(v) for s, v in _mapping(_mapping(parts.get(w)).get("sites")).items()} for w in WEIGHTS}
     mean = {w: _numbers(_mapping(parts.get(w)).get("mean")) or _mean(sites[w]) for w in WEIGHTS}
-    rounds = source.get("rounds")
+    rounds = source.get("selected_round", source.get("rounds"))
     return FinalMetrics(sites, mean, rounds if isinstance(rounds, int) else None, source.get("split"))
 
 
@@ -127,7 +127,9 @@ def metrics_grid(source: Source, *, names: Mapping[str, str] | None = None) -> G
     rows = [(label, *(number(final.value(w, site, m)) for m, w in columns)) for label, site in _site_rows(final.site_names, names)]
     where = f"{final.split} data" if final.split else "held-out data"
     when = f", round {final.round}" if final.round is not None else ""
-    return Grid(f"Final metrics ({where}{when})", ("site", *(f"{m}\n{w}" for m, w in columns)), tuple(rows) if columns else ())
+    return Grid(
+        f"Final metrics ({where}{when})", ("site", *(f"{m.replace('_', ' ')}\n{w}" for m, w in columns)), tuple(rows) if columns else ()
+    )
 
 
 def comparison_grid(sources: Mapping[str, Source], metric: str, *, names: Mapping[str, str] | None = None) -> Grid:

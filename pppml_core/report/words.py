@@ -136,17 +136,23 @@ def bracket_words(found: Sequence[Column], metric: str | None) -> list[str]:
             continue
         parts = []
         if not math.isnan(below):
-            gain = "what the sites gain by training together" if here >= below else "what the sites lose by training together"
-            parts.append(f"{_apart(here - below)} local-only ({number(below)}): {gain}")
+            gain = {1: ": what the sites gain by training together", -1: ": what the sites lose by training together"}.get(
+                _sign(here - below), ""
+            )
+            parts.append(f"{_apart(here - below)} local-only ({number(below)}){gain}")
         if not math.isnan(above):
-            gap = "what the differences between sites still cost" if here <= above else "nothing is lost by leaving the images at the sites"
-            parts.append(f"{_apart(here - above)} centralized training ({number(above)}): {gap}")
+            gap = {1: "", 0: "", -1: ": what training apart still costs"}[_sign(here - above)]
+            parts.append(f"{_apart(here - above)} centralized training ({number(above)}){gap}")
         if parts:
             out.append(f"{column.label} reaches a mean {metric} of {number(here)}. It lies {'; it lies '.join(parts)}.")
         if alone is not None and (worse := _worse_sites(column, alone, metric)):
             names = [column.first.site_names.get(s, s) for s in worse]
             shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
             out.append(f"At {len(worse)} of {len(column.first.final.site_names)} sites {column.label} is below local-only: {shown}.")
+    work = {c.label: gradients for c in found if (gradients := _example_gradients(c.first))}
+    if work and max(work.values()) > 1.2 * min(work.values()):
+        told = ", ".join(f"{label} about {gradients:,}" for label, gradients in work.items())
+        out.append(f"They were not trained equally long, which is part of the distances. Gradients of single examples: {told}.")
     return out
 
 
@@ -206,12 +212,13 @@ def not_evaluated(main: Column, found: Sequence[Column]) -> list[str]:
 
 
 def split_words(run: RunRecords) -> str:
-    """Which data the figures are of."""
-    return (
-        f"Values are of each site's own {run.final.split} data."
-        if run.final.split
-        else "The records do not say which data the values are of."
-    )
+    """Which data and which round the figures are of, and why the run ended where it did."""
+    final = run.final
+    data = f"Values are of each site's own {final.split} data" if final.split else "The records do not say which data the values are of"
+    chosen = f", model of round {final.round}" if final.round is not None else ""
+    chosen += ", chosen on validation data" if run.part("config", "run").get("select") == "best-validation" and run.finished else ""
+    stopped = run.result.get("stopped")
+    return f"{data}{chosen}." + (f" Stopped early: {_sentence(stopped)}" if isinstance(stopped, str) else "")
 
 
 def capital(text: str) -> str:
@@ -289,7 +296,17 @@ def _mean(column: Column | None, metric: str) -> float:
 
 
 def _apart(difference: float) -> str:
-    return f"{number(abs(difference))} {'above' if difference >= 0 else 'below'}"
+    return {1: f"{number(difference)} above", 0: "level with", -1: f"{number(-difference)} below"}[_sign(difference)]
+
+
+def _sign(difference: float) -> int:
+    """-1, 0 or 1, as the three decimals show it."""
+    return 0 if abs(difference) < 0.0005 else 1 if difference > 0 else -1
+
+
+def _example_gradients(run: RunRecords) -> int | None:
+    batch = run.part("config", "training").get("batch_size")
+    return run.steps * batch if run.steps and isinstance(batch, int) else None
 
 
 def _worse_sites(column: Column, alone: Column, metric: str) -> list[str]:

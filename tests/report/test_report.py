@@ -163,6 +163,32 @@ def test_below_local_only_is_said_with_the_sites(make_run: Make) -> None:
     assert re.search(r"At \d of 4 sites fedavg is below local-only: .*Hospital B", shown.text)
 
 
+def test_unequal_training_is_said(make_run: Make) -> None:
+    runs = [make_run("f", rounds=6), make_run("c", method="centralized", rounds=3)]
+    assert "They were not trained equally long" in page(*runs).text
+    assert "fedavg about 2,112, centralized about 1,056." in page(*runs).text, "rounds x (4 + 5 + 6 + 7 steps) x batches of 16"
+    assert "equally long" not in page(runs[0], make_run("l", method="local-only")).text
+
+
+def test_equal_means_are_level(make_run: Make) -> None:
+    runs = [make_run(m, method=m) for m in ("fedavg", "local-only", "centralized")]
+    for run in runs[1:]:
+        result, first = (json.loads((r / "result.json").read_text()) for r in (run, runs[0]))
+        (run / "result.json").write_text(json.dumps(result | {"metrics": first["metrics"]}))
+    shown = page(*runs)
+    assert re.search(r"It lies level with local-only \(0\.\d+\); it lies level with centralized training \(0\.\d+\)\.", shown.text)
+
+
+def test_selected_round_and_early_stop_are_told(make_run: Make) -> None:
+    run = make_run(planned=20, settings={"run": {"name": "r", "rounds": 20, "seed": 1, "select": "best-validation"}})
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"selected_round": 3, "stopped": "dice did not improve for 3 evaluations"}))
+    assert (
+        "Values are of each site's own test data, model of round 3, chosen on validation data. "
+        "Stopped early: dice did not improve for 3 evaluations." in page(run).text
+    )
+
+
 def test_every_claim_of_epsilon_names_all_it_must(make_run: Make) -> None:
     shown = page(make_run(private=True, masked=True))
     assert "epsilon = 6 per example, delta = 1e-05" in shown.text
@@ -294,7 +320,7 @@ def test_segmentation_examples_are_outlined_and_described(make_run: Make) -> Non
     assert len(told) == 8
     assert (
         told[0]
-        == "Image of Hospital A, global weights with outlines of truth and prediction: truth 11.1 %, prediction 10.9 % of the image."
+        == "Image of Hospital A, global weights, with outlines of truth and prediction: truth 11.1 %, prediction 10.9 % of the image."
     )
     assert "truth empty, prediction empty of the image" in told[-1]
 
@@ -346,7 +372,7 @@ def test_records_alone_decide(make_run: Make) -> None:
             path.unlink()
     shown = page(run)
     assert "Mean of sites" in shown.text
-    assert "The records do not say which data the values are of." in shown.text
+    assert "The records do not say which data the values are of, model of round 6." in shown.text
     assert "No wire manifest was recorded." in shown.text
     assert math.isclose(float(re.findall(r"Mean of sites ([\d.]+)", shown.text)[0]), 0.5, abs_tol=0.2)
 

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_events_without_their_fields_do_not_raise(event: dict[str, object]) -> N
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
 def test_a_terminal_gets_two_bars() -> None:
     primary, secondary = os.openpty()
+    read: list[bytes] = []
+
+    def drain() -> None:  # a terminal that nobody reads from blocks its writer after a few kilobytes
+        while True:
+            try:
+                read.append(os.read(primary, 4096))
+            except OSError:  # the other end is closed
+                return
+
+    reader = threading.Thread(target=drain)
+    reader.start()
     with os.fdopen(secondary, "w") as terminal:
         reporter = Console(ConsoleConfig(), RichConsole(file=terminal, force_terminal=True, width=120, legacy_windows=False))
         for event in story()[:3]:
@@ -125,8 +137,9 @@ def test_a_terminal_gets_two_bars() -> None:
         assert reporter._progress.tasks[0].fields["detail"] == "up 2 MB  down 1 kB"
         reporter.close()
         reporter.close()
-        shown = os.read(primary, 100_000).decode()
+    reader.join(timeout=10)
     os.close(primary)
+    shown = b"".join(read).decode()
     assert "round 1" in shown
     assert "0/3" in shown
     assert "\x1b[?25h" in shown, "the cursor is shown again"
