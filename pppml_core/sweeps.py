@@ -202,15 +202,18 @@ class Sweep:
             entry["status"] = "unfinished"
             self._write(index, tables=False)
             started = self.clock()
+            error: str | None = None
             try:
                 self.run_one(point.overrides, folder)
-            except Exception as error:  # one point must not cost the others; its reason is kept and shown
-                entry.update(status="failed", error=_reason(error), exit_code=getattr(error, "exit_code", 1))
-                self.tell(f"{where}: failed: {_reason(error)}")
-            else:
+            except Exception as raised:  # one point must not cost the others; its reason is kept and shown
+                error, entry["exit_code"] = _reason(raised), getattr(raised, "exit_code", 1)
+            if read_result(folder) is not None:  # also where only something after the training failed, such as the report
+                entry.update(status="done")
                 entry.pop("error", None)
-                done = read_result(folder) is not None
-                entry.update(status="done" if done else "failed", **({} if done else {"error": "the run left no result.json"}))
+            else:
+                entry.update(status="failed", error=error or "the run left no result.json")
+            if error is not None:
+                self.tell(f"{where}: {'finished, but' if entry['status'] == 'done' else 'failed'}: {error}")
             entry["seconds"] = round(entry.get("seconds", 0.0) + self.clock() - started, 3)
             self._write(index)
         self._write(index)

@@ -160,6 +160,18 @@ def test_a_setting_that_is_wrong_everywhere_keeps_its_exit_code(tmp_path):
     assert result.exit_code == 2
 
 
+def test_a_fault_after_the_result_is_told_and_the_result_counts(tmp_path):
+    def run_one(overrides, folder):
+        Fake()(overrides, folder)
+        raise RunFailed("the report could not be written")
+
+    said = []
+    result = Sweep(expand(GRID, [1]), run_one, tmp_path / "s", tell=said.append).run()
+    assert result.failed == {}
+    assert len(result.cells[0].metrics) == 2
+    assert [line for line in said if "finished, but: the report" in line]
+
+
 def test_a_run_without_a_result_has_failed(tmp_path):
     result = Sweep(expand(GRID, [1]), lambda overrides, folder: {}, tmp_path / "s", tell=lambda line: None).run()
     assert set(result.failed.values()) == {"the run left no result.json"}
