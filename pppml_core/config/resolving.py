@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pppml_core.adhoc import ObjectConfig
+from pppml_core.adhoc import ObjectConfig, choice_of
 from pppml_core.config.binding import Problem, binding_of
 from pppml_core.config.overrides import extended, overridden
 from pppml_core.config.run_config import RunConfig
@@ -75,11 +75,12 @@ def _document(source: str | Path | Mapping[str, Any] | Document) -> Document:
 
 def _missing_objects(config: Any, objects: Mapping[str, Any]) -> list[Problem]:
     out = []
-    for name in type(config).model_fields:
-        value = getattr(config, name)
+    for name, info in type(config).model_fields.items():
+        choice, value = choice_of(info), getattr(config, name)
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, ObjectConfig) and (item.key or name) not in objects:
-                hint = f'give it through the API: objects={{"{item.key or name}": ...}}'
+            key = item.key or (choice.kind if choice else name) if isinstance(item, ObjectConfig) else None
+            if key is not None and key not in objects:
+                hint = f'give it through the API: objects={{"{key}": ...}}'
                 out.append(Problem((name,), ConfigError("a Python object is needed that is not here", hint=hint)))
     return out
 
