@@ -89,12 +89,13 @@ class Experiment:
         plain, found = split_objects({**plain, **live})
         return Experiment(plain, registry=self.registry, objects={**self.objects, **found})
 
-    def run(self, folder: str | Path | None = None, *, resume: bool | None = None, reporters: bool = True) -> Run:
+    def run(self, folder: str | Path | None = None, *, resume: bool | None = None, reporters: bool = True, report: bool = True) -> Run:
         """Run in ``folder`` (default ``runs/<name>``); a folder that holds this very run unfinished is resumed.
 
         Args:
             resume: True: the folder must hold this run; False: it must not; None: resume where there is one.
             reporters: False runs silently.
+            report: write ``report.html`` (and a few test images with predictions for it) at the end.
         """
         from pppml_core.engines.launch import launch
         from pppml_core.federation.rundir import RunDir
@@ -121,8 +122,9 @@ class Experiment:
         listeners = [self.registry.build("reporter", c, self.objects) for c in plan.config.reporters] if reporters else []
         _report(lambda emit: launch(plan, directory, engine, emit, self.objects), listeners, directory.path)
         run = Run(directory.path, self.registry, self.objects, plan)
-        run.write_examples()
-        run.report()
+        if report:
+            run.write_examples()
+            run.report()
         return run
 
     def _repr_html_(self) -> str:
