@@ -12,7 +12,7 @@ consolidation (0 to 50 HU), mostly peripheral and posterior. It is no model of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,7 @@ def draw_patient(generator: np.random.Generator, *, lesions: int, lesion_scale: 
     """A patient drawn from ``generator``.
 
     Args:
+        generator: the only source of chance.
         lesions: number of lesions; 0 is a healthy patient.
         lesion_scale: multiplies the lesion radii (14 to 36 mm for each of the 2 to 5 ellipsoids of a lesion).
         consolidation: probability that a lesion has a consolidated core.
@@ -80,12 +81,8 @@ def draw_patient(generator: np.random.Generator, *, lesions: int, lesion_scale: 
         vessels=np.zeros((0, 4), np.float32),
         lesions=(),
     )
-    grown = _with(bare, vessels=_vessel_tree(bare, generator))
-    return _with(grown, lesions=_lesions(grown, generator, lesions, lesion_scale, consolidation))
-
-
-def _with(patient: Patient, **changes: object) -> Patient:
-    return Patient(**{**patient.__dict__, **changes})  # type: ignore[arg-type]
+    grown = replace(bare, vessels=_vessel_tree(bare, generator))
+    return replace(grown, lesions=_lesions(grown, generator, lesions, lesion_scale, consolidation))
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,7 @@ def render(patient: Patient, z: npt.ArrayLike, *, size: int, fov: float, thickne
     """Thin slices of a patient.
 
     Args:
+        patient: as drawn.
         z: positions in mm from the apex, any shape that flattens to ``(slices,)``; 0 to ``patient.height`` lies in the lungs.
         size: pixels along each side of a slice.
         fov: field of view, the side of a slice in mm; a pixel is ``fov / size``.
@@ -192,7 +190,8 @@ class Scanner:
 
 def window(hu: npt.NDArray[np.generic], centre: float, width: float) -> F32:
     """HU as float32 in [-1, 1]: -1 at and below ``centre - width / 2``, 1 at and above ``centre + width / 2``."""
-    return np.clip((np.asarray(hu, np.float32) - centre) * (2.0 / width), -1.0, 1.0)
+    out: F32 = np.clip((np.asarray(hu, np.float32) - centre) * (2.0 / width), -1.0, 1.0)
+    return out
 
 
 def lung_distance(patient: Patient, x: npt.ArrayLike, y: npt.ArrayLike, t: npt.ArrayLike) -> F32:
@@ -229,9 +228,10 @@ def _distance(x: npt.ArrayLike, y: npt.ArrayLike, a: npt.ArrayLike, b: npt.Array
     return out
 
 
-def _cover(distance: F32, pixel: float) -> F32:
+def _cover(distance: npt.NDArray[np.floating], pixel: float) -> F32:
     """Share of a pixel inside a shape whose surface is ``distance`` mm away: a linear ramp one pixel wide."""
-    return np.clip(0.5 - distance / pixel, 0.0, 1.0)
+    out: F32 = np.clip(0.5 - distance / pixel, 0.0, 1.0)
+    return out
 
 
 class _Canvas:

@@ -28,5 +28,5 @@ def augment(
     )
     # MONAI draws from numpy's older RandomState; seeding one from the generator keeps the draw a function of the generator alone.
     steps.set_random_state(seed=int(generator.integers(2**32)))
-    out: dict[str, Any] = steps({"image": image, "mask": target[None]})  # type: ignore[assignment]
+    out: dict[str, Any] = steps({"image": image, "mask": target[None]})
     return np.ascontiguousarray(np.asarray(out["image"]), np.float32), np.ascontiguousarray(np.asarray(out["mask"])[0], np.int64)

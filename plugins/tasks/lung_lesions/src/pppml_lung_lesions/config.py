@@ -57,9 +57,8 @@ class LungLesionsConfig(ComponentConfig):
         if self.source != "phantom" and self.path is None:
             raise ValueError(f"source {self.source} needs a path: {'an npz file' if self.source == 'npz' else 'a folder site/patient/'}")
         for source, names in ONLY.items():
-            given = [
-                name for name in names if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default
-            ]
+            # A resolved config spells out every default; only other values are somebody's mistake.
+            given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
             if given and source != self.source:
                 raise ValueError(f"{', '.join(given)}: read by source {source} only, but the source is {self.source}")
         if self.source == "npz" and self.window is not None:

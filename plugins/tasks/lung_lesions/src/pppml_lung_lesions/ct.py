@@ -106,17 +106,13 @@ class CT:
         """Where the volumes lie and how they are cut."""
         c = self.config
         centre, width = c.window or (-600.0, 1600.0)
+        thinned = () if c.keep_empty == 1 else (f"every {c.keep_empty}-th slice" if c.keep_empty else "no slice",)
         return DataCard(
             title="Lung lesions in CT volumes",
-            about=f"NIfTI or DICOM volumes of {len(self.found[0])} sites, {c.spacing:g} mm voxels, {c.axis} slices of {self.size[0]} x {self.size[1]} "
-            f"({c.fit}), {c.slices} as channels, window {centre:g}/{width:g} HU.",
+            about=f"NIfTI or DICOM volumes of {len(self.found[0])} sites, {c.spacing:g} mm voxels, {c.axis} slices of "
+            f"{self.size[0]} x {self.size[1]} ({c.fit}), {c.slices} as channels, window {centre:g}/{width:g} HU.",
             licence="not stated; the terms of the original data hold",
             how_to_get="given as a folder: site/patient/ct.nii.gz (or dicom/) and mask.nii.gz, optionally splits.csv",
             files=(str(self.root),),
-            cautions=("Every value above 0 of a mask counts as lesion.",)
-            + (
-                ("Training keeps " + (f"every {c.keep_empty}-th" if c.keep_empty > 1 else "no") + " slice without lesion.",)
-                if c.keep_empty != 1
-                else ()
-            ),
+            cautions=("Every value above 0 of a mask counts as lesion.", *(f"Training keeps {kept} without lesion." for kept in thinned)),
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from pppml_core.errors import DataError, nearest
 from pppml_core.interfaces.task import SPLITS, SiteInfo, Split, unique_slugs
@@ -174,7 +175,7 @@ def _read_splits(path: Path, scans: dict[str, list[Scan]], infos: tuple[SiteInfo
     return out
 
 
-def thinned(lesion: np.ndarray, keep_empty: int) -> np.ndarray:  # type: ignore[type-arg]
+def thinned(lesion: npt.NDArray[np.bool_], keep_empty: int) -> npt.NDArray[np.int64]:
     """Indices of the slices to train on: all with lesion (``lesion`` is bool by slice), of the others every ``keep_empty``-th (0: none)."""
     empty = np.flatnonzero(~lesion)
     kept = empty[::keep_empty] if keep_empty else empty[:0]

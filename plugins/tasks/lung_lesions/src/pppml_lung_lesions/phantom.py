@@ -96,8 +96,9 @@ def describe(one: Scanner) -> str:
     """A scanner in one line."""
     kernel = "neutral" if one.sharpness == 0 else f"sharp {one.sharpness:g}" if one.sharpness > 0 else f"soft {-one.sharpness:g} mm"
     return (
-        f"{one.slice_mm:g} mm slices, noise {one.noise_hu:g} HU, kernel {kernel}, field of view {one.fov_mm:g} mm, offset {one.offset_hu:+g} HU, "
-        f"contrast {one.contrast_hu:g} HU, window {one.window[0]:g}/{one.window[1]:g}, lesions in {one.prevalence:.0%} of patients"
+        f"{one.slice_mm:g} mm slices, noise {one.noise_hu:g} HU, kernel {kernel}, field of view {one.fov_mm:g} mm, "
+        f"offset {one.offset_hu:+g} HU, gain {one.gain:g}, contrast {one.contrast_hu:g} HU, "
+        f"window {one.window[0]:g}/{one.window[1]:g}, lesions in {one.prevalence:.0%} of patients"
     )
 
 

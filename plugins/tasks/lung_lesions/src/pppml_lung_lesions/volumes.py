@@ -68,7 +68,7 @@ def turned(volumes: dict[str, Any], axis: str, spacing: tuple[float, float, floa
             Spacingd(keys, pixdim=spacing, mode=["bilinear", "nearest"][: len(keys)], padding_mode="border"),
         ]
     )
-    out: dict[str, Any] = steps(volumes)  # type: ignore[assignment]
+    out: dict[str, Any] = steps(volumes)
     return out
 
 
