@@ -16,12 +16,12 @@ class View:
         raise TypeError(f"{type(self).__name__} does not say how it looks")
 
     def __str__(self) -> str:
-        return _recorded(self).export_text()
+        return str(_recorded(self).export_text())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _recorded(self).export_html(inline_styles=True, code_format="<pre style='font-family:monospace'>{code}</pre>")
+        return str(_recorded(self).export_html(inline_styles=True, code_format="<pre style='font-family:monospace'>{code}</pre>"))
 
 
 def _recorded(view: View) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pppml_core.errors import TooFewSurvivors
 from pppml_core.interfaces.aggregation import (
@@ -54,7 +56,7 @@ class PlainSession(Session):
         """Integers are added as they arrive. Floating sums depend on order, so those wait for their turn in the cohort."""
         real = self.value.kind == "real"
         total = np.zeros(self.value.length, np.float64 if real else np.int64)
-        waiting: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+        waiting: dict[str, npt.NDArray[Any]] = {}
         turn = list(ctx.cohort)
 
         def fold(site: str, body: Body) -> None:
@@ -77,12 +79,12 @@ class PlainSession(Session):
         """The contribution as it is."""
         return state, {"values": ctx.contribution().astype(self.value.dtype(), copy=False)}
 
-    def exposed(self, view: dict[str, object]) -> list[Exposure]:  # type: ignore[override]
+    def exposed(self, view: Mapping[str, Any]) -> list[Exposure]:
         """Whoever is, or sees, the server reads every single contribution."""
         messages = view.get("messages", ())
         return [
             Exposure((m.sender,), m.body["values"])
-            for m in messages  # type: ignore[attr-defined]
+            for m in messages
             if m.kind == "reply" and m.stage == "contribute" and "values" in m.body
         ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from pppml_core.component import ComponentConfig
@@ -12,6 +14,6 @@ class LocalConfig(ComponentConfig):
     """`local`: all sites on this machine, exchanging encoded messages."""
 
     workers: int = Field(1, ge=1, le=256, description="processes that sites are spread over; 1: in this process, one after another")
-    topology: str = Field("p2p", pattern="^(p2p|star)$", description="how a relay travels: from site to site, or through the server")
+    topology: Literal["p2p", "star"] = Field("p2p", description="how a relay travels: from site to site, or through the server")
     amnesia: bool = Field(False, description="for tests: every site is rebuilt from bytes before every message")
     faults: list[Fault] = Field(default_factory=list, description="for tests: what goes wrong, at which site and stage")

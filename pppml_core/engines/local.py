@@ -30,7 +30,7 @@ class LocalEngine(Engine):
 
     def __init__(self, config: LocalConfig) -> None:
         super().__init__(config)
-        self.topology: Topology = "star" if config.topology == "star" else "p2p"
+        self.topology: Topology = config.topology
 
     def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
         """Live objects cannot travel to worker processes."""

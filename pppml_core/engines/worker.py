@@ -10,19 +10,19 @@ import os
 import struct
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 MAX_FRAME = 2**34
 
 
-def write_frame(pipe: BinaryIO, data: bytes) -> None:
+def write_frame(pipe: IO[bytes], data: bytes) -> None:
     """Length, then bytes."""
     pipe.write(struct.pack("<Q", len(data)))
     pipe.write(data)
     pipe.flush()
 
 
-def read_frame(pipe: BinaryIO) -> bytes:
+def read_frame(pipe: IO[bytes]) -> bytes:
     """The next frame. Raises EOFError at the end of the pipe, OSError on a length that cannot be right."""
     head = pipe.read(8)
     if len(head) < 8:

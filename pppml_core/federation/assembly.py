@@ -20,8 +20,9 @@ from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.privacy import PrivacyMechanism
 from pppml_core.interfaces.task import SiteData, Task, TaskSpec
 from pppml_core.learning.arrays import parameters_and_buffers
+from pppml_core.learning.evaluation import Remembered
 from pppml_core.learning.pool import PooledTask
-from pppml_core.learning.training import DTYPES, device_of
+from pppml_core.learning.training import DTYPES, device_of, fits_cache
 from pppml_core.randomness import Seeds, seeded
 from pppml_core.registry import Registry
 from pppml_core.values import Layout, TensorSpec
@@ -115,7 +116,11 @@ class Assembly:
     def load(self, site: str) -> SiteData:
         """A site's data, loaded when first needed and then kept."""
         if site not in self._data:
-            self._data[site] = self.task.load(site)
+            data, sites = self.task.load(site), len(self.task.sites())
+            if self.config.training.cache and not self.config.pool:
+                kept = [Remembered(part) if fits_cache(part, sites) else part for part in (data.validation, data.test)]
+                data = SiteData(data.train, *kept)
+            self._data[site] = data
         return self._data[site]
 
     @cached_property

@@ -144,7 +144,7 @@ def _check_data(plan: Plan, parts: Assembly) -> bool:
             plan.misfits.append(f"task: site {site.name!r} has no training examples; leave it out or give it data")
         for slug, part in held_out(parts.task, site.slug, data):
             name = next(s.name for s in evaluated_sites(parts.task) if s.slug == slug)
-            counts = {split: len(part.part(split)) for split in SPLITS}
+            counts: dict[str, Any] = {split: len(part.part(split)) for split in SPLITS}
             plan.sites.append({"slug": slug, "name": name, **counts})
             plan.misfits += _check_examples(slug, part)
             if not counts["test"]:

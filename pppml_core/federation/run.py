@@ -17,6 +17,7 @@ from pppml_core.federation.round import announce, draw_cohort, hold_round, hold_
 from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
+from pppml_core.federation.trainer import Scores
 from pppml_core.interfaces.aggregation import ServerContext
 from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
 from pppml_core.wire.messages import Exchange
@@ -112,7 +113,7 @@ class Conductor:
 
     def _scores(
         self, round: int, of: int, weights: Mapping[str, torch.Tensor], splits: tuple[str, ...], *, final: bool
-    ) -> evaluation.Scores:
+    ) -> Scores:
         """Ask the sites for scores of the weights after round ``of``; write what arrives."""
         server = self._server
         body = {"state": of, "splits": list(splits), "final": final}
@@ -128,7 +129,7 @@ class Conductor:
         if share == "none":
             return {}
         if share == "per-site":
-            wired = {path: value for reply in replies.values() for path, value in reply.get("scores", {}).items()}
+            wired = {path: value for site in cohort for path, value in replies.get(site, {}).get("scores", {}).items()}
             scores = evaluation.from_wire(wired, self._spec, server.evaluated)
         else:
             scores = self._summed(round, attempt, cohort, splits)
@@ -137,7 +138,7 @@ class Conductor:
         self._emit({"event": "metrics", "round": of, "rows": rows})
         return scores
 
-    def _summed(self, round: int, attempt: int, cohort: tuple[str, ...], splits: tuple[str, ...]) -> evaluation.Scores:
+    def _summed(self, round: int, attempt: int, cohort: tuple[str, ...], splits: tuple[str, ...]) -> Scores:
         method = self._server.parts.personalization
         kinds = [k for k, on in (("global", method.shares), ("personalized", method.personalizes)) if on]
         _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
@@ -199,7 +200,7 @@ class Conductor:
         self._emit({"event": "run-finished", "result": result})
         return result
 
-    def _result(self, chosen: int, last: int, full: Mapping[str, torch.Tensor], scores: evaluation.Scores) -> dict[str, Any]:
+    def _result(self, chosen: int, last: int, full: Mapping[str, torch.Tensor], scores: Scores) -> dict[str, Any]:
         config, state = self._config, self._server.state
         plan = self._folder.read_json("plan.json") or {}
         brackets = {}

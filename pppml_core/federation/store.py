@@ -27,7 +27,8 @@ class SiteStore:
 
     def state(self, round: int) -> Mapping[str, Any] | None:
         """The site's state after a round; None where there is none (round 0 never has one)."""
-        return self._read(f"state-{round:06d}")
+        held: Mapping[str, Any] | None = self._read(f"state-{round:06d}")
+        return held
 
     def save_state(self, round: int, state: Mapping[str, Any], keep: Iterable[int]) -> None:
         """Keep the state after this round, drop those no longer needed."""

@@ -21,7 +21,7 @@ from pppml_core.learning.arrays import load_state, personal_state, to_numpy, to_
 from pppml_core.learning.evaluation import evaluate
 from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.pool import held_out
-from pppml_core.learning.training import LocalTraining, TensorCache, class_weights, device_of
+from pppml_core.learning.training import LocalTraining, TensorCache, class_weights, device_of, fits_cache
 from pppml_core.randomness import seeded
 
 #: (site, split, weights) -> metric -> value; the site is another than one's own only where training is pooled.
@@ -124,7 +124,7 @@ class Trainer:
     def _training(self, round: int, state: Mapping[str, Any]) -> LocalTraining:
         parts, training = self._parts, self._parts.config.training
         examples = parts.load(self._site).train
-        if training.cache and not training.augment and self._cache is None:
+        if self._cache is None and training.cache and not training.augment and fits_cache(examples, len(parts.task.sites())):
             self._cache = TensorCache(examples, next(parts.model.parameters()).dtype, device_of(training))
         return LocalTraining(
             examples,

@@ -107,13 +107,19 @@ class ServerContext:
 class SiteContext(Protocol):
     """What the site side of a session is given for one message."""
 
-    site: str
-    run: bytes
-    round: int
-    attempt: int
-    cohort: tuple[str, ...]
-    #: SHA-256 over run, roster, model and terms as this site decoded them.
-    binding: bytes
+    @property
+    def site(self) -> str: ...
+    @property
+    def run(self) -> bytes: ...
+    @property
+    def round(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def cohort(self) -> tuple[str, ...]: ...
+    @property
+    def binding(self) -> bytes:
+        """SHA-256 over run, round, attempt, roster, model and terms as this site decoded them."""
 
     def contribution(self) -> npt.NDArray[np.generic]:
         """This site's value: trained on the first call of a round, cached on disk, the same array ever after (int32 or float32)."""

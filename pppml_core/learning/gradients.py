@@ -24,7 +24,7 @@ def plain_gradients(loss: LossFunction, precision: str = "float32") -> GradientR
         mixed = torch.autocast(images.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
         with mixed:
             value = loss(model(images), targets)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return float(value.detach())
 
     return rule

@@ -74,8 +74,20 @@ def class_weights(training: TrainingSection, examples: Examples, classes: int) -
     return [float(counts.sum() / (classes * c)) if c else 0.0 for c in counts]
 
 
+#: transformed examples kept in memory by one process, all sites and splits together.
+CACHE_BYTES = 4 * 2**30
+
+
+def fits_cache(examples: Examples, sites: int) -> bool:
+    """Whether a split's transformed examples take no more than a fair share (by site and split) of ``CACHE_BYTES``."""
+    if not len(examples):
+        return False
+    image, target = examples.example(0)
+    return len(examples) * (image.nbytes + target.nbytes) <= CACHE_BYTES // (3 * sites)
+
+
 class TensorCache:
-    """All transformed examples of a split as two tensors, made once. ``None`` entries are made on demand when caching is off."""
+    """All transformed examples of a split as two tensors, made once."""
 
     def __init__(self, examples: Examples, dtype: torch.dtype, device: torch.device) -> None:
         pairs = [examples.example(i) for i in range(len(examples))]
