@@ -132,18 +132,6 @@ def site_data(data: Collection, parts: Parts, to_image: ToImage, augment: Augmen
     return SiteData(*(examples(i) for i in range(len(SPLITS))))
 
 
-def absent_classes(data: Collection, sites: tuple[SiteParts, ...]) -> list[str]:
-    """A sentence for every class of a classification collection that a site's training part lacks."""
-    if data.labels is None:
-        return []
-    return [
-        f"site {site.info.slug!r} has no training example of class {name!r}"
-        for site in sites
-        for c, name in enumerate(data.classes)
-        if not (data.labels[site.parts["train"]] == c).any()
-    ]
-
-
 _NONE = np.zeros(0, np.int64)
 
 
@@ -242,7 +230,7 @@ def _hold_out_missing(
         generator = seeds.generator("held", split, infos[i].slug)
         place = f"{data.place}, site {infos[i].slug!r}"
         sites[i]["train"], sites[i][split] = _hold(data, sites[i]["train"], fraction, generator, place)
-        remarks[i].append(f"{split}: {fraction:.0%} of the training part held out, the data have none")
+        remarks[i].append(f"{split}: {fraction:.0%} held out of the training part")
     gone = [data.groups[sites[i][split]][data.known[sites[i][split]]] for i in lacking]
     if len(gone) < 2:
         return

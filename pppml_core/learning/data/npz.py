@@ -48,8 +48,6 @@ def read_multisite(
     *,
     size: tuple[int, ...] | None = None,
     window: tuple[float, float] | None = None,
-    masks: str = "masks",
-    mask_names: str = "mask_names",
 ) -> Collection:
     """Describe an npz file with the arrays of this module's table; pixels are read, once, by the first ``collection.read``.
 
@@ -58,8 +56,6 @@ def read_multisite(
         kind: default: segmentation where the file has ``masks``, else classification.
         size: height and width to resize to; default: as stored.
         window: black and white for images that are not uint8, uint16 or floats in [0, 1].
-        masks: name of the array of masks.
-        mask_names: name of the array of their classes' names.
 
     Raises DataError: all faults of :func:`pppml_core.learning.data.archive.read_npz`; lengths that differ; labels, sources or splits out of
     range; and, from ``read``, masks that do not fit, NaN or infinite pixels, pixels that need a window.
@@ -69,34 +65,34 @@ def read_multisite(
     if "images" not in shapes:
         raise missing_array("images", tuple(shapes), path)
     if kind is None:
-        if masks not in shapes and "labels" not in shapes:
+        if "masks" not in shapes and "labels" not in shapes:
             raise missing_array("labels", tuple(shapes), path)
-        kind = "segmentation" if masks in shapes else "classification"
-    target = masks if kind == "segmentation" else "labels"
+        kind = "segmentation" if "masks" in shapes else "classification"
+    target = "masks" if kind == "segmentation" else "labels"
     if target not in shapes:
         raise missing_array(target, tuple(shapes), path)
     shape, dtype = shapes["images"]
     channels, stored = check_images(shape, dtype, place)
     n = shape[0]
-    if kind == "segmentation" and shapes[masks][0] != (n, *stored):
+    if kind == "segmentation" and shapes["masks"][0] != (n, *stored):
         raise DataError(
-            f"`{masks}` of shape {shapes[masks][0]} do not fit `images` of shape {shape}",
+            f"`masks` of shape {shapes[target][0]} do not fit `images` of shape {shape}",
             place=place,
             hint=f"give one mask of {stored[0]} x {stored[1]} pixels for every image",
         )
-    small = read_npz(path, optional=[*_SMALL, mask_names])
+    small = read_npz(path, optional=_SMALL)
     for name in ("labels", "source", "split", "patient", "smear_id", "item_id", "label_kind"):
         if name in small and len(small[name]) != n:
             raise DataError(f"`{name}` has {len(small[name])} entries for {n} images", place=place, hint="give one entry for every image")
     source, source_names = _sources(small, n, place)
     groups, known = groups_of(small, n)
-    names = _names(small, "class_names" if kind == "classification" else mask_names)
+    names = _names(small, "class_names" if kind == "classification" else "mask_names")
     labels = None
     if kind == "classification":
         labels = check_labels(small["labels"], len(names) if names else None, place)
         names = names or tuple(f"class_{i}" for i in range(int(labels.max(initial=0)) + 1))
     else:
-        names = names or _names_of_masks(path, masks)
+        names = names or _names_of_masks(path)
     parts = by_split_column(small["split"], _names(small, "split_names") or None, place=place) if "split" in small else None
     pixels = _Pixels(path, target, len(names), window, size)
     return Collection(
@@ -162,9 +158,9 @@ def _names(arrays: Arrays, name: str) -> tuple[str, ...]:
     return tuple(str(v) for v in arrays[name].tolist()) if name in arrays else ()
 
 
-def _names_of_masks(path: str | Path, masks: str) -> tuple[str, ...]:
+def _names_of_masks(path: str | Path) -> tuple[str, ...]:
     """Names for masks without ``mask_names``: this once, the masks must be read to be counted."""
-    values = read_npz(path, need=(masks,), optional=())[masks]
+    values = read_npz(path, need=("masks",), optional=())["masks"]
     highest = int(values.max(initial=0))
     if highest <= 1 or (highest == 255 and set(np.unique(values).tolist()) <= {0, 255}):
         return ("background", "foreground")

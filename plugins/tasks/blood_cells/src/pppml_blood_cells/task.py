@@ -85,7 +85,10 @@ class BloodCells(Task):
             how_to_get=f"`download: true`, or {RECORD}/bloodmnist.npz" if blood else "yours: `path`",
             files=(self._data.place,),
             cites=("Yang et al. 2023, Scientific Data 10:41", "Acevedo et al. 2020, Data in Brief 30:105474") if blood else (),
-            cautions=("No patient ids: images of one patient may lie in several parts.",)
-            if not self._data.known.all()
-            else ("Classes may cluster by slide: compare with a model that sees the background colour only.",),
+            cautions=(
+                "No patient ids: images of one patient may lie in several parts."
+                if not self._data.known.all()
+                else "Classes may cluster by slide: compare with a model that sees the background colour only.",
+                *(f"{site.info.name}: {remark}." for site in self._parts for remark in site.remarks),
+            ),
         )

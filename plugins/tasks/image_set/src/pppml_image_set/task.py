@@ -87,5 +87,8 @@ class ImageSet(Task):
             licence="the data's own terms; pppml does not know them",
             how_to_get="yours: `path`",
             files=(data.place,),
-            cautions=(f"The patient of {unknown} images is unknown: one patient's images may lie in several parts.",) if unknown else (),
+            cautions=(
+                *((f"The patient of {unknown} images is unknown: one patient's images may lie in several parts.",) if unknown else ()),
+                *(f"{site.info.name}: {remark}." for site in self._parts for remark in site.remarks),
+            ),
         )
