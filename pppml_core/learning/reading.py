@@ -192,8 +192,9 @@ def _combined(members: list[tuple[Path, Any]]) -> tuple[Image, npt.NDArray[np.fl
     members = sorted(members, key=lambda m: m[1].get("InstanceNumber") or 0)
     reader = PydicomReader(swap_ij=len(members) > 1)
     # What PydicomReader.read does for a folder, for the files of one series only: archives often export several into one folder.
-    files: list[Any] = [file for file, _ in members]
-    reader.has_series, reader.filenames = len(members) > 1, [files] if len(members) > 1 else files
+    files: Any = [file for file, _ in members]
+    reader.has_series = len(members) > 1
+    reader.filenames = [files] if reader.has_series else files
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="PydicomReader: ImageOrientationPatient")  # X-rays and photographs have none
