@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.errors import PppmlError
+from pppml_core.errors import PppmlError, WireError
 
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64] | npt.NDArray[np.int32]
@@ -106,6 +106,20 @@ class ValueSpec:
         if self.bound is None:
             return np.dtype(np.int64)
         return next(np.dtype(f"i{size}") for size in (1, 2, 4, 8) if self.bound < 2 ** (8 * size - 1))
+
+    def check(self, values: object) -> None:
+        """Raise WireError unless ``values`` is one contribution: an array of this length and dtype, within the bound, or finite.
+
+        For whoever reads a contribution in the clear: a number out of its range must not enter a sum.
+        """
+        if not isinstance(values, np.ndarray) or values.dtype != self.dtype() or values.shape != (self.length,):
+            found = f"{values.dtype} of {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+            raise WireError(f"a contribution is {self.dtype()} of ({self.length},), not {found}", place="contribution")
+        if self.kind == "real":
+            if not np.isfinite(values).all():
+                raise WireError("a contribution holds NaN or infinity", place="contribution")
+        elif self.bound is not None and self.length and max(int(values.max()), -int(values.min())) > self.bound:
+            raise WireError(f"a contribution holds a number beyond {self.bound:,}", place="contribution")
 
 
 @dataclass(frozen=True)

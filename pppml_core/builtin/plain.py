@@ -60,6 +60,7 @@ class PlainSession(Session):
         turn = list(ctx.cohort)
 
         def fold(site: str, body: Body) -> None:
+            self.value.check(body.get("values"))
             if not real:
                 np.add(total, body["values"], out=total)
                 return
@@ -72,7 +73,8 @@ class PlainSession(Session):
             if site in waiting:
                 np.add(total, waiting.pop(site), out=total)
         if not outcome.answered:
-            raise TooFewSurvivors("no site answered", place=f"round {ctx.round}, stage contribute")
+            reason = next(iter(outcome.lost.values()))
+            raise TooFewSurvivors(f"no site contributed; the first: {reason}", place=f"round {ctx.round}, stage contribute")
         return Sum(total, outcome.answered)
 
     def handle(self, state: State, message: Message, ctx: SiteContext) -> tuple[State, Body]:

@@ -8,7 +8,7 @@ does not fit is a lost site, never an exception: what a loss means is the protoc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,9 +75,14 @@ class Courier:
         lost: dict[str, str] = {}
         answered: list[str] = []
         received = 0
-        for site, reply in self._transport.deliver(frames()):
+        for site, reply in self._answers(frames(), op.bodies):
             received += 0 if isinstance(reply, Loss) else len(reply)
             body = self._accept(asked[site], reply, manifest, recorded=True)
+            if op.fold is not None and not isinstance(body, str):
+                try:
+                    op.fold(site, body)
+                except WireError as error:
+                    body = f"its reply is not a contribution: {error}"
             if isinstance(body, str):
                 lost[site] = body
                 self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": site, "reason": body})
@@ -88,11 +93,19 @@ class Courier:
             answered.append(site)
             if op.fold is None:
                 replies[site] = body
-            else:
-                op.fold(site, body)
         self._stage_done(op.stage, address, sent, received, started)
         order = list(op.bodies)
         return ExchangeOutcome(replies, tuple(sorted(answered, key=order.index)), lost)
+
+    def _answers(self, frames: Iterator[tuple[str, bytes]], asked: Iterable[str]) -> Iterator[tuple[str, bytes | Loss]]:
+        """Each asked site once, whatever the transport does: a second answer is not folded again, a missing one is a loss."""
+        waiting = dict.fromkeys(asked)
+        for site, reply in self._transport.deliver(frames):
+            if site in waiting:
+                del waiting[site]
+                yield site, reply
+        for site in waiting:
+            yield site, Loss("no reply came", handed=True)
 
     def _relay(self, op: Relay, address: Address, manifest: Manifest) -> RelayOutcome:
         """A chain. On a star the server is the carrier of every hop; the bytes are the same."""

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 from pppml_core.engines.config import LocalConfig
 from pppml_core.engines.faults import FaultyTransport
@@ -146,7 +147,8 @@ class Workers:
             about = decode(read_frame(process.stdout))
             self._clocks[index] = about["clock"]
             if about["error"]:
-                raise RunFailed(about["error"], place=f"worker {index + 1}, site {site}")
+                hint = "remove the cause, then resume the run"
+                raise RunFailed(about["error"], place=f"worker {index + 1}, site {site}", hint=hint)
             return site, read_frame(process.stdout)
         except (OSError, EOFError) as error:
             code = process.poll()
@@ -162,14 +164,19 @@ class Workers:
         for line in self._lines:
             line.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None and not pipe.closed:
-                    try:
-                        pipe.close()
-                    except OSError:
-                        continue
+            _close(process.stdin)
+        for process in self._processes:
             try:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            # Only now: a thread may have been reading from it until the process ended.
+            _close(process.stdout)
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    """A pipe whose other end is gone is closed all the same."""
+    if pipe is not None:
+        with suppress(OSError):
+            pipe.close()

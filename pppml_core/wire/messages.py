@@ -47,7 +47,8 @@ class Exchange:
         stage: name of the stage, unique within the session.
         bodies: site -> body. Give one shared object to all sites to have it encoded once.
         fold: called as ``fold(site, body)`` once for each reply as it arrives, in no fixed order; the reply is then dropped, so the
-            server never holds all of them. Without it the outcome keeps the replies.
+            server never holds all of them. Without it the outcome keeps the replies. A fold that raises WireError, before it has taken
+            anything of the reply, makes the site a lost one.
         kind: ``session`` for protocols; the round uses the others.
         common: a body every site gets besides its own, encoded once for all of them.
     """
