@@ -28,6 +28,7 @@ class TaskSuite(Suite):
 
     looked_at: ClassVar[int] = 12
     site_limit: ClassVar[int] = 6
+    _held: ClassVar[dict[str, SiteData]] = {}
 
     # -- helpers ----------------------------------------------------------------------------------------------------------------------
 
@@ -35,11 +36,19 @@ class TaskSuite(Suite):
         """The first sites' slugs."""
         return [site.slug for site in task.sites()][: self.site_limit]
 
-    def parts(self) -> Iterator[tuple[str, Split, Examples, TaskSpec]]:
-        """``(site, split, examples, spec)`` of all splits."""
+    def data(self, site: str) -> SiteData:
+        """One site's data, loaded once for all tests of the class."""
+        held: dict[str, SiteData] = vars(type(self)).get("_held", {})
+        if site not in held:
+            held[site] = self.make().load(site)
+            type(self)._held = held
+        return held[site]
+
+    def parts(self, *, anew: bool = False) -> Iterator[tuple[str, Split, Examples, TaskSpec]]:
+        """``(site, split, examples, spec)`` of all splits; ``anew``: by a task of its own, loaded again."""
         task = self.make()
         for site in self.some_sites(task):
-            data = task.load(site)
+            data = task.load(site) if anew else self.data(site)
             for split in SPLITS:
                 yield site, split, data.part(split), task.spec()
 
@@ -50,7 +59,7 @@ class TaskSuite(Suite):
     def truth(self) -> tuple[Task, npt.NDArray[np.int64], npt.NDArray[Any]]:
         """Targets and groups of examples of the first site, every class among them where the site has it."""
         task = self.make()
-        data: SiteData = task.load(self.some_sites(task)[0])
+        data = self.data(self.some_sites(task)[0])
         examples = data.test if len(data.test) else data.train
         labels = np.asarray(examples.labels())
         first = [int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)]
@@ -103,7 +112,7 @@ class TaskSuite(Suite):
         """If this fails: one patient lies in two splits; split with ``learning.data.splits.hold_out``, by group."""
         task = self.make()
         for site in self.some_sites(task):
-            data = task.load(site)
+            data = self.data(site)
             groups = {split: {str(g) for g in data.part(split).groups} for split in SPLITS}
             for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
                 both = groups[one] & groups[other]  # type: ignore[index]
@@ -146,7 +155,7 @@ class TaskSuite(Suite):
     def test_loading_is_deterministic(self) -> None:
         """If this fails: the same settings must give the same examples, in any order of access, and touch no global random stream."""
         streams = random_streams()
-        for (site, split, one, _), (_, _, other, _) in zip(self.parts(), self.parts(), strict=True):
+        for (site, split, one, _), (_, _, other, _) in zip(self.parts(anew=True), self.parts(anew=True), strict=True):
             assert list(map(str, one.groups)) == list(map(str, other.groups)), f"{site}, {split}"
             backwards = {index: other.example(index) for index in reversed(self.indices(other))}
             for index in self.indices(one):
@@ -157,14 +166,15 @@ class TaskSuite(Suite):
     def test_augmentation_draws_from_its_generator(self) -> None:
         """If this fails: augmentation must be a function of the example and the generator, and keep shape, dtype and labels in range."""
         task = self.make()
-        spec, examples = task.spec(), task.load(self.some_sites(task)[0]).train
+        spec, examples = task.spec(), self.data(self.some_sites(task)[0]).train
         for index in self.indices(examples):
             # Copies: an example may be a view of what is stored.
             plain = copy.deepcopy(examples.example(index))
             one, other = (copy.deepcopy(examples.example(index, np.random.Generator(np.random.PCG64(index)))) for _ in range(2))
             assert _same(one, other), f"example {index}"
             assert one[0].shape == plain[0].shape, f"example {index}"
-            assert (one[0].dtype, one[1].dtype) == (np.float32, np.int64), f"example {index}"
+            assert one[0].dtype == np.float32, f"example {index}"
+            assert one[1].dtype == np.int64, f"example {index}"
             assert 0 <= one[1].min() <= one[1].max() < len(spec.classes), f"example {index}"
             assert _same(plain, examples.example(index)), f"example {index}: augmentation changed what is stored"
 
@@ -173,7 +183,8 @@ class TaskSuite(Suite):
         task = self.make()
         seen: dict[bytes, str] = {}
         for site in self.some_sites(task):
-            images = b"".join(task.load(site).train.example(i)[0].tobytes() for i in self.indices(task.load(site).train))
+            train = self.data(site).train
+            images = b"".join(train.example(i)[0].tobytes() for i in self.indices(train))
             assert images not in seen, f"{site} and {seen[images]} have the same training images"
             seen[images] = site
 
