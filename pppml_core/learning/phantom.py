@@ -209,7 +209,8 @@ def lung_distance(patient: Patient, x: npt.ArrayLike, y: npt.ArrayLike, t: npt.A
     for side, radius, peak in ((-1, 92.0, 0.78), (1, 78.0, 0.86)):
         rise = (t - peak) * patient.height
         reach = np.sqrt(np.clip(radius**2 - np.clip(radius - rise, 0, radius) ** 2, 0.01, None))
-        out = np.maximum(out, -_distance(x - side * 0.5 * a, y - 2.0, np.minimum(reach, 0.6 * a), np.minimum(reach, 0.8 * b)))
+        dome = _distance(x - side * 0.5 * a, y - 2.0, np.minimum(reach, 0.6 * a), np.minimum(reach, 0.8 * b))
+        out = np.where(rise > 0, np.maximum(out, -dome), out)
     return np.where((t < 0) | (t > 1.15), np.float32(50.0), out).astype(np.float32)
 
 
@@ -312,8 +313,9 @@ def _mediastinum(canvas: _Canvas, patient: Patient, t: F32, contrast: float) -> 
     blood = BLOOD + contrast
     canvas.ellipse(0.0, -0.35 * cb, 26.0, 0.42 * cb, -60.0, np.clip((0.62 - t) * 8, 0, 1))
     hx, hy, ha, hb = _heart(patient, t)
-    canvas.ellipse(hx, hy, ha * 0.95, hb * 0.95, BLOOD + 0.5 * contrast)
-    canvas.ellipse(hx + 6, hy + 2, ha * 0.5, hb * 0.5, blood)
+    there = np.clip(ha / 10.0 - 0.5, 0, 1)
+    canvas.ellipse(hx, hy, ha * 0.95, hb * 0.95, BLOOD + 0.5 * contrast, there)
+    canvas.ellipse(hx + 6, hy + 2, ha * 0.5, hb * 0.5, blood, there)
     canvas.ellipse(22.0, 0.62 * cb, 12.5, 12.5, blood, np.clip((t - 0.24) * 20, 0, 1))
     canvas.ellipse(-8.0, -0.28 * cb, 15.5, 15.5, blood, np.clip((t - 0.28) * 20, 0, 1) * np.clip((0.52 - t) * 20, 0, 1))
     canvas.ellipse(-30.0, -0.3 * cb, 9.0, 9.0, blood, np.clip((0.5 - t) * 20, 0, 1))

@@ -1,0 +1,1 @@
+"""Chest CT volumes, healthy or not: a classification task for pppml."""

@@ -1,0 +1,71 @@
+"""The chest-ct task: one of two sources behind the task interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pppml_core.errors import DataError, nearest
+from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.learning.metrics import CLASSIFICATION_METRICS
+
+from pppml_chest_ct.config import ChestCTConfig
+
+
+class ChestCT(Task):
+    """Classification of chest CT volumes. Images are float32 ``(1, size, size, size)`` in [-1, 1], classes 0 healthy and 1 patient."""
+
+    config: ChestCTConfig
+
+    def __init__(self, config: ChestCTConfig) -> None:
+        super().__init__(config)
+        if config.source == "phantom":
+            from pppml_chest_ct.phantom import Phantom as Source
+        else:
+            from pppml_chest_ct.rad_chestct import RadChestCT as Source  # type: ignore[assignment]
+        self.source = Source(config)
+
+    def spec(self) -> TaskSpec:
+        """3-D DenseNet by default, Adam at 1e-3, batches of 8; accuracy, balanced accuracy, macro F1, AUC."""
+        return TaskSpec(
+            kind="classification",
+            channels=1,
+            size=(self.source.size,) * 3,
+            classes=("healthy", "patient"),
+            model="densenet",
+            primary_metric="balanced_accuracy",
+            metrics=CLASSIFICATION_METRICS,
+            training={"optimizer": {"use": "adam", "lr": 1e-3}, "batch_size": 8},
+        )
+
+    def sites(self) -> tuple[SiteInfo, ...]:
+        """The sites in their fixed order."""
+        return self.source.sites()
+
+    def load(self, site: str) -> SiteData:
+        """One site's volumes. Raises DataError."""
+        known = [info.slug for info in self.sites()]
+        if site not in known:
+            near = nearest(site, known)
+            hint = f"is {near!r} meant?" if near else f"one of {', '.join(known)}"
+            raise DataError(f"there is no site {site!r}", place="task", hint=hint)
+        return self.source.load(site)
+
+    def card(self) -> DataCard:
+        """The data card."""
+        return self.source.card()
+
+    def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:
+        """Volumes to predict: RAD-ChestCT npz, NIfTI or DICOM series, as in training but with their own slices."""
+        from pppml_chest_ct.predict import read
+
+        return read(self.config, self.spec(), path)
+
+    def misfits(self) -> list[str]:
+        """What is wrong with the data, as far as names and tables tell."""
+        try:
+            self.source.sites()
+            return self.source.misfits()
+        except DataError as fault:
+            return [str(fault)]
