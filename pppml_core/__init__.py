@@ -15,7 +15,6 @@ _PUBLIC = {
     "PppmlError": "pppml_core.errors",
     "Experiment": "pppml_core.api",
     "Run": "pppml_core.api",
-    "Sweep": "pppml_core.api",
     "load": "pppml_core.api",
     "open": "pppml_core.api",
     "sweep": "pppml_core.api",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from pppml_core.federation.plan import Plan
-    from pppml_core.sweep import SweepResult
+    from pppml_core.sweeps import SweepResult
 
 
 class Experiment:
@@ -82,7 +82,7 @@ class Experiment:
     def changed(self, changes: Mapping[str, Any]) -> Experiment:
         """A copy with ``{"a.b": value}`` laid over it; a live object may stand for a whole section."""
         from pppml_core.config import apply_overrides, to_plain
-        from pppml_core.sweep import as_settings
+        from pppml_core.sweeps import as_settings
 
         live = {path: value for path, value in changes.items() if not isinstance(value, str | int | float | bool | list | dict | None)}
         plain = apply_overrides(_without_defaults(to_plain(self.config), self.config), as_settings({p: v for p, v in changes.items() if p not in live}))
@@ -298,9 +298,9 @@ def sweep(
     budget: float | None = None,
     out: str | Path = "runs/sweep",
 ) -> SweepResult:
-    """Run every point of a grid with every seed; resumable; see :mod:`pppml_core.sweep`."""
+    """Run every point of a grid with every seed; resumable; see :mod:`pppml_core.sweeps`."""
     from pppml_core.config import to_plain
-    from pppml_core.sweep import Sweep, expand
+    from pppml_core.sweeps import Sweep, expand
 
     base = experiment if isinstance(experiment, Experiment) else load(experiment)
 

@@ -53,7 +53,7 @@ class SessionSide:
 
     def _spooled(self, stage: str) -> Path:
         assert self._spool is not None
-        return self._spool / f"reply-{stage}"
+        return self._spool / f"reply-{hashlib.sha256(stage.encode()).hexdigest()[:16]}"
 
     def freeze(self) -> bytes:
         """Everything that must survive when an engine recreates the site."""
