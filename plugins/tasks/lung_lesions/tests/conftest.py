@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pppml_core.learning.phantom import Scanner, draw_patient
+from pppml_core.learning.phantom import draw_patient
+from pppml_core.learning.scanner import Scanner
 from pppml_core.randomness import Seeds
 
 SPACING = (6.0, 6.0, 8.0)  # x, y, z in mm of the volumes below

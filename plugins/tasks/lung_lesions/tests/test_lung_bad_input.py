@@ -111,7 +111,7 @@ FOLDERS: list[tuple[str, Break, str, str, str]] = [
     ("empty dicom folder", lambda r, f: [p.unlink() for p in (r / "a/p0/dicom").iterdir()], "dicom", "0 DICOM slices", "all slices"),
     ("mask of another shape", _replace("a/p1/mask.nii.gz", lambda a: a[:-1]), "mask.nii.gz", "55x56x4 voxels, the CT 56x56x4", "grid"),
     ("mask elsewhere", _replace("a/p1/mask.nii.gz", lambda a: a, 5.0), "mask.nii.gz", "lies elsewhere", "affine"),
-    ("soft mask", _replace("a/p1/mask.nii.gz", lambda a: (a * 0.4).astype(np.float32)), "mask.nii.gz", "no labels", "threshold"),
+    ("soft mask", _replace("a/p1/mask.nii.gz", lambda a: (a * 0.4 + 0.2).astype(np.float32)), "mask.nii.gz", "no labels", "threshold"),
     ("nan", _replace("a/p1/ct.nii.gz", _nan), "ct.nii.gz", "NaN", "replace"),
     (
         "windowed ct",

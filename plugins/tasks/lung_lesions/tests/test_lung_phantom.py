@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from pppml_core.interfaces.task import SPLITS
 from pppml_core.learning import phantom as anatomy
+from pppml_core.learning.scanner import Scanner
 from pppml_core.randomness import Seeds
 from pppml_lung_lesions.config import LungLesionsConfig
 from pppml_lung_lesions.phantom import Phantom
@@ -101,8 +102,7 @@ def test_thicker_slices_blur_vessels_and_lesion_masks_stay_binary() -> None:
     body = anatomy.draw_patient(Seeds(1).generator("vessels"), lesions=0)
     z = np.linspace(0.3, 0.7, 8) * body.height
     thin, thick = (
-        anatomy.Scanner("t", slice_mm=mm, noise_hu=0.0, sharpness=0, fov_mm=330).acquire(body, z, 64, Seeds(1).generator("n"))
-        for mm in (1.0, 10.0)
+        Scanner("t", slice_mm=mm, noise_hu=0.0, sharpness=0, fov_mm=330).acquire(body, z, 64, Seeds(1).generator("n")) for mm in (1.0, 10.0)
     )
     lung = anatomy.render(body, z, size=64, fov=330).lung > 0.99
     assert thick[0][lung].std() < 0.9 * thin[0][lung].std()

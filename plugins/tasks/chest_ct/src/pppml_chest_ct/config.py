@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pppml_core import ComponentConfig
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pppml_core import ComponentConfig
 
 Millimetres = Annotated[float, Field(gt=0, le=50)]
 
@@ -41,11 +42,13 @@ class ChestCTConfig(ComponentConfig):
         "phantom", description="phantom: simulated volumes, no file needed; rad-chestct: npz volumes and CSV files of RAD-ChestCT"
     )
     path: str | None = Field(None, description="folder of RAD-ChestCT: the npz volumes and CSV files, in it or below it")
-    size: Annotated[int, Field(ge=16, le=256)] | None = Field(None, description="voxels along each side; default: 32 (phantom), 70 (rad-chestct)")
+    size: Annotated[int, Field(ge=16, le=256)] | None = Field(
+        None, description="voxels along each side; default: 32 (phantom), 70 (rad-chestct)"
+    )
     window: tuple[float, Annotated[float, Field(gt=0)]] = Field((-600.0, 1600.0), description="centre and width in HU")
     thickness: tuple[Millimetres, ...] | Literal["as-is"] | None = Field(
         None,
-        description="slice thickness in mm simulated at each site, in the sites' order; as-is: none; default: 2, 5, 10 for three sites, else as-is",
+        description="slice thickness in mm simulated at each site, in their order; as-is: none; default: 2, 5, 10 for three sites",
     )
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the training patients held out for validation")
     test: float = Field(0.25, gt=0, lt=0.9, description="rad-chestct with `split: patient`: share of the patients held out for testing")
@@ -56,8 +59,8 @@ class ChestCTConfig(ComponentConfig):
 
     groups: dict[str, tuple[str, ...]] = Field(
         default_factory=lambda: dict(C3),
-        description="rad-chestct: site -> scanner models (ManufacturerModelName; case, spaces and signs do not count); scans of other models are "
-        "left out. Default: the three clients of PPPML-HMI",
+        description="rad-chestct: site -> scanner models (ManufacturerModelName; case, spaces, signs do not count); scans of other models "
+        "are left out. Default: the three clients of PPPML-HMI",
     )
     abnormalities: tuple[str, ...] = Field(
         ("groundglass", "consolidation"),
@@ -73,10 +76,13 @@ class ChestCTConfig(ComponentConfig):
         "patient", description="rad-chestct: patient: by MRN_DEID, seeded; official: the dataset's own (trn, val, tst in the names)"
     )
     crop: Literal["lungs", "none"] = Field(
-        "lungs", description="rad-chestct: crop to the lungs (Extrema CSV of the dataset where it is there, else found by thresholding) or not at all"
+        "lungs",
+        description="rad-chestct: crop to the lungs (the dataset's Extrema CSV where it is there, else by threshold) or not",
     )
     per_class: int | None = Field(None, ge=1, description="rad-chestct: at most so many scans of each class at each site, seeded")
-    cache: str | None = Field(None, description="rad-chestct: folder where prepared volumes are kept (npy); reading an original takes seconds")
+    cache: str | None = Field(
+        None, description="rad-chestct: folder where prepared volumes are kept (npy); reading an original takes seconds"
+    )
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> ChestCTConfig:

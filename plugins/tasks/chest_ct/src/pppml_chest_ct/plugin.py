@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pppml_core import Component, hookimpl
-
 from pppml_chest_ct.config import ChestCTConfig
+from pppml_core import Component, hookimpl
 
 
 @hookimpl

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pppml_core.errors import DataError
-from pppml_core.interfaces.task import TaskSpec
-from pppml_core.learning.reading import read_images
 
 from pppml_chest_ct.config import ChestCTConfig
 from pppml_chest_ct.rad_chestct import SPACING_MM, read_volume
 from pppml_chest_ct.volumes import as_image, lung_box, resized
+from pppml_core.errors import DataError
+from pppml_core.interfaces.task import TaskSpec
+from pppml_core.learning.reading import read_images
 
 
 def read(config: ChestCTConfig, spec: TaskSpec, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:
@@ -37,9 +37,12 @@ def _turned(array: npt.NDArray[np.float32], info: dict[str, Any], path: str) -> 
 
     if array.ndim != 4 or info["affine"] is None:
         raise DataError(f"{info['name']} is no volume", place=path, hint="give NIfTI, a DICOM series, or npz with an array `ct`")
-    steps = Compose([Orientation(axcodes="IPL", labels=(("L", "R"), ("P", "A"), ("I", "S"))), Spacing(pixdim=(SPACING_MM,) * 3, mode="bilinear")])
+    steps = Compose(
+        [Orientation(axcodes="IPL", labels=(("L", "R"), ("P", "A"), ("I", "S"))), Spacing(pixdim=(SPACING_MM,) * 3, mode="bilinear")]
+    )
     volume = steps(MetaTensor(torch.from_numpy(array[:1].copy()), affine=torch.from_numpy(np.asarray(info["affine"], np.float64))))
-    return np.rint(np.clip(np.asarray(volume)[0], -1024, 3071)).astype(np.int16)
+    out: npt.NDArray[np.int16] = np.rint(np.clip(np.asarray(volume)[0], -1024, 3071)).astype(np.int16)
+    return out
 
 
 def _cropped(volume: npt.NDArray[np.int16], config: ChestCTConfig, path: str, info: dict[str, Any]) -> npt.NDArray[np.int16]:

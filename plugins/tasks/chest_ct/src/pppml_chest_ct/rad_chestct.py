@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from pppml_chest_ct import tables
+from pppml_chest_ct.config import ChestCTConfig
+from pppml_chest_ct.volumes import as_image, lung_box, resized, thicken
+from pppml_chest_ct.volumes import augment as change
 from pppml_core.errors import DataError, nearest
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Split, unique_slugs
 from pppml_core.learning.data.archive import headers, missing_array, read_npz
 from pppml_core.learning.data.collection import Collection, SiteParts, assign
 from pppml_core.learning.data.partitions import PartitionConfig
 from pppml_core.randomness import Seeds
-
-from pppml_chest_ct import tables
-from pppml_chest_ct.config import ChestCTConfig
-from pppml_chest_ct.volumes import as_image, lung_box, resized, thicken
-from pppml_chest_ct.volumes import augment as change
 
 #: All published volumes are resampled to this spacing.
 SPACING_MM = 0.8
@@ -75,17 +75,23 @@ class RadChestCT:
         """The scans that are used, by name, and how many volumes were left out for which reason. Raises DataError."""
         if not self.root.is_dir():
             near = nearest(self.root.name, (p.name for p in self.root.parent.iterdir())) if self.root.parent.is_dir() else None
-            raise DataError("no such folder", place=str(self.root), hint=f"is {near!r} meant?" if near else "give the folder of RAD-ChestCT")
+            raise DataError(
+                "no such folder", place=str(self.root), hint=f"is {near!r} meant?" if near else "give the folder of RAD-ChestCT"
+            )
         files = {path.stem: path for path in sorted(self.root.rglob("*.npz"))}
         if not files:
             raise DataError("no npz volume", place=str(self.root), hint="the volumes are named like trn00001.npz")
         about = Path(self.config.metadata) if self.config.metadata else tables.find_one(self.root, tables.METADATA)
         if about is None:
             raise DataError(
-                f"no metadata file {tables.METADATA[0]}", place=str(self.root), hint="copy it from the dataset, or set `metadata`: it names the scanners"
+                f"no metadata file {tables.METADATA[0]}",
+                place=str(self.root),
+                hint="copy it from the dataset, or set `metadata`: it names the scanners",
             )
         known = tables.scanners(about)
-        labels = tables.own_labels(self.config.labels) if self.config.labels else tables.findings(self.root, self.config.abnormalities, files)
+        labels = (
+            tables.own_labels(self.config.labels) if self.config.labels else tables.findings(self.root, self.config.abnormalities, files)
+        )
         left = {"not in the metadata": 0, "without a label": 0, "of another scanner": 0}
         scans = []
         for name, path in files.items():
@@ -144,7 +150,10 @@ class RadChestCT:
             about=tuple(self._about(index) for index in range(len(self.names))),
         )
         return assign(
-            collection, PartitionConfig(seed=self.config.split_seed), test_fraction=self.config.test, validation_fraction=self.config.validation
+            collection,
+            PartitionConfig(seed=self.config.split_seed),
+            test_fraction=self.config.test,
+            validation_fraction=self.config.validation,
         )
 
     def _about(self, index: int) -> str:
@@ -194,7 +203,11 @@ class RadChestCT:
             a, b, c, d, e, f = self.boxes[scan.name]
             cut = volume[max(0, a) : b + 1, max(0, c) : d + 1, max(0, e) : f + 1]
             if 0 in cut.shape:
-                raise DataError(f"the lung box {self.boxes[scan.name]} lies outside {volume.shape}", place=str(scan.path), hint="correct the Extrema CSV")
+                raise DataError(
+                    f"the lung box {self.boxes[scan.name]} lies outside {volume.shape}",
+                    place=str(scan.path),
+                    hint="correct the Extrema CSV",
+                )
             return cut
         box = lung_box(volume)
         if box is None:
@@ -205,7 +218,15 @@ class RadChestCT:
         if self.config.cache is None:
             return None
         stat = scan.path.stat()
-        key = [scan.name, stat.st_size, stat.st_mtime_ns, self.size, self.config.crop, self.boxes.get(scan.name), self.config.thickness_mm(scan.site)]
+        key = [
+            scan.name,
+            stat.st_size,
+            stat.st_mtime_ns,
+            self.size,
+            self.config.crop,
+            self.boxes.get(scan.name),
+            self.config.thickness_mm(scan.site),
+        ]
         return Path(self.config.cache) / f"{scan.name}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npy"
 
     def misfits(self) -> list[str]:
@@ -223,8 +244,8 @@ class RadChestCT:
         )
         return DataCard(
             title="RAD-ChestCT",
-            about=f"{len(scans)} chest CT volumes of {len({s.patient for s in scans})} patients from Duke University, {len(self.names)} sites by scanner "
-            f"model. Patient: {made}; healthy: the rest.",
+            about=f"{len(scans)} chest CT volumes of {len({s.patient for s in scans})} patients from Duke University, {len(self.names)} "
+            f"sites by scanner model. Patient: {made}; healthy: the rest.",
             licence="terms of zenodo.org/records/6406114 (access by request)",
             how_to_get="ask for access at https://zenodo.org/records/6406114 and put volumes and CSV files into one folder",
             files=(str(self.root),),

@@ -1,9 +1,9 @@
 """RAD-ChestCT's CSV files: which scans there are, whose they are, from which scanner, with which findings.
 
-Read as published (zenodo.org/records/6406114): volumes ``trnXXXXX.npz``, ``valXXXXX.npz``, ``tstXXXXX.npz``, named by ``NoteAcc_DEID``; the
-metadata CSV (``CT_Scan_Metadata_Complete_35747.csv``) with ``NoteAcc_DEID``, ``MRN_DEID`` (the patient) and ``ManufacturerModelName``; label CSVs
-(``imgtrain_``, ``imgvalid_``, ``imgtest_Abnormality_and_Location_Labels.csv``) with ``NoteAcc_DEID`` and columns ``finding*location`` of 0 and 1; the
-lung boxes (``Extrema_*.csv``).
+Read as published (zenodo.org/records/6406114): volumes ``trnXXXXX.npz``, ``valXXXXX.npz``, ``tstXXXXX.npz``, named by ``NoteAcc_DEID``;
+the metadata CSV (``CT_Scan_Metadata_Complete_35747.csv``) with ``NoteAcc_DEID``, ``MRN_DEID`` (the patient) and ``ManufacturerModelName``;
+label CSVs (``imgtrain_``, ``imgvalid_``, ``imgtest_Abnormality_and_Location_Labels.csv``) with ``NoteAcc_DEID`` and columns
+``finding*location`` of 0 and 1; the lung boxes (``Extrema_*.csv``).
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pppml_core.errors import DataError, nearest
-
 from pppml_chest_ct.config import LabelFile
+from pppml_core.errors import DataError, nearest
 
 SCAN, PATIENT, MODEL = "NoteAcc_DEID", "MRN_DEID", "ManufacturerModelName"
 LABELS = "img*_Abnormality_and_Location_Labels.csv"
@@ -23,7 +22,7 @@ BOX = ("sup_axis0min", "inf_axis0max", "ant_axis1min", "pos_axis1max", "rig_axis
 
 
 def rows(path: Path, need: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """``(place, row)`` of a CSV with a header. Raises DataError: no such file, not text, a needed column missing (with the nearest name)."""
+    """``(place, row)`` of a CSV with a header. Raises DataError: no such file, not text, a needed column missing."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -32,7 +31,9 @@ def rows(path: Path, need: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]
                 if name not in names:
                     near = nearest(name, names)
                     raise DataError(
-                        f"there is no column {name!r}", place=str(path), hint=f"is {near!r} meant?" if near else f"the first columns are {', '.join(names[:6])}"
+                        f"there is no column {name!r}",
+                        place=str(path),
+                        hint=f"is {near!r} meant?" if near else f"the first columns are {', '.join(names[:6])}",
                     )
             for row in reader:
                 yield f"{path}:{reader.line_num}", row

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pppml_chest_ct.config import ChestCTConfig
 from pppml_core.errors import DataError, nearest
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.metrics import CLASSIFICATION_METRICS
-
-from pppml_chest_ct.config import ChestCTConfig
 
 
 class ChestCT(Task):

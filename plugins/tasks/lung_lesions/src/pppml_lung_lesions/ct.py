@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Split
-from pppml_core.learning.phantom import window
+from pppml_core.learning.scanner import window
 from pppml_lung_lesions.augment import augment as turn
 from pppml_lung_lesions.config import LungLesionsConfig
 from pppml_lung_lesions.folders import Scan, find, split, thinned

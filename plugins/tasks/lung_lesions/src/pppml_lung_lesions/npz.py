@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
+
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo
 from pppml_core.learning.data.collection import Collection, SiteParts, assign, site_data
 from pppml_core.learning.data.examples import centred
@@ -55,7 +57,12 @@ class Npz:
     def load(self, site: str) -> SiteData:
         """Slices as float32 in [-1, 1] and masks; groups are patients where they are known."""
         parts = next(one.parts for one in self.parts if one.info.slug == site)
-        return site_data(self.collection, parts, centred, augment)
+        data = site_data(self.collection, parts, centred, augment)
+        for split, indices in parts.items():
+            # Slices of unknown patients are one slice set in each part: their common placeholder is nobody's id.
+            part = data.part(split)
+            part.groups = np.where(self.collection.known[indices], part.groups, np.char.add(part.groups, f", {split} slices"))
+        return data
 
     def misfits(self) -> list[str]:
         """None beyond the errors of reading."""

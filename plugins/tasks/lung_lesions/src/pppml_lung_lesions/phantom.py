@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Split
 from pppml_core.learning.data.examples import ArrayExamples
-from pppml_core.learning.phantom import Scanner, draw_patient, window
+from pppml_core.learning.phantom import draw_patient
+from pppml_core.learning.scanner import Scanner, window
 from pppml_core.randomness import Seeds
 from pppml_lung_lesions.augment import augment
 from pppml_lung_lesions.config import LungLesionsConfig

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.interfaces.task import TaskSpec
-from pppml_core.learning.phantom import window
 from pppml_core.learning.reading import read_images
+from pppml_core.learning.scanner import window
 from pppml_lung_lesions.config import LungLesionsConfig
 from pppml_lung_lesions.volumes import tensor, turned
 

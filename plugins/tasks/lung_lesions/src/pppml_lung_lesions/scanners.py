@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pppml_core.learning.phantom import Scanner
+from pppml_core.learning.scanner import Scanner
 from pppml_core.randomness import Seeds
 
 #: The first five. They differ as real sites do (compare Table 2 of PPPML-HMI: slices of 1 to 7.5 mm, 9 to 119 patients).
