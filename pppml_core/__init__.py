@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; at run time everything comes through __getattr__
+    from pppml_core.api import Experiment as Experiment
+    from pppml_core.api import Run as Run
+    from pppml_core.api import load as load
+    from pppml_core.api import open as open
+    from pppml_core.api import plugins as plugins
+    from pppml_core.api import schema as schema
+    from pppml_core.api import sweep as sweep
+    from pppml_core.component import Choice as Choice
+    from pppml_core.component import Component as Component
+    from pppml_core.component import ComponentConfig as ComponentConfig
+    from pppml_core.errors import PppmlError as PppmlError
+    from pppml_core.hookspecs import hookimpl as hookimpl
 
 __version__ = "0.1.0"
 
