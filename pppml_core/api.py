@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ class Experiment:
             report: write ``report.html`` (and a few test images with predictions for it) at the end.
         """
         from pppml_core.engines.launch import launch
-        from pppml_core.federation.rundir import RunDir
+        from pppml_core.federation.rundir import RunDir, writing
 
         directory = RunDir(Path(folder) if folder is not None else Path("runs") / self.config.run.name)
         held = directory.config.exists()
@@ -110,21 +111,22 @@ class Experiment:
         plan.refuse_misfits()
         if held:
             _refuse_other_config(directory.config, plan.config, self.registry)
-            if (directory.path / "result.json").exists():
-                return Run(directory.path, self.registry, self.objects)
         else:
             directory.create()
-            directory.write_json("plan.json", plan.to_dict())
-            directory.write_json("manifest.json", plan.manifest)
-            # The config comes last: its presence says that the folder is complete enough to resume.
-            save_resolved(plan.config, directory.config)
-        engine = self.registry.build("engine", plan.config.engine, self.objects)
-        listeners = [self.registry.build("reporter", c, self.objects) for c in plan.config.reporters] if reporters else []
-        _report(lambda emit: launch(plan, directory, engine, emit, self.objects), listeners, directory.path)
+            with writing(directory.path):
+                directory.write_json("plan.json", plan.to_dict())
+                directory.write_json("manifest.json", plan.manifest)
+                # The config comes last: its presence says that the folder is complete enough to resume.
+                save_resolved(plan.config, directory.config)
         run = Run(directory.path, self.registry, self.objects, plan)
-        if report:
-            run.write_examples()
-            run.report()
+        if not directory.finished:
+            engine = self.registry.build("engine", plan.config.engine, self.objects)
+            listeners = [self.registry.build("reporter", c, self.objects) for c in plan.config.reporters] if reporters else []
+            _report(lambda emit: launch(plan, directory, engine, emit, self.objects), listeners, directory.path)
+        if report and not directory.reported:
+            with writing(directory.path):
+                run.write_examples()
+                run.report()
         return run
 
     def _repr_html_(self) -> str:
@@ -172,7 +174,10 @@ def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
     try:
         work(emit)
     except PppmlError as error:
-        emit({"event": "run-failed", "error": str(error)})
+        for listener in listeners:
+            # A reporter that fails as well (the disk is full for it too) does not hide the first reason.
+            with suppress(PppmlError, OSError):
+                listener.handle({"time": time.time(), "event": "run-failed", "error": str(error)})
         raise
     finally:
         for listener in listeners:

@@ -44,15 +44,15 @@ class Courier:
     def __init__(self, transport: Transport, topology: Topology, transcript: Transcript, emit: Emit = lambda event: None) -> None:
         self._transport, self._topology, self._transcript, self._emit = transport, topology, transcript, emit
 
-    def perform(
-        self, operations: Operation | Sequence[Operation], address: Address, manifest: Manifest
-    ) -> Outcome | list[Outcome]:
+    def perform(self, operations: Operation | Sequence[Operation], address: Address, manifest: Manifest) -> Outcome | list[Outcome]:
         """One operation and its outcome, or several and theirs in order."""
         if isinstance(operations, Exchange):
             return self._exchange(operations, address, manifest)
         if isinstance(operations, Relay):
             return self._relay(operations, address, manifest)
-        return [self._exchange(op, address, manifest) if isinstance(op, Exchange) else self._relay(op, address, manifest) for op in operations]
+        return [
+            self._exchange(op, address, manifest) if isinstance(op, Exchange) else self._relay(op, address, manifest) for op in operations
+        ]
 
     def _exchange(self, op: Exchange, address: Address, manifest: Manifest) -> ExchangeOutcome:
         sent, started = 0, time.perf_counter()
@@ -142,9 +142,7 @@ class Courier:
         self._stage_done(op.stage, address, sent, received, started)
         return RelayOutcome(body if visited else None, tuple(visited), tuple(bridged), {})
 
-    def _accept(
-        self, asked: Message, reply: bytes | Loss, manifest: Manifest, *, recorded: bool
-    ) -> Body | str:
+    def _accept(self, asked: Message, reply: bytes | Loss, manifest: Manifest, *, recorded: bool) -> Body | str:
         """The reply's body, or the reason why the site counts as lost."""
         if isinstance(reply, Loss):
             return reply.reason

@@ -37,7 +37,9 @@ class LocalEngine(Engine):
         """Live objects cannot travel to worker processes."""
         if job_objects and self.config.workers > 1:
             names = ", ".join(sorted(job_objects))
-            return [f"engine.workers: {self.config.workers} processes cannot share live Python objects ({names}); use workers: 1 or module:attr"]
+            return [
+                f"engine.workers: {self.config.workers} processes cannot share live Python objects ({names}); use workers: 1 or module:attr"
+            ]
         return []
 
     def connect(self, job: Job, assembly: Assembly | None = None) -> Transport:
@@ -113,7 +115,9 @@ class Workers:
         threads = str(job.config["training"]["threads"])
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         self._processes = [
-            subprocess.Popen([sys.executable, "-m", "pppml_core.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            subprocess.Popen(
+                [sys.executable, "-m", "pppml_core.engines.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            )
             for _ in range(workers)
         ]
         self._clocks: list[dict[str, float]] = [{} for _ in range(workers)]

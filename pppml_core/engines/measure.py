@@ -80,7 +80,8 @@ def measure_plan(plan: Plan) -> dict[str, float]:
         measured = {"one batch": time.perf_counter() - began}
     if plan.guarantees is not None:
         cohort = tuple(plan.sizes)[: parts.config.run.cohort]
-        pipeline = parts.pipeline(tuple(1.0 for _ in parts.shared) if parts.config.encoding.use == "fixed" else (), plan.max_weight, metrics=True)
+        ranges = tuple(1.0 for _ in parts.shared) if parts.config.encoding.use == "fixed" else ()
+        pipeline = parts.pipeline(ranges, plan.max_weight, parts.mechanism.plan(parts.privacy_setting(plan.sizes)))
         measured["one sum"] = _one_sum(parts.aggregator.plan(pipeline.spec, cohort), cohort)
     return measured
 
@@ -89,7 +90,9 @@ def _one_sum(session: Session, cohort: tuple[str, ...]) -> float:
     bound = session.value.bound
     generator = np.random.default_rng(0)
     length = session.value.length
-    values = generator.standard_normal(length).astype(np.float32) if bound is None else generator.integers(-bound, bound, length, dtype=np.int32)
+    values = (
+        generator.standard_normal(length).astype(np.float32) if bound is None else generator.integers(-bound, bound, length, dtype=np.int32)
+    )
     sides = {s: SessionSide(session, _Context(s, cohort, values)) for s in cohort}
     coordinator = session.coordinate(ServerContext(bytes(16), 1, 1, cohort, bytes(32)))
     with tempfile.TemporaryDirectory() as folder, Transcript(Path(folder)) as transcript:

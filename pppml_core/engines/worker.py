@@ -65,7 +65,17 @@ def main() -> int:
             transport = transport or InProcess(job, settings["amnesia"])
             ((_, answer),) = transport.deliver([(site, frame)])
             reply = answer if not isinstance(answer, Loss) else b""
-        except (PppmlError, OSError, RuntimeError, ValueError, TypeError, KeyError, ArithmeticError, AttributeError, LookupError) as failure:
+        except (
+            PppmlError,
+            OSError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+        ) as failure:
             error = f"{type(failure).__name__}: {failure}"
         clock = dict(transport.clock()) if transport is not None else {}
         write_frame(target, encode({"clock": clock, "error": error}))

@@ -17,12 +17,12 @@ from pppml_core.federation.pipeline import Pipeline, contribution_layout
 from pppml_core.interfaces.aggregation import Aggregator
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.interfaces.personalization import Personalization
-from pppml_core.interfaces.privacy import PrivacyMechanism
+from pppml_core.interfaces.privacy import PrivacyMechanism, PrivacyPlan, PrivacySetting
 from pppml_core.interfaces.task import SiteData, Task, TaskSpec
 from pppml_core.learning.arrays import parameters_and_buffers
 from pppml_core.learning.evaluation import Remembered
 from pppml_core.learning.pool import PooledTask
-from pppml_core.learning.training import DTYPES, device_of, fits_cache
+from pppml_core.learning.training import DTYPES, device_of, fits_cache, steps_per_round
 from pppml_core.randomness import Seeds, seeded
 from pppml_core.registry import Registry
 from pppml_core.values import Layout, TensorSpec
@@ -107,11 +107,19 @@ class Assembly:
         """Of a contribution."""
         return contribution_layout(self.shared, metrics=metrics)
 
-    def pipeline(self, ranges: tuple[float, ...], max_weight: int, *, metrics: bool) -> Pipeline:
-        """The round's encoding from its public terms."""
+    def pipeline(self, ranges: tuple[float, ...], max_weight: int, privacy: PrivacyPlan) -> Pipeline:
+        """The round's encoding from its public terms and the run's privacy plan."""
         encoding = self.config.encoding
         dtype = "float64" if self.config.training.precision == "float64" else "float32"
-        return Pipeline(self.layout(metrics=metrics), ranges, encoding.bits, max_weight, encoding.use == "float", dtype)
+        layout = self.layout(metrics=privacy.admits_metrics)
+        return Pipeline(layout, ranges, encoding.bits, max_weight, privacy, encoding.use == "float", dtype)
+
+    def privacy_setting(self, sizes: Mapping[str, int]) -> PrivacySetting:
+        """What the privacy mechanism is planned for: the same public numbers at every party. ``sizes``: training examples of each site."""
+        run, training = self.config.run, self.config.training
+        steps = {site: steps_per_round(training, n) for site, n in sizes.items()}
+        cohort = min(run.cohort or len(sizes), len(sizes))
+        return PrivacySetting(run.rounds, cohort, sizes, training.batch_size, steps, self.personalization.gradient_calls)
 
     def load(self, site: str) -> SiteData:
         """A site's data, loaded when first needed and then kept."""
@@ -167,4 +175,3 @@ def load_initial(model: torch.nn.Module, path: Path) -> None:
         parts = ([f"missing {', '.join(missing[:3])}"] if missing else []) + ([f"other shape: {', '.join(wrong[:3])}"] if wrong else [])
         raise ConfigError(f"{path} does not fit the model: {'; '.join(parts)}", place="training.init", hint="use weights of the same model")
     model.load_state_dict({n: given[n] for n in state})
-

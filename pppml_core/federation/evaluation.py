@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,15 +24,15 @@ def to_wire(scores: Scores) -> dict[str, Any]:
     return {"/".join((*key, metric)): float(value) for key, values in scores.items() for metric, value in values.items()}
 
 
-def from_wire(body: Mapping[str, Any], spec: TaskSpec, sites: Iterable[str]) -> Scores:
-    """The inverse of :func:`to_wire`; entries for other sites or unknown metrics are dropped, values out of range become NaN."""
-    allowed = set(sites)
+def from_wire(body: Mapping[str, Any], spec: TaskSpec, sites: Iterable[str], splits: Iterable[str]) -> Scores:
+    """The inverse of :func:`to_wire`; what was not asked for (other sites, splits, metrics) is dropped, values out of range become NaN."""
+    asked = {"/".join(path): path for path in itertools.product(sites, splits, ("global", "personalized"), spec.metrics)}
     scores: Scores = {}
-    for path, value in body.items():
-        site, split, weights, metric = path.split("/")
-        if site in allowed and metric in spec.metrics:
+    for name, value in body.items():
+        if name in asked:
+            *key, metric = asked[name]
             low, high = spec.metrics[metric]
-            scores.setdefault((site, split, weights), {})[metric] = float(value) if low <= value <= high else math.nan
+            scores.setdefault((key[0], key[1], key[2]), {})[metric] = float(value) if low <= value <= high else math.nan
     return scores
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.config.run_config import EncodingSection
-from pppml_core.errors import PppmlError
+from pppml_core.errors import PppmlError, RoundAborted
+from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.values import FixedPoint, Layout, TensorSpec, ValueSpec, automatic_ranges
 
 WEIGHT = "#weight"
@@ -60,6 +61,7 @@ class Pipeline:
         ranges: of the shared tensors, in order.
         bits: of one coordinate.
         max_weight: public upper bound of a site's weight.
+        privacy: the run's; clips and noises the shared tensors.
         real: ``encoding: float``: no quantization; ``dtype`` is then the model's.
     """
 
@@ -67,6 +69,7 @@ class Pipeline:
     ranges: tuple[float, ...]
     bits: int
     max_weight: int
+    privacy: PrivacyPlan
     real: bool = False
     dtype: str = "float32"
 
@@ -81,7 +84,12 @@ class Pipeline:
         """What the aggregator is given."""
         if self.real:
             return ValueSpec(self.layout.length, "real", None, self.dtype)
-        return self.fixed_point.spec
+        return ValueSpec(self.layout.length, "integer", self.fixed_point.levels + self.privacy.noise_bound)
+
+    @property
+    def shared(self) -> Layout:
+        """The model's tensors alone; they come first in the flat vector."""
+        return Layout(tuple(t for t in self.layout.tensors if t.role in ("parameter", "buffer")))
 
     def encode(
         self, tensors: Mapping[str, npt.ArrayLike], weight: int, metrics: Mapping[str, float], generator: np.random.Generator
@@ -93,13 +101,15 @@ class Pipeline:
         fixed = self.fixed_point
         numerator = max(1, round(weight / self.max_weight * fixed.levels))
         ratio = weight / self.max_weight if self.real else numerator / fixed.levels
-        values: dict[str, npt.ArrayLike] = {**tensors, WEIGHT: 1.0}
-        named = {f"#{name}": value for name, value in metrics.items()}
-        for tensor in self.layout.tensors:
-            if tensor.role == "metric":
+        flat = np.empty(self.layout.length, self.dtype)
+        length = self.shared.length
+        flat[:length] = self._private(self.shared.flatten(tensors, self.dtype))
+        for tensor, place in self.layout.slices():
+            if tensor.role == "weight":
+                flat[place] = 1.0
+            elif tensor.role == "metric":
                 limit = METRIC_RANGES[tensor.name]
-                values[tensor.name] = float(np.clip(named.get(tensor.name, 0.0), -limit, limit))
-        flat = self.layout.flatten(values, self.dtype)
+                flat[place] = np.clip(metrics.get(tensor.name[1:], 0.0), -limit, limit)
         flat *= flat.dtype.type(ratio)
         if self.real:
             if not np.isfinite(flat).all():
@@ -109,18 +119,29 @@ class Pipeline:
         where = {t.name: s for t, s in self.layout.slices()}
         integers[where[WEIGHT]] = numerator
         if "#saturated" in where:
-            share = saturated / max(1, sum(t.size for t in self.layout.tensors if t.role in ("parameter", "buffer")))
             # Rounded up: a single saturated coordinate must not vanish in rounding.
-            integers[where["#saturated"]] = int(np.ceil(share * numerator))
+            integers[where["#saturated"]] = int(np.ceil(saturated / max(1, length) * numerator))
+        if self.privacy.placement == "distributed":
+            integers[:length] = self.privacy.integer_noise(integers[:length])
         return integers, saturated
 
+    def _private(self, flat: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """The flat update as the mechanism lets it go on: clipped, and noised where each site's own update must be."""
+        clipped = self.privacy.constrain(flat)
+        return self.privacy.noise(clipped) if self.privacy.placement == "local" else clipped
+
     def decode(self, total: npt.NDArray[Any]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float], float]:
-        """Weighted means of the shared tensors (model dtype), of the metrics, and the summed weight in examples."""
+        """Weighted means of the shared tensors (model dtype), of the metrics, and the summed weight in examples.
+
+        Raises RoundAborted where the summed weight is not positive: some site lied.
+        """
         flat = total.astype(np.float64) if self.real else self.fixed_point.decode(total)
+        if self.privacy.placement == "server":
+            flat[: self.shared.length] = self.privacy.server_noise(flat[: self.shared.length])
         values = self.layout.unflatten(flat)
         weight = float(values[WEIGHT])
         if not weight > 0:
-            raise PppmlError(f"the summed weight is {weight}", place="decode", hint="a site sent a contribution that cannot be right")
+            raise RoundAborted(f"the summed weight is {weight}", place="decode", hint="a site sent a contribution that cannot be right")
         mean = {t.name: (values[t.name] / weight).astype(self.dtype) for t in self.layout.tensors if t.role in ("parameter", "buffer")}
         metrics = {t.name[1:]: float(values[t.name] / weight) for t in self.layout.tensors if t.role == "metric"}
         return mean, metrics, weight * self.max_weight

@@ -13,21 +13,17 @@ from typing import Any
 import numpy as np
 
 from pppml_core.config import RunConfig
-from pppml_core.config.run_config import TrainingSection
-from pppml_core.errors import PlanRefused, PppmlError
-from pppml_core.federation import evaluation
+from pppml_core.errors import PlanRefused
+from pppml_core.federation import checks, evaluation
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import METRIC_RANGES, contribution_ranges
 from pppml_core.federation.site import ROUND_FIELDS
+from pppml_core.federation.traffic import predicted_traffic
 from pppml_core.interfaces.aggregation import Guarantees, Session, WireField
-from pppml_core.interfaces.privacy import PrivacyPlan, PrivacySetting
-from pppml_core.interfaces.task import SPLITS
+from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.learning.arrays import to_numpy
-from pppml_core.learning.pool import evaluated_sites, held_out
-from pppml_core.learning.training import steps_per_round
 from pppml_core.registry import Registry
 from pppml_core.values import rms
-from pppml_core.wire.codec import encoded_size
 from pppml_core.wire.manifest import Manifest
 
 
@@ -99,9 +95,11 @@ def make_plan(config: RunConfig, registry: Registry, objects: Mapping[str, Any] 
     plan = Plan(parts.config, assembly=parts)
     plan.plugins = [{"kind": r.kind, "name": r.name, "distribution": r.distribution, "version": r.version} for r in registry.rows()]
     plan.versions = _versions(registry)
-    _check_engine(plan, registry, objects or {})
-    if _check_data(plan, parts) and _check_model(plan, parts):
-        _check_run(plan, parts)
+    checks.check_engine(plan, registry, objects or {})
+    checks.check_settings(plan, parts)
+    loaded, built = checks.check_data(plan, parts), checks.check_model(plan, parts)
+    if loaded and built:
+        checks.check_together(plan, parts)
         _plan_exchange(plan, parts)
     plan.headline = _headline(plan, parts)
     return plan
@@ -115,196 +113,59 @@ def _versions(registry: Registry) -> dict[str, str]:
     return {**own, **registry.versions()}
 
 
-def _check_engine(plan: Plan, registry: Registry, objects: Mapping[str, Any]) -> None:
-    plan.misfits += registry.build("engine", plan.config.engine, objects).misfits(objects)
-
-
-def _check_data(plan: Plan, parts: Assembly) -> bool:
-    """Load every site; sizes, classes, values. False where the data cannot be used at all."""
-    spec = parts.spec
-    plan.task = {
-        "kind": spec.kind,
-        "classes": list(spec.classes),
-        "primary_metric": spec.primary_metric,
-        "metrics": list(spec.metrics),
-        "channels": spec.channels,
-        "size": list(spec.size),
-    }
-    plan.misfits += [f"task: {text}" for text in parts.task.misfits()]
-    if plan.misfits:
-        return False
-    for site in parts.task.sites():
-        try:
-            data = parts.load(site.slug)
-        except PppmlError as error:
-            plan.misfits.append(str(error))
-            continue
-        plan.sizes[site.slug] = len(data.train)
-        if not len(data.train):
-            plan.misfits.append(f"task: site {site.name!r} has no training examples; leave it out or give it data")
-        for slug, part in held_out(parts.task, site.slug, data):
-            name = next(s.name for s in evaluated_sites(parts.task) if s.slug == slug)
-            counts: dict[str, Any] = {split: len(part.part(split)) for split in SPLITS}
-            plan.sites.append({"slug": slug, "name": name, **counts})
-            plan.misfits += _check_examples(slug, part)
-            if not counts["test"]:
-                plan.warnings.append(f"site {name!r} has no test examples: it is not in the final scores")
-    if plan.misfits:
-        return False
-    if spec.kind == "classification":
-        _check_classes(plan, parts)
-    return not plan.misfits
-
-
-def _check_examples(site: str, part: Any) -> list[str]:
-    """The first example of each split is what the task says, and finite; groups do not lie in two splits."""
-    out = []
-    groups: dict[str, set[Any]] = {}
-    for split in SPLITS:
-        examples = part.part(split)
-        groups[split] = set(np.asarray(examples.groups).tolist()) if len(examples) else set()
-        if len(examples) and not np.isfinite(examples.example(0)[0]).all():
-            out.append(f"task: site {site!r}, {split}: the first image holds NaN or infinity; remove or repair it")
-    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        shared = sorted(map(str, groups[first] & groups[second]))
-        if shared:
-            out.append(f"task: site {site!r}: {shared[0]!r} is in {first} and in {second}; a patient must be in one part only")
-    return out
-
-
-def _check_classes(plan: Plan, parts: Assembly) -> None:
-    total = np.zeros(len(parts.spec.classes), np.int64)
-    for site in parts.task.sites():
-        counts = np.bincount(parts.load(site.slug).train.labels(), minlength=len(total))
-        if len(counts) > len(total):
-            plan.misfits.append(f"task: site {site.name!r} has label {len(counts) - 1}, but there are only {len(total)} classes")
-            return
-        absent = [parts.spec.classes[i] for i in np.flatnonzero(counts == 0)]
-        if absent and plan.sizes[site.slug]:
-            plan.warnings.append(f"site {site.name!r} has no training example of {', '.join(absent)}")
-        total += counts
-    absent = [parts.spec.classes[i] for i in np.flatnonzero(total == 0)]
-    if absent:
-        plan.misfits.append(f"task: no site has a training example of {', '.join(absent)}; remove the class or add data")
-
-
-def _check_model(plan: Plan, parts: Assembly) -> bool:
-    """The network is built and one example goes through it."""
-    import torch
-
-    from pppml_core.randomness import seeded
-
-    plan.misfits += [f"model: {text}" for text in parts.factory.misfits(parts.spec)]
-    if plan.misfits:
-        return False
-    model = parts.model
-    trained = sum(p.numel() for p in model.parameters())
-    plan.model = {"name": getattr(parts.config.model, "use", "?"), "parameters": trained}
-    reference = next(model.parameters())
-    image, target = parts.load(parts.task.sites()[0].slug).train.example(0)
-    expected = (len(parts.spec.classes),) if parts.spec.kind == "classification" else (len(parts.spec.classes), *target.shape)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), seeded(0):
-            out = model(torch.from_numpy(np.asarray(image))[None].to(reference.device, reference.dtype))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).splitlines()[0]
-        plan.misfits.append(f"model: an image of shape {tuple(image.shape)} does not go through it: {first}; choose another model or task size")
-        return False
-    finally:
-        model.train(was_training)
-    if tuple(out.shape[1:]) != expected:
-        plan.misfits.append(f"model: gives {tuple(out.shape[1:])} for one image, the task needs {expected}; check classes and head")
-        return False
-    return True
-
-
-def _check_run(plan: Plan, parts: Assembly) -> None:
-    """Settings of the run against each other."""
-    import torch
-
-    run, training, encoding = plan.config.run, plan.config.training, plan.config.encoding
-    sites = [s.slug for s in parts.task.sites()]
-    if run.cohort is not None and run.cohort > len(sites):
-        plan.misfits.append(f"run.cohort: {run.cohort} sites a round, but there are {len(sites)}; lower it")
-    if run.min_cohort > (run.cohort or len(sites)):
-        plan.misfits.append(f"run.min_cohort: {run.min_cohort} is more than the {run.cohort or len(sites)} sites of a round; lower it")
-    metric = run.stop.metric if run.stop else None
-    if metric is not None and metric not in parts.spec.metrics:
-        plan.misfits.append(f"run.stop.metric: the task has no metric {metric!r}; it has {', '.join(parts.spec.metrics)}")
-    if run.metrics == "none" and (run.stop is not None or run.select == "best-validation"):
-        plan.misfits.append("run.metrics: none, but early stopping or run.select needs validation results; use per-site or sum")
-    if (run.stop is not None or run.select == "best-validation") and not any(s["validation"] for s in plan.sites):
-        plan.misfits.append("run.select, run.stop: no site has validation data; give some, or use run.select: last")
-    if isinstance(training.class_weights, list) and len(training.class_weights) != len(parts.spec.classes):
-        plan.misfits.append(f"training.class_weights: {len(training.class_weights)} numbers for {len(parts.spec.classes)} classes")
-    plan.misfits += _check_device(training)
-    largest = max(parts.personalization.weight(n) for n in plan.sizes.values())
-    plan.max_weight = largest if encoding.max_weight == "auto" else encoding.max_weight
-    if encoding.max_weight == "auto" and plan.config.aggregator.use != "plain":  # type: ignore[attr-defined]
-        plan.warnings.append("encoding.max_weight is auto: the largest site's number of training examples is public")
-    if largest > plan.max_weight:
-        plan.misfits.append(f"encoding.max_weight: {plan.max_weight} is below the largest site's weight {largest}; raise it or cap the weights")
-    if isinstance(encoding.range, dict):
-        import fnmatch
-
-        for pattern in encoding.range:
-            if not any(fnmatch.fnmatchcase(t.name, pattern) for t in parts.shared):
-                plan.misfits.append(f"encoding.range: {pattern!r} matches no shared tensor; the first is {parts.shared[0].name!r}")
-    normalized = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in parts.model.modules())
-    if normalized and any(n % training.batch_size == 1 or training.batch_size == 1 for n in plan.sizes.values()):
-        plan.warnings.append("training.batch_size: a batch of one example occurs, on which batch normalization is unreliable or fails")
-
-
-def _check_device(training: TrainingSection) -> list[str]:
-    import torch
-
-    from pppml_core.learning.training import device_of
-
-    if training.device == "cuda" and not torch.cuda.is_available():
-        return ["training.device: cuda, but there is no usable GPU; use auto or cpu"]
-    if training.precision == "bf16" and device_of(training).type == "cuda" and not torch.cuda.is_bf16_supported():
-        return ["training.precision: this GPU has no bf16; use float32"]
-    return []
-
-
 def _plan_exchange(plan: Plan, parts: Assembly) -> None:
     """Privacy, encoding, session: bounds, bytes, guarantees, manifest."""
     config = plan.config
     sites = tuple(s.slug for s in parts.task.sites())
     cohort = sites[: config.run.cohort] if config.run.cohort else sites
-    steps = {s: steps_per_round(config.training, n) for s, n in plan.sizes.items()}
-    plan.training = {"steps": steps, "gradient_calls": parts.personalization.gradient_calls}
-    calls = parts.personalization.gradient_calls
-    setting = PrivacySetting(config.run.rounds, len(cohort), plan.sizes, config.training.batch_size, steps, calls)
+    setting = parts.privacy_setting(plan.sizes)
+    plan.training = {"steps": dict(setting.local_steps), "gradient_calls": setting.gradient_calls}
     refused = parts.mechanism.misfits(setting, parts.personalization, parts.model)
     if refused:
         plan.misfits += [f"privacy: {text}" for text in refused]
         return
     privacy = parts.mechanism.plan(setting)
     plan.privacy = privacy.statement.to_dict()
+    _bound_weight(plan, parts, privacy)
     session = _plan_session(plan, parts, cohort, privacy) if parts.personalization.shares else None
     if plan.misfits:
         return
     evaluated = evaluation.evaluation_fields(parts.spec, [s["slug"] for s in plan.sites], config.run.metrics)
     fields: tuple[WireField, ...] = (*ROUND_FIELDS, *evaluated, *(session.fields if session else ()))
-    weights = encoded_size(to_numpy(parts.initial_weights))
-    by_stage = session.predicted_bytes() if session else {}
-    plan.bytes = {"up_per_site_round": sum(by_stage.values()), "down_per_site_round": weights, "by_stage": by_stage}
-    plan.manifest = {**Manifest(fields).to_dict(), "contribution": _contribution(parts, plan, privacy), "evaluation": _evaluation(parts, config)}
+    plan.bytes = predicted_traffic(parts, privacy, session, cohort, plan.max_weight)
+    plan.manifest = {
+        **Manifest(fields).to_dict(),
+        "contribution": _contribution(parts, plan, privacy),
+        "evaluation": _evaluation(parts, config),
+    }
     plan.stages = _stages(parts, plan, session, privacy)
+
+
+def _bound_weight(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
+    """The public bound of a site's weight: the mechanism's constant, what is configured, or the largest site's."""
+    encoding = plan.config.encoding
+    largest = privacy.constant_weight or max(parts.personalization.weight(n) for n in plan.sizes.values())
+    plan.max_weight = largest if encoding.max_weight == "auto" else encoding.max_weight
+    if encoding.max_weight == "auto" and privacy.constant_weight is None and plan.config.aggregator.use != "plain":  # type: ignore[attr-defined]
+        plan.warnings.append("encoding.max_weight is auto: the largest site's number of training examples is public")
+    if largest > plan.max_weight:
+        plan.misfits.append(
+            f"encoding.max_weight: {plan.max_weight} is below the largest site's weight {largest}; raise it or cap the weights"
+        )
+    if privacy.placement == "distributed" and encoding.use == "float":
+        plan.misfits.append("encoding: float, but distributed noise is added to integers; use encoding: fixed")
 
 
 def _plan_session(plan: Plan, parts: Assembly, cohort: tuple[str, ...], privacy: PrivacyPlan) -> Session | None:
     ranges = _ranges(parts)
-    pipeline = parts.pipeline(ranges, max(1, plan.max_weight), metrics=privacy.admits_metrics)
-    value = pipeline.spec
+    value = parts.pipeline(ranges, max(1, plan.max_weight), privacy).spec
     bound = value.sum_bound(len(cohort))
     if bound is not None and bound >= 2**63:
         plan.misfits.append(f"encoding.bits: the sum of {len(cohort)} sites does not fit 64 bits; use fewer bits")
-    plan.misfits += parts.aggregator.misfits(value, cohort)
-    if plan.misfits:
+        return None
+    refused = parts.aggregator.misfits(value, cohort)
+    plan.misfits += refused
+    if refused:
         return None
     session = parts.aggregator.plan(value, cohort)
     plan.guarantees = session.guarantees
@@ -369,7 +230,9 @@ def _stages(parts: Assembly, plan: Plan, session: Session | None, privacy: Priva
     stages = [Stage(f"train ({name})", "the site's images, shared weights", f"an update of {shared:,} real numbers", here)]
     if privacy.statement.mechanism != "none":
         stages.append(Stage(f"privacy ({privacy.statement.mechanism})", "the update", f"noised, placement {privacy.placement}", here))
-    weighted = f"{length:,} numbers: update x weight / {plan.max_weight}, the weight" + (", training metrics" if privacy.admits_metrics else "")
+    weighted = f"{length:,} numbers: update x weight / {plan.max_weight}, the weight" + (
+        ", training metrics" if privacy.admits_metrics else ""
+    )
     stages.append(Stage("weight", "the update", weighted, here))
     bound = session.value.bound
     gives = "real numbers as they are" if real else f"integers of {config.encoding.bits} bits, at most {bound:,} each"
@@ -378,7 +241,11 @@ def _stages(parts: Assembly, plan: Plan, session: Session | None, privacy: Priva
     summed = "the sum of real numbers" if total is None else f"the sum over {len(session.cohort)} sites, at most {total:,} a coordinate"
     stages.append(Stage(f"sum ({config.aggregator.use})", gives, summed, f"sum: {', '.join(g.sees_sum)}; one site's update: {update}"))  # type: ignore[attr-defined]
     stages.append(Stage("decode and update", "the sum", "new shared weights", "every site and the server"))
-    stages.append(Stage("evaluate", "new weights, the site's held-out images", f"{', '.join(parts.spec.metrics)}", f"run.metrics: {config.run.metrics}"))
+    stages.append(
+        Stage(
+            "evaluate", "new weights, the site's held-out images", f"{', '.join(parts.spec.metrics)}", f"run.metrics: {config.run.metrics}"
+        )
+    )
     return stages
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from pppml_core.errors import InconsistentModel, TooFewSurvivors
 from pppml_core.federation.server import Server
@@ -22,20 +24,20 @@ def hold_round(server: Server, round: int) -> dict[str, float]:
 
     Returns the public training metrics of the round (weighted means over the survivors).
     """
-    cohort, terms, attempt = announce(server, round, draw_cohort(server, round))
+    terms, ctx = announce(server, round, draw_cohort(server, round), server.state.weights)
     if not server.parts.personalization.shares:
-        outcome = server.perform(Exchange("train", {s: {} for s in cohort}, kind="train"), round, attempt, server.manifest)
+        outcome = server.perform(Exchange("train", {s: {} for s in ctx.cohort}, kind="train"), round, ctx.attempt, server.manifest)
         if not outcome.answered:
-            raise TooFewSurvivors("no site could train", place=f"round {round}")
+            reason = next(iter(outcome.lost.values()))
+            raise TooFewSurvivors(f"no site could train; the first: {reason}", place=f"round {round}")
         server.state.survivors[str(round)] = list(outcome.answered)
         return {}
 
     pipeline = server.pipeline(tuple(terms["ranges"]))
-    session = server.parts.aggregator.plan(pipeline.spec, cohort)
-    bound = binding(server.run, round, attempt, sha256_of(to_numpy(server.state.weights)), terms)
-    summed = hold_session(server, session, "session", ServerContext(server.run, round, attempt, cohort, bound))
+    session = server.parts.aggregator.plan(pipeline.spec, ctx.cohort)
+    summed = hold_session(server, session, "session", ctx)
 
-    mean, metrics, _ = pipeline.decode(server.privacy.server_noise(summed.total))
+    mean, metrics, _ = pipeline.decode(summed.total)
     update = to_torch(mean)
     weights, server.state.method = server.parts.personalization.server_update(server.state.weights, update, server.state.method)
     server.state.weights = clamp_variances(weights, weights)
@@ -53,14 +55,23 @@ def draw_cohort(server: Server, round: int) -> tuple[str, ...]:
     return tuple(server.sites[i] for i in sorted(picked))
 
 
-def announce(server: Server, round: int, cohort: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Any], int]:
-    """Announce terms and model until every announced site has accepted: terms name the cohort, so a smaller one is announced anew."""
+def announce(
+    server: Server, round: int, cohort: tuple[str, ...], weights: Mapping[str, torch.Tensor], *, trains: bool = True
+) -> tuple[dict[str, Any], ServerContext]:
+    """Announce terms and model until every announced site has accepted: terms name the cohort, so a smaller one is announced anew.
+
+    ``trains=False``: for a sum of scores, which is no new start of the round.
+    """
     config = server.parts.config
+    lost: dict[str, str] = {}
     while True:
         if len(cohort) < config.run.min_cohort or not cohort:
-            raise TooFewSurvivors(f"{len(cohort)} sites accepted, at least {max(1, config.run.min_cohort)} are needed", place=f"round {round}")
+            text = f"{len(cohort)} sites accepted, at least {max(1, config.run.min_cohort)} are needed"
+            reason = f"; {next(iter(lost))}: {next(iter(lost.values()))}" if lost else ""
+            raise TooFewSurvivors(text + reason, place=f"round {round}")
         attempt = server.new_attempt(round)
-        server.emit({"event": "round-started", "round": round, "attempt": attempt, "cohort": list(cohort)})
+        if trains:
+            server.emit({"event": "round-started", "round": round, "attempt": attempt, "cohort": list(cohort)})
         terms = round_terms(
             round=round,
             cohort=cohort,
@@ -69,11 +80,12 @@ def announce(server: Server, round: int, cohort: tuple[str, ...]) -> tuple[tuple
             guarantees=server.guarantees(cohort),
             privacy=server.privacy.statement,
             metrics=config.run.metrics,
-            keep=[] if server.state.best_round is None else [server.state.best_round],
+            keep=server.state.bests,
         )
-        replies, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, server.state.weights)
+        replies, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, weights)
         if not lost:
-            return cohort, terms, attempt
+            bound = binding(server.run, round, attempt, sha256_of(to_numpy(weights)), terms)
+            return terms, ServerContext(server.run, round, attempt, cohort, bound)
         cohort = tuple(s for s in cohort if s in replies)
 
 
@@ -99,5 +111,3 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
 
 def _of_kind(operation: Any, kind: str) -> Any:
     return [replace(op, kind=kind) for op in operation] if isinstance(operation, Sequence) else replace(operation, kind=kind)
-
-

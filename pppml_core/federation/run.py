@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,17 +13,17 @@ from pppml_core.errors import BudgetSpent, CheckpointError, RoundAborted, RunFai
 from pppml_core.federation import checkpoint, evaluation
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.ledger import Ledger
-from pppml_core.federation.round import announce, draw_cohort, hold_round, hold_session
+from pppml_core.federation.round import announce, hold_round, hold_session
 from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.federation.trainer import Scores
-from pppml_core.interfaces.aggregation import ServerContext
 from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
 from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
 
 Emit = Callable[[Mapping[str, Any]], None]
+T = TypeVar("T")
 
 
 class Conductor:
@@ -50,35 +50,40 @@ class Conductor:
     def _about(self, first: int) -> dict[str, Any]:
         run = self._config.run
         about = {"name": run.name, "folder": str(self._folder.path), "rounds": run.rounds, "first_round": first}
-        return {**about, "sites": list(self._server.sites), "headline": (self._folder.read_json("plan.json") or {}).get("headline", "")}
+        plan = self._folder.read_json("plan.json") or {}
+        steps = plan.get("training", {}).get("steps", {})
+        return {**about, "sites": list(self._server.sites), "steps": steps, "headline": plan.get("headline", "")}
 
     def _hold(self, round: int) -> None:
         """One round with its retries, its evaluation and its checkpoint."""
         state, run = self._server.state, self._config.run
         began = time.perf_counter()
         self._charge(round)
-        for trial in range(1 + (run.retries if run.on_abort == "retry" else 0)):
-            try:
-                metrics = hold_round(self._server, round)
-                break
-            except RoundAborted as error:
-                last = run.on_abort != "retry" or trial == run.retries
-                following = run.on_abort if run.on_abort != "retry" else ("stop" if last else "retry")
-                event = {"event": "round-aborted", "round": round, "attempt": self._server.last_attempt[1], "reason": str(error)}
-                self._emit({**event, "next": following})
-                if following == "stop":
-                    hint = f"what was done so far is kept: resume with --resume {self._folder.path}"
-                    raise RunFailed(f"the round ended without a sum: {error}", place=f"round {round}", hint=hint) from error
-                if following == "skip":
-                    state.survivors[str(round)] = []
-                    metrics = {}
+        state.survivors[str(round)] = []
+        metrics = self._insist(round, lambda: hold_round(self._server, round)) or {}
         self._watch(round, metrics)
         due = round % run.evaluate_every == 0 or round == run.rounds
         if due and run.metrics != "none" and state.survivors[str(round)]:
             self._evaluate(round)
-        self._checkpoint(round)
+        # Told before the checkpoint is written, which records how long the event file is: a resumed run must not lose it.
         done = {"event": "round-finished", "round": round, "seconds": time.perf_counter() - began}
         self._emit({**done, "survivors": state.survivors[str(round)], "training": metrics})
+        self._checkpoint(round)
+
+    def _insist(self, round: int, attempt: Callable[[], T]) -> T | None:
+        """What an attempt gives, repeated as ``run.on_abort`` says; None where it is skipped. Raises RunFailed where the run stops."""
+        run = self._config.run
+        for left in reversed(range(1 + (run.retries if run.on_abort == "retry" else 0))):
+            try:
+                return attempt()
+            except RoundAborted as error:
+                following = "retry" if left else "skip" if run.on_abort == "skip" else "stop"
+                event = {"event": "round-aborted", "round": round, "attempt": self._server.attempts.get(round, 0), "reason": str(error)}
+                self._emit({**event, "next": following})
+                if following == "stop":
+                    hint = f"what was done so far is kept: resume with --resume {self._folder.path}"
+                    raise RunFailed(f"the round ended without a sum: {error}", place=f"round {round}", hint=hint) from error
+        return None
 
     def _charge(self, round: int) -> None:
         """Stop before a round that would exceed the budget; note the public charge before anything noisy is asked for."""
@@ -111,63 +116,64 @@ class Conductor:
         if run.stop is not None and state.stale >= run.stop.patience:
             state.stopped = f"{self._metric} on validation data did not improve for {state.stale} evaluations"
 
-    def _scores(
-        self, round: int, of: int, weights: Mapping[str, torch.Tensor], splits: tuple[str, ...], *, final: bool
-    ) -> Scores:
+    def _scores(self, round: int, of: int, weights: Mapping[str, torch.Tensor], splits: tuple[str, ...], *, final: bool) -> Scores:
         """Ask the sites for scores of the weights after round ``of``; write what arrives."""
         server = self._server
         body = {"state": of, "splits": list(splits), "final": final}
         share = self._config.run.metrics
+        scores: Scores = {}
         if share == "sum":
-            cohort = tuple(server.state.survivors[str(of)]) or draw_cohort(server, of)
-            attempt = server.last_attempt[1]
-            if server.last_attempt[0] != round or final:
-                cohort, _, attempt = announce(server, round, cohort)
+            scores = self._insist(round, lambda: self._summed(round, body, weights)) or {}
         else:
-            cohort, attempt = server.sites, max(1, server.last_attempt[1])
-        replies, _ = server.broadcast("evaluate", cohort, round, attempt, body, weights)
-        if share == "none":
+            replies, _ = server.broadcast("evaluate", server.sites, round, server.attempts.get(round, 1), body, weights)
+            for site in server.sites if share == "per-site" else ():
+                # A site speaks for itself; only where training is pooled for others too.
+                own = server.evaluated if self._config.pool else [site]
+                scores |= evaluation.from_wire(replies.get(site, {}).get("scores", {}), self._spec, own, splits)
+        if not scores:
             return {}
-        if share == "per-site":
-            wired = {path: value for site in cohort for path, value in replies.get(site, {}).get("scores", {}).items()}
-            scores = evaluation.from_wire(wired, self._spec, server.evaluated)
-        else:
-            scores = self._summed(round, attempt, cohort, splits)
         rows = evaluation.rows(of, scores)
         self._folder.append("metrics.jsonl", rows)
         self._emit({"event": "metrics", "round": of, "rows": rows})
         return scores
 
-    def _summed(self, round: int, attempt: int, cohort: tuple[str, ...], splits: tuple[str, ...]) -> Scores:
-        method = self._server.parts.personalization
+    def _summed(self, round: int, body: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Scores:
+        """Scores that leave only in a sum: an attempt of its own, since a site answers each stage once an attempt."""
+        server, splits = self._server, body["splits"]
+        method = server.parts.personalization
         kinds = [k for k, on in (("global", method.shares), ("personalized", method.personalizes)) if on]
+        _, ctx = announce(server, round, server.sites, weights, trains=False)
+        server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
         _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
-        session = self._server.parts.aggregator.plan(fixed.spec, cohort)
-        ctx = ServerContext(self._server.run, round, attempt, cohort, b"\0" * 32)
-        return evaluation.from_sum(hold_session(self._server, session, "metrics", ctx).total, self._spec, splits, kinds)
+        session = server.parts.aggregator.plan(fixed.spec, ctx.cohort)
+        return evaluation.from_sum(hold_session(server, session, "metrics", ctx).total, self._spec, splits, kinds)
 
     def _checkpoint(self, round: int) -> None:
         began = time.perf_counter()
         state = self._server.state
         state.seconds = self._clock.seconds()
+        state.bests = [r for r in dict.fromkeys((*state.bests[-1:], state.best_round)) if r is not None]
         lengths = {**self._folder.lengths(), "transcript": self._transcript.length()}
         checkpoint.save(self._folder.checkpoints, round, {"server": state.to_plain(), "lengths": lengths})
-        checkpoint.drop_best(self._folder.checkpoints, [r for r in (state.best_round,) if r is not None])
-        self._emit({"event": "stage", "round": round, "stage": "checkpoint", "sent": 0, "received": 0, "seconds": time.perf_counter() - began})
+        checkpoint.drop_best(self._folder.checkpoints, state.bests)
+        self._emit(
+            {"event": "stage", "round": round, "stage": "checkpoint", "sent": 0, "received": 0, "seconds": time.perf_counter() - began}
+        )
 
     def _resume(self) -> int:
         """Go back to the newest checkpoint that all parties have; the round it was made after (0: from the beginning)."""
         server, folder = self._server, self._folder
         outcome = server.perform(Exchange("hello", {s: {} for s in server.sites}, kind="hello"), 0, 1, server.manifest)
-        attempts = [tuple(reply["attempt"]) for reply in outcome.replies.values()]
-        server.last_attempt = max([(0, 0), *attempts])
+        for reply in outcome.replies.values():
+            server.note_attempts(reply.get("attempts", {}))
+        # The oldest state each site can go back to; one without any has not missed a round.
+        oldest = [min(told) for reply in outcome.replies.values() if (told := [r for r in reply.get("rounds", ()) if type(r) is int])]
         held = checkpoint.rounds(folder.checkpoints)
         if not held:
             folder.cut_back({})
             self._transcript.truncate(0)
             return 0
-        # A site without any state yet has not missed a round; one with states must have the round's own or an earlier one.
-        common = [r for r in held if all(not reply["rounds"] or min(reply["rounds"]) <= r for reply in outcome.replies.values())]
+        common = [r for r in held if r >= max(oldest, default=0)]
         if not common:
             raise CheckpointError("no checkpoint fits what the sites still hold", place=str(folder.checkpoints), hint="start a new run")
         found = checkpoint.load(folder.checkpoints, common)
@@ -205,7 +211,9 @@ class Conductor:
         plan = self._folder.read_json("plan.json") or {}
         brackets = {}
         for kind in ("global", "personalized"):
-            sites = {s: {m: _number(v) for m, v in values.items()} for (s, split, k), values in scores.items() if (split, k) == ("test", kind)}
+            sites = {
+                s: {m: _number(v) for m, v in values.items()} for (s, split, k), values in scores.items() if (split, k) == ("test", kind)
+            }
             names = next(iter(sites.values()), {})
             brackets[kind] = {"mean": {m: _mean([v[m] for v in sites.values()]) for m in names}, "sites": sites}
         transcript = self._transcript
@@ -235,4 +243,3 @@ def _number(value: float) -> float | None:
 def _mean(values: list[float | None]) -> float | None:
     defined = [v for v in values if v is not None]
     return sum(defined) / len(defined) if defined else None
-

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,17 @@ from pppml_core.federation.files import write_atomic
 
 #: json-lines files a resume cuts back to the checkpoint. The ledger is not among them.
 CUT_BACK = ("metrics.jsonl", "events.jsonl")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A full disk, or another reason why files cannot be written, is RunFailed with the way to go on."""
+    try:
+        yield
+    except OSError as error:
+        reason = "no space is left on the device" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        hint = f"make room or remove the cause, then go on with --resume {folder}"
+        raise RunFailed(f"the run cannot be written: {reason}", place=str(error.filename or folder), hint=hint) from error
 
 
 class RunDir:
@@ -36,6 +49,16 @@ class RunDir:
         """``checkpoints/``."""
         return self.path / "checkpoints"
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its result."""
+        return (self.path / "result.json").exists()
+
+    @property
+    def reported(self) -> bool:
+        """Whether ``report.html`` was written."""
+        return (self.path / "report.html").exists()
+
     def create(self) -> None:
         """Make the folder. Raises RunFailed where it cannot be written, CheckpointError where it already holds a run."""
         if self.config.exists():
@@ -47,7 +70,19 @@ class RunDir:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise RunFailed(f"cannot write here: {error.strerror}", place=str(self.path), hint="choose another folder with --out") from error
+            raise RunFailed(
+                f"cannot write here: {error.strerror}", place=str(self.path), hint="choose another folder with --out"
+            ) from error
+
+    def run_id(self) -> bytes:
+        """The 16 bytes that name the run: drawn once, kept in the folder."""
+        path = self.path / "run.id"
+        if not path.exists():
+            write_atomic(path, os.urandom(16).hex().encode())
+        try:
+            return bytes.fromhex(path.read_text())
+        except ValueError as error:
+            raise CheckpointError("this is not the name of a run", place=str(path), hint="start a new run") from error
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file, whole or absent."""

@@ -39,6 +39,8 @@ class ServerState:
     survivors: dict[str, list[str]] = field(default_factory=dict)
     best_round: int | None = None
     best_value: float | None = None
+    #: the best rounds that the last two checkpoints name: what belongs to them is kept.
+    bests: list[int] = field(default_factory=list)
     #: validation evaluations since the best one.
     stale: int = 0
     #: round -> mean validation value of the watched metric (None where it was undefined).
@@ -73,14 +75,19 @@ class Server:
         config = assembly.config
         self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(assembly.spec, self.sites, config.run.metrics)))
         self._holders: dict[bytes, set[str]] = {}
-        #: the last attempt of a round that any site may have taken part in.
-        self.last_attempt: tuple[int, int] = (0, 0)
+        #: round -> the last attempt that any site may have taken part in.
+        self.attempts: dict[int, int] = {}
 
     def new_attempt(self, round: int) -> int:
         """A number no site has seen in this round."""
-        attempt = self.last_attempt[1] + 1 if self.last_attempt[0] == round else 1
-        self.last_attempt = (round, attempt)
-        return attempt
+        self.attempts[round] = self.attempts.get(round, 0) + 1
+        return self.attempts[round]
+
+    def note_attempts(self, told: Mapping[str, Any]) -> None:
+        """Take in what a site said of the attempts it took part in; what is no such thing is passed over."""
+        for round, attempt in told.items():
+            if round.isdecimal() and len(round) < 10 and type(attempt) is int and 0 < attempt < 2**30:
+                self.attempts[int(round)] = max(attempt, self.attempts.get(int(round), 0))
 
     def ranges(self) -> tuple[float, ...]:
         """Fixed-point ranges of the coming round, from public knowledge."""
@@ -90,7 +97,7 @@ class Server:
 
     def pipeline(self, ranges: tuple[float, ...]) -> Pipeline:
         """The coming round's encoding."""
-        return self.parts.pipeline(ranges, self.max_weight, metrics=self.privacy.admits_metrics)
+        return self.parts.pipeline(ranges, self.max_weight, self.privacy)
 
     def guarantees(self, cohort: Sequence[str]) -> Guarantees | None:
         """Of the session over this cohort; None where nothing is summed."""
@@ -99,7 +106,14 @@ class Server:
         return self.parts.aggregator.plan(self.pipeline(self.ranges()).spec, cohort).guarantees
 
     def broadcast(
-        self, kind: str, sites: Iterable[str], round: int, attempt: int, body: Body, weights: Mapping[str, torch.Tensor], stage: str | None = None
+        self,
+        kind: str,
+        sites: Iterable[str],
+        round: int,
+        attempt: int,
+        body: Body,
+        weights: Mapping[str, torch.Tensor],
+        stage: str | None = None,
     ) -> tuple[dict[str, Body], dict[str, str]]:
         """Send a message that speaks of a model; the model itself goes along, encoded once, only to sites that do not hold it yet.
 
@@ -120,7 +134,9 @@ class Server:
             if not targets:
                 continue
             common = {**body, "sha256": sha256, **({"weights": encoded} if with_weights else {})}
-            outcome = self.perform(Exchange(stage or kind, {s: {} for s in targets}, kind=kind, common=common), round, attempt, self.manifest)
+            outcome = self.perform(
+                Exchange(stage or kind, {s: {} for s in targets}, kind=kind, common=common), round, attempt, self.manifest
+            )
             for site, reply in outcome.replies.items():
                 if reply.get("needs_weights") and not with_weights:
                     sent.append(site)
@@ -129,5 +145,3 @@ class Server:
                     holders.add(site)
             lost.update(outcome.lost)
         return replies, lost
-
-

@@ -41,9 +41,7 @@ class SessionSide:
             return reply or self._spooled(message.stage).read_bytes()
         state, body = self._session.handle(self._state, message, self._ctx)
         self._manifest.check(message.stage, body)
-        reply = encode_message(
-            Message(message.run, message.round, message.attempt, "reply", message.stage, self._ctx.site, SERVER, body)
-        )
+        reply = encode_message(Message(message.run, message.round, message.attempt, "reply", message.stage, self._ctx.site, SERVER, body))
         self._state = state
         large = self._spool is not None and len(reply) > 65_536
         if large:

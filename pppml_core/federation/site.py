@@ -21,12 +21,10 @@ from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.federation.store import SiteStore
-from pppml_core.federation.terms import binding
+from pppml_core.federation.terms import binding, check_request, promises
 from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.engine import Job
-from pppml_core.interfaces.privacy import PrivacySetting
 from pppml_core.learning.arrays import to_numpy
-from pppml_core.learning.training import steps_per_round
 from pppml_core.randomness import entropy
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode, decode_message, encode, encode_message, sha256_of
@@ -36,11 +34,14 @@ from pppml_core.wire.messages import SERVER, Body, Message
 #: What a site may answer outside of sessions and scores.
 ROUND_FIELDS = (
     WireField("hello", "rounds", "list", (), 4096, "in the clear", "rounds whose state this site holds"),
-    WireField("hello", "attempt", "list", (), 64, "in the clear", "last round and attempt this site took part in"),
+    WireField("hello", "attempts", "map", (), 1024, "in the clear", "the last attempt this site took part in, of each of its last rounds"),
     WireField("open", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
     WireField("train", "done", "bool", (), 8, "in the clear", "that local training has ended (nothing is shared)"),
     WireField("evaluate", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
+    WireField("refused or failed", "reason", "str", (), 512, "in the clear", "why a site did not answer, in words"),
 )
+#: bytes of a reason; its end is cut.
+_REASON = 512
 
 
 class SiteHost:
@@ -55,12 +56,9 @@ class SiteHost:
         self.clock: dict[str, float] = {}
         #: the newest models by hash, shared by the sites of this process.
         self.models: dict[bytes, Mapping[str, npt.NDArray[Any]]] = {}
-        config = self.assembly.config
-        steps = {s: steps_per_round(config.training, n) for s, n in job.sizes.items()}
-        calls = self.assembly.personalization.gradient_calls
-        setting = PrivacySetting(config.run.rounds, len(job.sites), job.sizes, config.training.batch_size, steps, calls)
-        self.privacy = self.assembly.mechanism.plan(setting)
-        self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(self.assembly.spec, job.sites, config.run.metrics)))
+        self.privacy = self.assembly.mechanism.plan(self.assembly.privacy_setting(job.sizes))
+        shared = self.assembly.config.run.metrics
+        self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(self.assembly.spec, job.sites, shared)))
 
     def site(self, name: str, policy: Policy | None = None) -> Site:
         """The site of that name."""
@@ -104,12 +102,17 @@ class Site:
         self._trainer = Trainer(host.assembly, name, self._store, host.privacy, host.clock)
         #: the open attempt: round, attempt, terms, weights (hash). Empty before the first.
         self._open: dict[str, Any] = {}
+        #: scores made in the open attempt, where they leave only in a sum. Empty before.
         self._scores: dict[str, Any] = {}
         self._sides: dict[str, SessionSide] = {}
 
     def receive(self, frame: bytes) -> bytes:
         """The reply to one frame. Never raises for anything a peer can cause: it answers ``refused`` or ``failed`` with the reason."""
-        message = decode_message(frame)
+        try:
+            message = decode_message(frame)
+        except WireError as error:
+            unknown = Message(self._host.job.run, 0, 1, "unreadable", "", SERVER, self.name)
+            return self._reply(unknown, "failed", _because(error))
         try:
             if message.recipient != self.name or message.run != self._host.job.run:
                 raise WireError("this message is for another run or site", place=self.name)
@@ -121,45 +124,56 @@ class Site:
             self._host.manifest.check(message.stage, body)
             return self._reply(message, "reply", body)
         except PolicyRefusal as error:
-            return self._reply(message, "refused", {"reason": str(error)})
+            return self._reply(message, "refused", _because(error))
         except PppmlError as error:
-            return self._reply(message, "failed", {"reason": str(error)})
+            return self._reply(message, "failed", _because(error))
 
     def _reply(self, message: Message, kind: str, body: Body) -> bytes:
         return encode_message(Message(message.run, message.round, message.attempt, kind, message.stage, self.name, SERVER, body))
 
     def _answer(self, message: Message) -> Body:
+        check_request(message.kind, message.body)
         if message.kind == "hello":
-            return {"rounds": self._store.rounds(), "attempt": list(self._store.attempts())}
+            return {"rounds": self._store.rounds(), "attempts": {str(r): a for r, a in self._store.attempts().items()}}
         if message.kind == "open":
             return self._begin(message)
         if message.kind == "train":
             self.contribution("session")
             return {"done": True}
-        if message.kind == "evaluate":
-            return self._evaluate(message)
-        raise WireError(f"unknown kind of message {message.kind!r}", place=self.name)
+        return self._evaluate(message)
 
     def _begin(self, message: Message) -> Body:
         """Check the terms, take the model, start the attempt."""
         terms = message.body["terms"]
         self._policy.check(terms)
-        if self.name not in terms["cohort"] or terms["round"] != message.round:
+        if self.name not in terms["cohort"] or not set(terms["cohort"]) <= set(self._host.job.sites) or terms["round"] != message.round:
             raise PolicyRefusal("the terms are not for this site and round")
+        self._check_promises(terms)
         bound = binding(message.run, message.round, message.attempt, message.body["sha256"], terms)
         if self._is_open(message):
             if bound != self._open["binding"]:
                 raise PolicyRefusal("this attempt is already open with another model or other terms")
             return {"needs_weights": False}
-        if (message.round, message.attempt) <= self._store.attempts():
+        if self._store.answered(message.round, message.attempt):
             raise PolicyRefusal(f"round {message.round}, attempt {message.attempt} may already have been answered by this site")
         if self._model(message) is None:
             return {"needs_weights": True}
         self._store.save_attempt(message.round, message.attempt)
+        self._store.go_back_to(message.round)
         place = {"round": message.round, "attempt": message.attempt, "weights": message.body["sha256"]}
         self._open = {**place, "terms": terms, "binding": bound}
-        self._sides = {}
+        self._sides, self._scores = {}, {}
         return {"needs_weights": False}
+
+    def _check_promises(self, terms: Mapping[str, Any]) -> None:
+        """What is announced must be what this site's own configuration will do, or the policy was shown something else."""
+        parts, privacy = self._host.assembly, self._host.privacy
+        pipeline = self._pipeline(terms)
+        guarantees = None if pipeline is None else parts.aggregator.plan(pipeline.spec, tuple(terms["cohort"])).guarantees
+        own = {**promises(guarantees, privacy.statement), "metrics": parts.config.run.metrics}
+        for name, promised in own.items():
+            if terms[name] != promised:
+                raise PolicyRefusal(f"the announced {name} are not those of this site's configuration")
 
     def _is_open(self, message: Message) -> bool:
         return (self._open.get("round"), self._open.get("attempt")) == (message.round, message.attempt)
@@ -181,36 +195,48 @@ class Site:
             self._host.keep_model(sha256, weights)
         return self._host.models.get(sha256)
 
-    def _pipeline(self) -> Pipeline | None:
-        parts, terms = self._host.assembly, self._open["terms"]
+    def _pipeline(self, terms: Mapping[str, Any]) -> Pipeline | None:
+        parts = self._host.assembly
         if not parts.personalization.shares:
             return None
-        return parts.pipeline(tuple(terms["ranges"]), terms["max_weight"], metrics=self._host.privacy.admits_metrics)
+        return parts.pipeline(tuple(terms["ranges"]), terms["max_weight"], self._host.privacy)
 
     def _side(self, kind: str) -> SessionSide:
         if kind not in self._sides:
             cohort = tuple(self._open["terms"]["cohort"])
-            ctx = _Context(self, kind, self.name, self._host.job.run, self._open["round"], self._open["attempt"], cohort, self._open["binding"])
+            ctx = _Context(
+                self, kind, self.name, self._host.job.run, self._open["round"], self._open["attempt"], cohort, self._open["binding"]
+            )
             session = self._host.assembly.aggregator.plan(self._value(kind), cohort)
-            self._sides[kind] = SessionSide(session, ctx, self._store.folder)
+            self._sides[kind] = SessionSide(session, ctx, self._store.folder / f"replies-{kind}")
         return self._sides[kind]
 
     def _value(self, kind: str) -> Any:
         if kind == "metrics":
-            return evaluation.sum_layout(self._host.assembly.spec, self._scores["splits"], self._scores["kinds"])[1].spec
-        pipeline = self._pipeline()
-        assert pipeline is not None
+            scores = self._scored()
+            return evaluation.sum_layout(self._host.assembly.spec, scores["splits"], scores["kinds"])[1].spec
+        pipeline = self._pipeline(self._open["terms"])
+        if pipeline is None:
+            raise PolicyRefusal("this site shares no update", place=self.name)
         return pipeline.spec
+
+    def _scored(self) -> dict[str, Any]:
+        if not self._scores:
+            raise WireError("nothing was evaluated in this attempt", place=self.name)
+        return self._scores
 
     def contribution(self, kind: str) -> npt.NDArray[Any]:
         """What this site adds to a sum in the open attempt."""
         if kind == "metrics":
-            return np.asarray(self._scores["values"])
-        weights = self._host.models[self._open["weights"]]
+            return np.asarray(self._scored()["values"])
+        weights = self._host.models.get(self._open["weights"])
+        if weights is None:
+            raise InconsistentModel("the model of this attempt is no longer held here", place=self.name)
         # An attempt more is the same contribution: the key leaves it out.
         terms = {k: v for k, v in self._open["terms"].items() if k not in ("cohort", "guarantees")}
         key = binding(self._host.job.run, self._open["round"], 0, self._open["weights"], terms)
-        return self._trainer.contribution(self._open["round"], key, weights, self._pipeline(), self._open["terms"]["keep"])
+        pipeline = self._pipeline(self._open["terms"])
+        return self._trainer.contribution(self._open["round"], key, weights, pipeline, self._open["terms"]["keep"])
 
     def _evaluate(self, message: Message) -> Body:
         weights = self._model(message)
@@ -219,9 +245,9 @@ class Site:
         config, parts = self._host.assembly.config, self._host.assembly
         splits = tuple(message.body["splits"])
         scores = self._trainer.scores(message.body["state"], weights, splits)
-        if message.body.get("final"):
+        if message.body["final"]:
             self._write_personalized(message.body["state"], weights)
-        if config.run.metrics == "sum":
+        if config.run.metrics == "sum" and self._is_open(message):
             kinds = [k for k, on in (("global", parts.personalization.shares), ("personalized", parts.personalization.personalizes)) if on]
             generator = parts.seeds.generator("evaluation", message.round, "site", self.name, "rounding")
             values = evaluation.to_sum(scores, parts.spec, splits, kinds, generator)
@@ -255,3 +281,7 @@ class Site:
         for kind, frozen in held["sides"].items():
             site._side(kind).thaw(frozen)
         return site
+
+
+def _because(error: PppmlError) -> Body:
+    return {"reason": str(error).encode()[:_REASON].decode(errors="ignore")}

@@ -1,12 +1,16 @@
-"""The announced terms of a round: what a site agrees to before it does anything. Plain data, hashed into every context."""
+"""What the server asks of sites outside of sessions; above all the announced terms of a round, which are hashed into every context."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from pppml_core.errors import WireError
 from pppml_core.interfaces.aggregation import Guarantees
 from pppml_core.interfaces.privacy import PrivacyStatement
+from pppml_core.interfaces.task import SPLITS
 from pppml_core.wire.codec import sha256_of
 
 
@@ -24,8 +28,12 @@ def round_terms(
     """Terms as the codec carries them.
 
     Args:
+        round: counted from 1.
+        cohort: the sites of this attempt, in the task's order.
         ranges: fixed-point range of each shared tensor, in the layout's order (empty with ``encoding: float``).
+        max_weight: public upper bound of a site's weight.
         guarantees: of the session over ``cohort``; None where nothing is summed.
+        privacy: what is claimed for the whole run.
         metrics: what of the evaluation leaves a site: per-site, sum, none.
         keep: rounds whose state a site should not drop, because they may be selected.
     """
@@ -34,11 +42,65 @@ def round_terms(
         "cohort": list(cohort),
         "ranges": [float(r) for r in ranges],
         "max_weight": max_weight,
-        "guarantees": {"sees_update": []} if guarantees is None else guarantees.to_dict(),
-        "privacy": privacy.to_dict(),
+        **promises(guarantees, privacy),
         "metrics": metrics,
         "keep": list(keep),
     }
+
+
+def promises(guarantees: Guarantees | None, privacy: PrivacyStatement) -> dict[str, Any]:
+    """The part of the terms that a site compares with what its own configuration promises; plain data as it comes off the wire."""
+    found: dict[str, Any] = {"sees_update": []} if guarantees is None else guarantees.to_dict()
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return {"guarantees": plain, "privacy": privacy.to_dict()}
+
+
+_TERMS = {
+    "round": int,
+    "cohort": list,
+    "ranges": list,
+    "max_weight": int,
+    "guarantees": dict,
+    "privacy": dict,
+    "metrics": str,
+    "keep": list,
+}
+#: kind of request -> what its body must hold; ``weights`` may come with a ``sha256``.
+_REQUESTS: dict[str, dict[str, type]] = {
+    "hello": {},
+    "open": {"terms": dict, "sha256": bytes},
+    "train": {},
+    "evaluate": {"state": int, "splits": list, "final": bool, "sha256": bytes},
+}
+
+
+def check_request(kind: str, body: Mapping[str, Any]) -> None:
+    """Raise WireError unless ``body`` has the form of this kind of request, so that nothing a peer sends can crash a site."""
+    if kind not in _REQUESTS:
+        raise WireError(f"unknown kind of message {kind!r}", place="request")
+    wanted = _REQUESTS[kind]
+    allowed = {*wanted, "weights"} if "sha256" in wanted else set(wanted)
+    if not set(wanted) <= set(body) <= allowed or not all(type(body[name]) is form for name, form in wanted.items()):
+        raise WireError(f"a request of kind {kind!r} must hold {', '.join(wanted) or 'nothing'}", place="request")
+    if not all(isinstance(a, np.ndarray) for a in body.get("weights", {}).values()):
+        raise WireError("weights must be arrays", place="request")
+    if kind == "evaluate" and not set(map(str, body["splits"])) <= set(SPLITS):
+        raise WireError(f"splits must be of {', '.join(SPLITS)}", place="request")
+    if kind == "open":
+        _check_terms(body["terms"])
+
+
+def _check_terms(terms: Mapping[str, Any]) -> None:
+    if set(terms) != set(_TERMS) or not all(type(terms[name]) is form for name, form in _TERMS.items()):
+        raise WireError(f"terms must hold {', '.join(_TERMS)}", place="terms")
+    for name, form in (("cohort", str), ("ranges", float), ("keep", int)):
+        if not all(type(item) is form for item in terms[name]):
+            raise WireError(f"{name} must hold {form.__name__} only", place="terms")
+    if len(set(terms["cohort"])) != len(terms["cohort"]):
+        raise WireError("the cohort names a site twice", place="terms")
+    epsilon, sees = terms["privacy"].get("epsilon"), terms["guarantees"].get("sees_update")
+    if not isinstance(epsilon, float | int | None) or not isinstance(sees, list) or not all(isinstance(s, str) for s in sees):
+        raise WireError("privacy.epsilon must be a number or none, guarantees.sees_update a list of names", place="terms")
 
 
 def binding(run: bytes, round: int, attempt: int, weights: bytes, terms: Mapping[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.ledger import Ledger
 from pppml_core.federation.pipeline import Pipeline
@@ -42,8 +44,33 @@ class Trainer:
     ) -> npt.NDArray[Any]:
         """This site's value of a round: trained once, cached under ``key``; an empty array where nothing is shared."""
         held = self._store.contribution("update", key)
-        if held is not None:
-            return np.asarray(held)
+        # Without the state that goes with it (a resumed run went back behind it) the cached one is not used.
+        if held is None or round not in self._store.rounds():
+            held = self._make(round, weights, pipeline, keep)
+            self._store.save_contribution("update", key, held)
+        values = np.asarray(held)
+        self._charge(round, values)
+        return values
+
+    def _charge(self, round: int, values: npt.NDArray[Any]) -> None:
+        """Write the charge of these very numbers to the disk before they leave: once, however often they are sent again."""
+        charge = self._privacy.charge(round)
+        if charge is None:
+            return
+        digest = hashlib.sha256(values.tobytes()).hexdigest()
+        charged = self._ledger.entries()
+        if any(entry.get("contribution") == digest for entry in charged):
+            return
+        limit, after = self._privacy.statement.epsilon, self._privacy.spent_after(len(charged) + 1)
+        if limit is not None and after is not None and after > limit * (1 + 1e-9):
+            text = f"this site has been charged {len(charged)} times; once more would bring epsilon to {after:.4g}, above {limit:.4g}"
+            raise PolicyRefusal(text, place=self._site)
+        self._ledger.append({"round": round, "site": self._site, "contribution": digest, **charge})
+
+    def _make(
+        self, round: int, weights: Mapping[str, npt.NDArray[Any]], pipeline: Pipeline | None, keep: Iterable[int]
+    ) -> npt.NDArray[Any]:
+        """Train, and keep the state after the round."""
         started = time.perf_counter()
         parts, config = self._parts, self._parts.config
         state = self._site_state(round - 1)
@@ -59,14 +86,14 @@ class Trainer:
             weight = self._privacy.constant_weight or parts.personalization.weight(data.examples)
             generator = parts.seeds.generator("round", round, "site", self._site, "rounding")
             values, saturated = pipeline.encode(to_numpy(update.delta), weight, update.metrics, generator)
-        charge = self._privacy.charge(round)
-        if charge is not None:
-            self._ledger.append({"round": round, "site": self._site, **charge})
         after = {"personal": to_numpy(personal_state(model, parts.layout(metrics=False))), "method": plain_state(method)}
         if config.training.keep_optimizer and data.optimizer_state is not None:
             after["optimizer"] = data.optimizer_state
+        if not self._store.rounds():
+            # What a run goes back to that is resumed before this site's first round.
+            before = {"personal": to_numpy(state["personal"]), "method": plain_state(state["method"])}
+            self._store.save_state(0, before, ())
         self._store.save_state(round, {**after, "saturated": saturated}, keep)
-        self._store.save_contribution("update", key, values)
         return values
 
     def scores(self, round: int, weights: Mapping[str, npt.NDArray[Any]], splits: Iterable[Split]) -> Scores:
@@ -107,14 +134,11 @@ class Trainer:
         held = self._store.state(round)
         if held is not None:
             return {"personal": to_torch(held["personal"]), "method": tensor_state(held["method"]), "optimizer": held.get("optimizer")}
-        if round > 0 and self._store.rounds():
-            # The site took no part in that round: its own state is the newest it has before it.
-            earlier = [r for r in self._store.rounds() if r < round]
-            if earlier:
-                return self._site_state(earlier[-1])
         model = self._parts.model
         load_state(model, self._parts.initial_state)  # the process's one network may hold another site's weights
-        return {"personal": self._parts.initial_personal, "method": self._parts.personalization.init(model), "optimizer": None}
+        with seeded(self._parts.seeds.integer("initial-state", "site", self._site)):
+            method = self._parts.personalization.init(model)
+        return {"personal": self._parts.initial_personal, "method": method, "optimizer": None}
 
     def _place(self, weights: Mapping[str, npt.NDArray[Any]], state: Mapping[str, Any]) -> torch.nn.Module:
         model = self._parts.model

@@ -1,7 +1,9 @@
 '''Privacy mechanisms: gradient rule, clip, noise and its charge.
 
-A mechanism is planned once for a run and then consulted at fixed places of the round: ``gradient_rule`` inside training, ``constrain``
-and ``noise`` on the flat update at the site, ``charge`` before anything noisy leaves. ``none`` does nothing and claims nothing.
+A mechanism is planned once for a run and then consulted at fixed places of the round: ``gradient_rule`` inside training; at the site
+``constrain`` and ``noise`` on the flat update, ``integer_noise`` on its integers, ``charge`` before anything of it leaves; ``server_noise``
+on the decoded sum. Flat means the shared tensors alone, one after another, without the weight and the training metrics. ``none`` does
+nothing and claims nothing.
 '''
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class PrivacyPlan(ABC):
     constant_weight: int | None = None
     #: whether training metrics and saturation counts may enter the sum.
     admits_metrics = True
+    #: largest absolute value that ``integer_noise`` adds to a coordinate (its tails are cut there); widens what a contribution may hold.
+    noise_bound = 0
 
     @property
     @abstractmethod
@@ -71,23 +75,28 @@ class PrivacyPlan(ABC):
         return plain
 
     def constrain(self, flat: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """The clipped flat update."""
+        """The clipped flat update, shape ``(shared coordinates,)``."""
         return flat
 
     def noise(self, flat: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """The update with real-valued noise (placement ``local``)."""
+        """The clipped flat update with real-valued noise; asked with placement ``local`` only."""
         return flat
 
     def integer_noise(self, values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """The integers with this site's share of noise (placement ``distributed``)."""
+        """The weighted update's integers with this site's share of noise; asked with placement ``distributed`` only."""
         return values
 
     def server_noise(self, total: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """The decoded sum with noise (placement ``server``)."""
+        """The decoded weighted sum of updates, flat, float64, not yet divided by the summed weight ratios, with noise; asked with
+        placement ``server`` only."""
         return total
 
     def charge(self, round: int) -> Mapping[str, Any] | None:
-        """The ledger entry of one contribution; it is on disk before the contribution leaves. None: nothing to charge."""
+        """The ledger entry of one contribution; it is on disk before the contribution leaves. None: nothing to charge.
+
+        The server notes the public charge of each round too. A site refuses a contribution that its own ledger shows to be beyond the
+        claim (``spent_after`` of all its charges).
+        """
         return None
 
     def spent_after(self, round: int) -> float | None:

@@ -1,0 +1,173 @@
+"""The checks of a plan, each on its own, so that one run of them lists every misfit of config, data and model."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pppml_core.config.run_config import TrainingSection
+from pppml_core.errors import PppmlError
+from pppml_core.federation.assembly import Assembly
+from pppml_core.interfaces.task import SPLITS
+from pppml_core.learning.pool import evaluated_sites, held_out
+from pppml_core.learning.training import device_of
+from pppml_core.randomness import seeded
+from pppml_core.registry import Registry
+
+if TYPE_CHECKING:
+    from pppml_core.federation.plan import Plan
+
+
+def check_engine(plan: Plan, registry: Registry, objects: Mapping[str, Any]) -> None:
+    """Whether the engine can run this job."""
+    plan.misfits += registry.build("engine", plan.config.engine, objects).misfits(objects)
+
+
+def check_data(plan: Plan, parts: Assembly) -> bool:
+    """Load every site; sizes, classes, values. False where something is wrong with them."""
+    spec = parts.spec
+    plan.task = {
+        "kind": spec.kind,
+        "classes": list(spec.classes),
+        "primary_metric": spec.primary_metric,
+        "metrics": list(spec.metrics),
+        "channels": spec.channels,
+        "size": list(spec.size),
+    }
+    wrong = [f"task: {text}" for text in parts.task.misfits()]
+    for site in parts.task.sites():
+        try:
+            data = parts.load(site.slug)
+        except PppmlError as error:
+            wrong.append(str(error))
+            continue
+        plan.sizes[site.slug] = len(data.train)
+        if not len(data.train):
+            wrong.append(f"task: site {site.name!r} has no training examples; leave it out or give it data")
+        for slug, part in held_out(parts.task, site.slug, data):
+            name = next(s.name for s in evaluated_sites(parts.task) if s.slug == slug)
+            counts: dict[str, Any] = {split: len(part.part(split)) for split in SPLITS}
+            plan.sites.append({"slug": slug, "name": name, **counts})
+            wrong += _check_examples(slug, part)
+            if not counts["test"]:
+                plan.warnings.append(f"site {name!r} has no test examples: it is not in the final scores")
+    if spec.kind == "classification" and not wrong:
+        wrong += _check_classes(plan, parts)
+    run = plan.config.run
+    if plan.sites and (run.stop is not None or run.select == "best-validation") and not any(s["validation"] for s in plan.sites):
+        wrong.append("run.select, run.stop: no site has validation data; give some, or use run.select: last")
+    plan.misfits += wrong
+    return not wrong
+
+
+def _check_examples(site: str, part: Any) -> list[str]:
+    """The first example of each split is what the task says, and finite; groups do not lie in two splits."""
+    out = []
+    groups: dict[str, set[Any]] = {}
+    for split in SPLITS:
+        examples = part.part(split)
+        groups[split] = set(np.asarray(examples.groups).tolist()) if len(examples) else set()
+        if len(examples) and not np.isfinite(examples.example(0)[0]).all():
+            out.append(f"task: site {site!r}, {split}: the first image holds NaN or infinity; remove or repair it")
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        shared = sorted(map(str, groups[first] & groups[second]))
+        if shared:
+            out.append(f"task: site {site!r}: {shared[0]!r} is in {first} and in {second}; a patient must be in one part only")
+    return out
+
+
+def _check_classes(plan: Plan, parts: Assembly) -> list[str]:
+    """Every class is somewhere in the training data, and nothing else is."""
+    total = np.zeros(len(parts.spec.classes), np.int64)
+    for site in parts.task.sites():
+        counts = np.bincount(parts.load(site.slug).train.labels(), minlength=len(total))
+        if len(counts) > len(total):
+            return [f"task: site {site.name!r} has label {len(counts) - 1}, but there are only {len(total)} classes"]
+        absent = [parts.spec.classes[i] for i in np.flatnonzero(counts == 0)]
+        if absent and plan.sizes[site.slug]:
+            plan.warnings.append(f"site {site.name!r} has no training example of {', '.join(absent)}")
+        total += counts
+    absent = [parts.spec.classes[i] for i in np.flatnonzero(total == 0)]
+    return [f"task: no site has a training example of {', '.join(absent)}; remove the class or add data"] if absent else []
+
+
+def check_model(plan: Plan, parts: Assembly) -> bool:
+    """The network is built and one example goes through it."""
+    wrong = [f"model: {text}" for text in parts.factory.misfits(parts.spec)] + _check_device(plan.config.training)
+    if not wrong:
+        try:
+            wrong = _check_network(plan, parts, parts.model)
+        except PppmlError as error:
+            wrong = [str(error)]
+    plan.misfits += wrong
+    return not wrong
+
+
+def _check_network(plan: Plan, parts: Assembly, model: torch.nn.Module) -> list[str]:
+    plan.model = {"name": getattr(parts.config.model, "use", "?"), "parameters": sum(p.numel() for p in model.parameters())}
+    reference = next(model.parameters(), None)
+    if reference is None:
+        return ["model: it has no parameters, so there is nothing to train"]
+    site = next((s for s, n in plan.sizes.items() if n), None)
+    if site is None:
+        return []
+    image, target = parts.load(site).train.example(0)
+    expected = (len(parts.spec.classes),) if parts.spec.kind == "classification" else (len(parts.spec.classes), *target.shape)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), seeded(0):
+            out = model(torch.from_numpy(np.asarray(image))[None].to(reference.device, reference.dtype))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return [f"model: an image of shape {tuple(image.shape)} does not go through it: {first}; choose another model or task size"]
+    finally:
+        model.train(was_training)
+    shape = tuple(getattr(out, "shape", ()))
+    if shape[1:] != expected:
+        return [f"model: gives {shape[1:]} for one image, the task needs {expected}; check classes and head"]
+    return []
+
+
+def _check_device(training: TrainingSection) -> list[str]:
+    if training.device == "cuda" and not torch.cuda.is_available():
+        return ["training.device: cuda, but there is no usable GPU; use auto or cpu"]
+    if training.precision == "bf16" and device_of(training).type == "cuda" and not torch.cuda.is_bf16_supported():
+        return ["training.precision: this GPU has no bf16; use float32"]
+    return []
+
+
+def check_settings(plan: Plan, parts: Assembly) -> None:
+    """Settings against each other and against the task, before any image is read."""
+    run, training = plan.config.run, plan.config.training
+    sites = len(parts.task.sites())
+    if run.cohort is not None and run.cohort > sites:
+        plan.misfits.append(f"run.cohort: {run.cohort} sites a round, but there are {sites}; lower it")
+    if run.min_cohort > min(run.cohort or sites, sites):
+        plan.misfits.append(
+            f"run.min_cohort: {run.min_cohort} is more than the {min(run.cohort or sites, sites)} sites of a round; lower it"
+        )
+    metric = run.stop.metric if run.stop else None
+    if metric is not None and metric not in parts.spec.metrics:
+        plan.misfits.append(f"run.stop.metric: the task has no metric {metric!r}; it has {', '.join(parts.spec.metrics)}")
+    if run.metrics == "none" and (run.stop is not None or run.select == "best-validation"):
+        plan.misfits.append("run.metrics: none, but early stopping or run.select needs validation results; use per-site or sum")
+    if isinstance(training.class_weights, list) and len(training.class_weights) != len(parts.spec.classes):
+        plan.misfits.append(f"training.class_weights: {len(training.class_weights)} numbers for {len(parts.spec.classes)} classes")
+
+
+def check_together(plan: Plan, parts: Assembly) -> None:
+    """Model, data and settings against each other."""
+    encoding, size = plan.config.encoding, plan.config.training.batch_size
+    if isinstance(encoding.range, dict):
+        shared = [t.name for t in parts.shared]
+        for pattern in encoding.range:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in shared):
+                plan.misfits.append(f"encoding.range: {pattern!r} matches no shared tensor; the first is {next(iter(shared), 'none')!r}")
+    normalized = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in parts.model.modules())
+    if normalized and any(n % size == 1 or size == 1 for n in plan.sizes.values()):
+        plan.warnings.append("training.batch_size: a batch of one example occurs, on which batch normalization is unreliable or fails")
