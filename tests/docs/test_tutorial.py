@@ -40,38 +40,38 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tutorial")
     names = written(folder)
     target = folder / "installed"
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-index",
-        "--no-deps",
-        "--no-build-isolation",
-    ]
-    done = subprocess.run(
-        [*pip, "--target", str(target), str(folder / "twice_checked")], capture_output=True, text=True, timeout=120, check=False
-    )
+    options = ["--quiet", "--disable-pip-version-check", "--no-index", "--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(folder / "twice_checked")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return folder, names, target
 
 
-def call(built, *command):
+#: Several commands in one process: torch is loaded once.
+COMMANDS = """
+import shlex, sys
+from pppml_core.cli import main
+for line in sys.argv[1:]:
+    print(f"$ {line}", flush=True)
+    main(shlex.split(line)[1:], standalone_mode=False)
+"""
+
+
+def call(built, *arguments):
     folder, _, target = built
     environment = {k: v for k, v in os.environ.items() if k != "PPPML_PLUGINS"}
     environment |= {"PYTHONPATH": os.pathsep.join([str(target), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
 
 
-def pppml(built, line):
-    assert any(line in block.splitlines() for block in blocks("sh")), f"{line!r} is not in the tutorial"
-    return call(built, "pppml_core.cli", *line.split()[1:])
+def pppml(built, *commands):
+    """What each command of the tutorial prints."""
+    known = [line for block in blocks("sh") for line in block.splitlines()]
+    assert [c for c in commands if c not in known] == [], "not in the tutorial"
+    return re.split(r"^\$ .*\n", call(built, "-c", COMMANDS, *commands), flags=re.MULTILINE)[1:]
 
 
 def result(built, name):
@@ -92,20 +92,24 @@ def test_the_folder_is_the_one_drawn(built):
 
 def test_its_tests_pass(built):
     assert "pytest twice_checked/tests" in "\n".join(blocks("sh"))
-    out = call(built, "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "twice_checked/tests")
+    out = call(built, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "twice_checked/tests")
     assert int(re.search(r"(\d+) passed", out)[1]) > 35, out
 
 
 def test_it_is_listed(built):
-    out = pppml(built, "pppml plugins --kind aggregator")
+    (out,) = pppml(built, "pppml plugins --kind aggregator")
     assert [line.split()[1] for line in out.splitlines()[1:]] == ["plain", "twice-checked"]
 
 
 def test_it_runs_and_gives_the_same_model_as_plain(built):
-    plan = pppml(built, "pppml plan tiny.yaml")
+    plan, *_ = pppml(
+        built,
+        "pppml plan tiny.yaml",
+        "pppml run tiny.yaml --out runs/checked",
+        "pppml run tiny.yaml --set aggregator=plain --out runs/plain",
+        "pppml run faulty.yaml --out runs/faulty",
+    )
     assert "twice-checked" in plan
-    pppml(built, "pppml run tiny.yaml --out runs/checked")
-    pppml(built, "pppml run tiny.yaml --set aggregator=plain --out runs/plain")
     checked, plain = result(built, "checked"), result(built, "plain")
     assert checked["model_sha256"] == plain["model_sha256"]
     assert checked["guarantees"]["sees_sum"] == ["server", "sites"]
@@ -119,15 +123,10 @@ def test_it_runs_and_gives_the_same_model_as_plain(built):
 
     assert declared("checked") - declared("plain") == 2, "two fields more"
 
-    # Needs the first run: the faulty one must end with its model.
-    pppml(built, "pppml run faulty.yaml --out runs/faulty")
     assert result(built, "faulty")["model_sha256"] == checked["model_sha256"]
     events = lines(built, "faulty", "events.jsonl")
-    told = [
-        (e["event"], e.get("attempt"))
-        for e in events
-        if e.get("round") == 2 and e["event"] in ("site-lost", "round-aborted", "round-started")
-    ]
+    seen = ("site-lost", "round-aborted", "round-started")
+    told = [(e["event"], e.get("attempt")) for e in events if e["event"] in seen and e["round"] == 2]
     assert told == [("round-started", 1), ("site-lost", None), ("round-aborted", 1), ("round-started", 2)]
 
 
