@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes began to write here and did not finish."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write ``data`` so that after a crash at any moment ``path`` holds the old bytes or the new ones, never a part.
 

@@ -11,7 +11,7 @@ import torch
 
 from pppml_core.errors import BudgetSpent, CheckpointError, RoundAborted, RunFailed
 from pppml_core.federation import checkpoint, evaluation
-from pppml_core.federation.files import write_atomic
+from pppml_core.federation.files import remove_unfinished, write_atomic
 from pppml_core.federation.ledger import Ledger
 from pppml_core.federation.round import announce, hold_round, hold_session
 from pppml_core.federation.rundir import RunDir
@@ -163,6 +163,8 @@ class Conductor:
     def _resume(self) -> int:
         """Go back to the newest checkpoint that all parties have; the round it was made after (0: from the beginning)."""
         server, folder = self._server, self._folder
+        for place in (folder.path, folder.checkpoints):
+            remove_unfinished(place)
         outcome = server.perform(Exchange("hello", {s: {} for s in server.sites}, kind="hello"), 0, 1, server.manifest)
         for reply in outcome.replies.values():
             server.note_attempts(reply.get("attempts", {}))

@@ -134,6 +134,7 @@ class Site:
     def _answer(self, message: Message) -> Body:
         check_request(message.kind, message.body)
         if message.kind == "hello":
+            self._store.tidy()
             return {"rounds": self._store.rounds(), "attempts": {str(r): a for r, a in self._store.attempts().items()}}
         if message.kind == "open":
             return self._begin(message)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pppml_core.errors import WireError
-from pppml_core.federation.files import write_atomic
+from pppml_core.federation.files import remove_unfinished, write_atomic
 from pppml_core.wire.codec import decode, encode
 
 #: rounds back from the present one that a resumed run may have to go.
@@ -24,6 +24,10 @@ class SiteStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def tidy(self) -> None:
+        """Remove what a killed process left unfinished; a run begins with this."""
+        remove_unfinished(self.folder)
 
     def rounds(self) -> list[int]:
         """Rounds whose state is held, oldest first; 0 is the state before the first."""
