@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pppml_core.config.run_config import TrainingSection
-from pppml_core.errors import PppmlError
+from pppml_core.errors import PppmlError, nearest
 from pppml_core.federation.assembly import Assembly
-from pppml_core.interfaces.task import SPLITS
+from pppml_core.interfaces.task import SPLITS, SiteData, TaskSpec
+from pppml_core.learning.data.inspection import faults
 from pppml_core.learning.pool import evaluated_sites, held_out
 from pppml_core.learning.training import device_of
 from pppml_core.randomness import seeded
@@ -20,6 +22,15 @@ from pppml_core.registry import Registry
 
 if TYPE_CHECKING:
     from pppml_core.federation.plan import Plan
+
+
+#: Seconds in which images that are read one by one are looked at, of all sites together.
+LOOKING = 10.0
+
+
+def _of(section: str, texts: Iterable[str]) -> list[str]:
+    """Misfits that begin with their section."""
+    return [text if text.startswith((f"{section}:", f"{section}.")) else f"{section}: {text}" for text in texts]
 
 
 def check_engine(plan: Plan, registry: Registry, objects: Mapping[str, Any]) -> None:
@@ -38,12 +49,17 @@ def check_data(plan: Plan, parts: Assembly) -> bool:
         "channels": spec.channels,
         "size": list(spec.size),
     }
-    wrong = [f"task: {text}" for text in parts.task.misfits()]
-    for site in parts.task.sites():
+    wrong = _of("task", parts.task.misfits())
+    until = time.monotonic() + LOOKING
+    try:
+        sites = () if wrong else parts.task.sites()
+    except PppmlError as error:
+        wrong, sites = _of("task", [str(error)]), ()
+    for site in sites:
         try:
             data = parts.load(site.slug)
         except PppmlError as error:
-            wrong.append(str(error))
+            wrong += _of("task", [str(error)])
             continue
         plan.sizes[site.slug] = len(data.train)
         if not len(data.train):
@@ -52,7 +68,7 @@ def check_data(plan: Plan, parts: Assembly) -> bool:
             name = next(s.name for s in evaluated_sites(parts.task) if s.slug == slug)
             counts: dict[str, Any] = {split: len(part.part(split)) for split in SPLITS}
             plan.sites.append({"slug": slug, "name": name, **counts})
-            wrong += _check_examples(slug, part)
+            wrong += _check_examples(slug, part, spec, until)
             if not counts["test"]:
                 plan.warnings.append(f"site {name!r} has no test examples: it is not in the final scores")
     if spec.kind == "classification" and not wrong:
@@ -60,19 +76,23 @@ def check_data(plan: Plan, parts: Assembly) -> bool:
     run = plan.config.run
     if plan.sites and (run.stop is not None or run.select == "best-validation") and not any(s["validation"] for s in plan.sites):
         wrong.append("run.select, run.stop: no site has validation data; give some, or use run.select: last")
-    plan.misfits += wrong
+    # What is wrong with a file of several sites is said by each of them.
+    plan.misfits += dict.fromkeys(wrong)
     return not wrong
 
 
-def _check_examples(site: str, part: Any) -> list[str]:
-    """The first example of each split is what the task says, and finite; groups do not lie in two splits."""
+def _check_examples(site: str, part: SiteData, spec: TaskSpec, until: float) -> list[str]:
+    """The examples of each split are what the task says; groups do not lie in two splits."""
     out = []
     groups: dict[str, set[Any]] = {}
     for split in SPLITS:
         examples = part.part(split)
         groups[split] = set(np.asarray(examples.groups).tolist()) if len(examples) else set()
-        if len(examples) and not np.isfinite(examples.example(0)[0]).all():
-            out.append(f"task: site {site!r}, {split}: the first image holds NaN or infinity; remove or repair it")
+        try:
+            found = faults(examples, spec, training=split == "train", until=until)
+        except PppmlError as error:
+            found = [str(error)]
+        out += [f"task: site {site!r}, {split}: {text}" for text in found]
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         shared = sorted(map(str, groups[first] & groups[second]))
         if shared:
@@ -85,8 +105,6 @@ def _check_classes(plan: Plan, parts: Assembly) -> list[str]:
     total = np.zeros(len(parts.spec.classes), np.int64)
     for site in parts.task.sites():
         counts = np.bincount(parts.load(site.slug).train.labels(), minlength=len(total))
-        if len(counts) > len(total):
-            return [f"task: site {site.name!r} has label {len(counts) - 1}, but there are only {len(total)} classes"]
         absent = [parts.spec.classes[i] for i in np.flatnonzero(counts == 0)]
         if absent and plan.sizes[site.slug]:
             plan.warnings.append(f"site {site.name!r} has no training example of {', '.join(absent)}")
@@ -97,7 +115,7 @@ def _check_classes(plan: Plan, parts: Assembly) -> list[str]:
 
 def check_model(plan: Plan, parts: Assembly) -> bool:
     """The network is built and one example goes through it."""
-    wrong = [f"model: {text}" for text in parts.factory.misfits(parts.spec)] + _check_device(plan.config.training)
+    wrong = _of("model", parts.factory.misfits(parts.spec)) + _check_device(plan.config.training)
     if not wrong:
         try:
             wrong = _check_network(plan, parts, parts.model)
@@ -144,24 +162,36 @@ def _check_device(training: TrainingSection) -> list[str]:
 def check_settings(plan: Plan, parts: Assembly) -> None:
     """Settings against each other and against the task, before any image is read."""
     run, training = plan.config.run, plan.config.training
-    sites = len(parts.task.sites())
+    _check_cohort(plan, parts)
+    metric = run.stop.metric if run.stop else None
+    if metric is not None and metric not in parts.spec.metrics:
+        close = nearest(metric, parts.spec.metrics)
+        hint = f"did you mean {close!r}?" if close else f"it has {', '.join(parts.spec.metrics)}"
+        plan.misfits.append(f"run.stop.metric: the task has no metric {metric!r}; {hint}")
+    if run.metrics == "none" and (run.stop is not None or run.select == "best-validation"):
+        plan.misfits.append("run.metrics: none, but early stopping or run.select needs validation results; use per-site or sum")
+    if isinstance(training.class_weights, list) and len(training.class_weights) != len(parts.spec.classes):
+        classes = parts.spec.classes
+        weights = f"{len(training.class_weights)} numbers for {len(classes)} classes"
+        plan.misfits.append(f"training.class_weights: {weights}; give one for each of {', '.join(classes)}")
+
+
+def _check_cohort(plan: Plan, parts: Assembly) -> None:
+    run = plan.config.run
+    try:
+        sites = len(parts.task.sites())
+    except PppmlError:  # check_data says why
+        return
     if run.cohort is not None and run.cohort > sites:
         plan.misfits.append(f"run.cohort: {run.cohort} sites a round, but there are {sites}; lower it")
     if run.min_cohort > min(run.cohort or sites, sites):
         plan.misfits.append(
             f"run.min_cohort: {run.min_cohort} is more than the {min(run.cohort or sites, sites)} sites of a round; lower it"
         )
-    metric = run.stop.metric if run.stop else None
-    if metric is not None and metric not in parts.spec.metrics:
-        plan.misfits.append(f"run.stop.metric: the task has no metric {metric!r}; it has {', '.join(parts.spec.metrics)}")
-    if run.metrics == "none" and (run.stop is not None or run.select == "best-validation"):
-        plan.misfits.append("run.metrics: none, but early stopping or run.select needs validation results; use per-site or sum")
-    if isinstance(training.class_weights, list) and len(training.class_weights) != len(parts.spec.classes):
-        plan.misfits.append(f"training.class_weights: {len(training.class_weights)} numbers for {len(parts.spec.classes)} classes")
 
 
 def check_together(plan: Plan, parts: Assembly) -> None:
-    """Model, data and settings against each other."""
+    """Model and settings against each other, and against what data could be read."""
     encoding, size = plan.config.encoding, plan.config.training.batch_size
     if isinstance(encoding.range, dict):
         shared = [t.name for t in parts.shared]

@@ -25,14 +25,15 @@ def to_wire(scores: Scores) -> dict[str, Any]:
 
 
 def from_wire(body: Mapping[str, Any], spec: TaskSpec, sites: Iterable[str], splits: Iterable[str]) -> Scores:
-    """The inverse of :func:`to_wire`; what was not asked for (other sites, splits, metrics) is dropped, values out of range become NaN."""
+    """The inverse of :func:`to_wire`; what was not asked for (other sites, splits, metrics) is dropped, what is missing or out of range NaN."""
     asked = {"/".join(path): path for path in itertools.product(sites, splits, ("global", "personalized"), spec.metrics)}
     scores: Scores = {}
     for name, value in body.items():
         if name in asked:
             *key, metric = asked[name]
             low, high = spec.metrics[metric]
-            scores.setdefault((key[0], key[1], key[2]), {})[metric] = float(value) if low <= value <= high else math.nan
+            values = scores.setdefault((key[0], key[1], key[2]), dict.fromkeys(spec.metrics, math.nan))
+            values[metric] = float(value) if low <= value <= high else math.nan
     return scores
 
 

@@ -98,8 +98,9 @@ def make_plan(config: RunConfig, registry: Registry, objects: Mapping[str, Any] 
     checks.check_engine(plan, registry, objects or {})
     checks.check_settings(plan, parts)
     loaded, built = checks.check_data(plan, parts), checks.check_model(plan, parts)
-    if loaded and built:
+    if built:
         checks.check_together(plan, parts)
+    if loaded and built:
         _plan_exchange(plan, parts)
     plan.headline = _headline(plan, parts)
     return plan

@@ -105,9 +105,9 @@ def contributions(wire) -> Callable[..., Contributions]:
         values, weights, raw = {}, {}, {}
         terms = {m.attempt: m.body["terms"] for m in wire(run, "open", round, up=False)}
         for message in wire(run, "contribute", round):
-            if message.kind != "reply" or attempt not in (None, message.attempt):
+            sent = message.body.get("values")
+            if message.kind != "reply" or attempt not in (None, message.attempt) or np.shape(sent) != (parts.layout(metrics=True).length,):
                 continue
-            sent = message.body["values"]
             flat = sent.astype(np.float64)
             if sent.dtype.kind == "i":
                 levels = 2 ** (parts.config.encoding.bits - 1) - 1

@@ -183,7 +183,9 @@ def test_batch_norm_statistics_are_averaged_and_counters_stay(go, contributions,
 
 def test_running_variances_never_become_negative(go):
     """Two bits a coordinate: an update of a variance may be decoded as minus its whole range."""
-    run = go(model=BATCH_NORM, run={"rounds": 6}, encoding={"bits": 2, "range": {"*running_var": 3.0, "*": 0.01}}, training={"batch_size": 12})
+    run = go(
+        model=BATCH_NORM, run={"rounds": 6}, encoding={"bits": 2, "range": {"*running_var": 3.0, "*": 0.01}}, training={"batch_size": 12}
+    )
     variance = load_file(run.folder / "model.safetensors")["1.running_var"]
     assert bool((variance >= 0).all())
     assert bool((variance == 0).any()), "the clamp was needed in this run"
@@ -204,7 +206,9 @@ def test_training_metrics_are_weighted_means_and_saturation_is_counted(experimen
     assert done["training"]["saturated"] == 0.0
     assert not events(run, "warning")
 
-    tight = experiment(run={"rounds": 1}, reporters=["jsonl"], encoding={"range": 1e-4}, training=training).run(tmp_path / "b", report=False)
+    tight = experiment(run={"rounds": 1}, reporters=["jsonl"], encoding={"range": 1e-4}, training=training).run(
+        tmp_path / "b", report=False
+    )
     (done,) = events(tight, "round-finished")
     assert 0.05 < done["training"]["saturated"] <= 1.0
     (warning,) = events(tight, "warning")

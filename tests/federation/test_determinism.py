@@ -12,6 +12,7 @@ from pppml_core.interfaces.task import SiteData
 from pppml_core.learning.data.examples import ArrayExamples, dihedral
 from pppml_core.learning.evaluation import evaluate
 
+
 class NoisyNet(torch.nn.Sequential):
     """A network that draws random numbers in training: dropout, and batch normalization for good measure."""
 
