@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.federation.trainer import Scores
+from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.task import TaskSpec
 from pppml_core.values import FixedPoint, Layout, TensorSpec
 from pppml_core.wire.manifest import WireField
@@ -18,15 +18,23 @@ from pppml_core.wire.manifest import WireField
 #: A site slug that stands for the mean over sites in metrics.jsonl when only sums leave.
 ALL_SITES = "all"
 
+#: (site, split, weights) -> metric -> value; the site is another than one's own only where training is pooled.
+Scores = dict[tuple[str, str, str], dict[str, float]]
+
+
+def weight_kinds(method: Personalization) -> list[str]:
+    """Which weights are scored: the shared ones where there are any, each site's own where they differ."""
+    return [kind for kind, on in (("global", method.shares), ("personalized", method.personalizes)) if on]
+
 
 def to_wire(scores: Scores) -> dict[str, Any]:
     """``site/split/weights/metric`` -> number."""
     return {"/".join((*key, metric)): float(value) for key, values in scores.items() for metric, value in values.items()}
 
 
-def from_wire(body: Mapping[str, Any], spec: TaskSpec, sites: Iterable[str], splits: Iterable[str]) -> Scores:
-    """The inverse of :func:`to_wire`; what was not asked for (other sites, splits, metrics) is dropped, what is missing or out of range NaN."""
-    asked = {"/".join(path): path for path in itertools.product(sites, splits, ("global", "personalized"), spec.metrics)}
+def from_wire(body: Mapping[str, Any], spec: TaskSpec, sites: Iterable[str], splits: Iterable[str], kinds: Iterable[str]) -> Scores:
+    """The inverse of :func:`to_wire`. What was not asked for is dropped; a metric that is missing or out of its range is NaN."""
+    asked = {"/".join(path): path for path in itertools.product(sites, splits, kinds, spec.metrics)}
     scores: Scores = {}
     for name, value in body.items():
         if name in asked:

@@ -11,13 +11,13 @@ import torch
 
 from pppml_core.errors import BudgetSpent, CheckpointError, RoundAborted, RunFailed
 from pppml_core.federation import checkpoint, evaluation
+from pppml_core.federation.evaluation import Scores, weight_kinds
 from pppml_core.federation.files import remove_unfinished, write_atomic
 from pppml_core.federation.ledger import Ledger
 from pppml_core.federation.round import announce, hold_round, hold_session
 from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
-from pppml_core.federation.trainer import Scores
 from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
 from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
@@ -122,6 +122,7 @@ class Conductor:
         body = {"state": of, "splits": list(splits), "final": final}
         share = self._config.run.metrics
         scores: Scores = {}
+        kinds = weight_kinds(server.parts.personalization)
         if share == "sum":
             scores = self._insist(round, lambda: self._summed(round, body, weights)) or {}
         else:
@@ -129,7 +130,7 @@ class Conductor:
             for site in server.sites if share == "per-site" else ():
                 # A site speaks for itself; only where training is pooled for others too.
                 own = server.evaluated if self._config.pool else [site]
-                scores |= evaluation.from_wire(replies.get(site, {}).get("scores", {}), self._spec, own, splits)
+                scores |= evaluation.from_wire(replies.get(site, {}).get("scores", {}), self._spec, own, splits, kinds)
         if not scores:
             return {}
         rows = evaluation.rows(of, scores)
@@ -140,8 +141,7 @@ class Conductor:
     def _summed(self, round: int, body: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Scores:
         """Scores that leave only in a sum: an attempt of its own, since a site answers each stage once an attempt."""
         server, splits = self._server, body["splits"]
-        method = server.parts.personalization
-        kinds = [k for k, on in (("global", method.shares), ("personalized", method.personalizes)) if on]
+        kinds = weight_kinds(server.parts.personalization)
         _, ctx = announce(server, round, server.sites, weights, trains=False)
         server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
         _, fixed = evaluation.sum_layout(self._spec, splits, kinds)

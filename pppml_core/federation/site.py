@@ -249,7 +249,7 @@ class Site:
         if message.body["final"]:
             self._write_personalized(message.body["state"], weights)
         if config.run.metrics == "sum" and self._is_open(message):
-            kinds = [k for k, on in (("global", parts.personalization.shares), ("personalized", parts.personalization.personalizes)) if on]
+            kinds = evaluation.weight_kinds(parts.personalization)
             generator = parts.seeds.generator("evaluation", message.round, "site", self.name, "rounding")
             values = evaluation.to_sum(scores, parts.spec, splits, kinds, generator)
             self._scores = {"values": values, "splits": splits, "kinds": kinds}

@@ -50,7 +50,7 @@ def predicted_traffic(
         down += sum(_size(stage, SERVER, site, {}) for stage in session.predicted_bytes())
     if run.metrics != "none":
         often = math.ceil(run.rounds / run.evaluate_every) / run.rounds
-        kinds = [k for k, on in (("global", parts.personalization.shares), ("personalized", parts.personalization.personalizes)) if on]
+        kinds = evaluation.weight_kinds(parts.personalization)
         up["evaluate"] = often * _size("evaluate", site, SERVER, _scores(parts, site, kinds))
         down += int(often * _size("evaluate", SERVER, site, judged))
         if run.metrics == "sum":

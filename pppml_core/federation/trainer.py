@@ -13,6 +13,7 @@ import torch
 
 from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.evaluation import Scores, weight_kinds
 from pppml_core.federation.ledger import Ledger
 from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.store import SiteStore
@@ -25,9 +26,6 @@ from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.pool import held_out
 from pppml_core.learning.training import LocalTraining, TensorCache, class_weights, device_of, fits_cache
 from pppml_core.randomness import seeded
-
-#: (site, split, weights) -> metric -> value; the site is another than one's own only where training is pooled.
-Scores = dict[tuple[str, str, str], dict[str, float]]
 
 
 class Trainer:
@@ -104,8 +102,7 @@ class Trainer:
         data = held_out(parts.task, self._site, parts.load(self._site))
         out: Scores = {}
         with seeded(parts.seeds.integer("evaluation", round, "site", self._site)):
-            kinds = (["global"] if parts.personalization.shares else []) + (["personalized"] if parts.personalization.personalizes else [])
-            for kind in kinds:
+            for kind in weight_kinds(parts.personalization):
                 model = self._place(weights, state)
                 if kind == "personalized":
                     model = self._adapted(model, round, state)
