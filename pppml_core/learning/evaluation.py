@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pppml_core.interfaces.task import Examples, Predictions, Task
+from pppml_core.learning.data.examples import stacked
 
 BATCH = 32
 
@@ -17,29 +18,30 @@ class Remembered:
     """Examples whose transformed images and targets are made once; for held-out data, which are never augmented."""
 
     def __init__(self, examples: Examples) -> None:
-        self._inner, self._made = examples, dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]()
+        self.inner, self._made = examples, dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]()
         self.groups = examples.groups
 
     def __len__(self) -> int:
-        return len(self._inner)
+        return len(self.inner)
 
     def example(self, index: int, augment: np.random.Generator | None = None) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """The same arrays each time."""
         if augment is not None:
-            return self._inner.example(index, augment)
+            return self.inner.example(index, augment)
         if index not in self._made:
-            self._made[index] = self._inner.example(index)
+            self._made[index] = self.inner.example(index)
         return self._made[index]
 
     def labels(self) -> npt.NDArray[np.int64]:
         """The inner examples'."""
-        return self._inner.labels()
+        return self.inner.labels()
 
 
 def _batches(examples: Examples) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     for start in range(0, len(examples), BATCH):
         pairs = [examples.example(i) for i in range(start, min(start + BATCH, len(examples)))]
-        yield torch.from_numpy(np.stack([p[0] for p in pairs])), np.stack([p[1] for p in pairs])
+        images, targets = stacked(pairs)
+        yield torch.from_numpy(images), targets
 
 
 def predict_examples(model: torch.nn.Module, examples: Examples, size: tuple[int, ...]) -> Predictions:

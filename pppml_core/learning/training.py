@@ -19,6 +19,7 @@ import torch
 from pppml_core.config.run_config import OptimizerSection, TrainingSection
 from pppml_core.interfaces.personalization import Batch, GradientRule
 from pppml_core.interfaces.task import Examples
+from pppml_core.learning.data.examples import stacked
 from pppml_core.randomness import Seeds, reseed
 
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
@@ -91,8 +92,9 @@ class TensorCache:
 
     def __init__(self, examples: Examples, dtype: torch.dtype, device: torch.device) -> None:
         pairs = [examples.example(i) for i in range(len(examples))]
-        self.images = torch.from_numpy(np.stack([p[0] for p in pairs])).to(device, dtype)
-        self.targets = torch.from_numpy(np.stack([p[1] for p in pairs])).to(device)
+        images, targets = stacked(pairs)
+        self.images = torch.from_numpy(images).to(device, dtype)
+        self.targets = torch.from_numpy(targets).to(device)
 
 
 class LocalTraining:
@@ -145,7 +147,7 @@ class LocalTraining:
             return
 
         def collate(pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]) -> Batch:
-            images, targets = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+            images, targets = stacked(pairs)
             return torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device)
 
         if self._training.loader_workers == 0:

@@ -50,6 +50,15 @@ def centred(array: npt.NDArray[Any]) -> Image:
     return (unit(array) - np.float32(0.5)) / np.float32(0.5)
 
 
+def stacked(pairs: Sequence[tuple[Image, Target]]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Examples as one batch: images ``(n, channels, *size)`` and targets. Raises DataError where an image holds NaN or infinity."""
+    images, targets = np.stack([image for image, _ in pairs]), np.stack([target for _, target in pairs])
+    # In float64 a sum of finite float32 values cannot overflow, and it needs no memory of its own.
+    if not np.isfinite(images.sum(dtype=np.float64)):
+        raise DataError("an image holds NaN or infinity", place="examples", hint="remove or repair it")
+    return images, targets
+
+
 def dihedral(image: Image, target: Target, generator: np.random.Generator) -> tuple[Image, Target]:
     """One of the eight flips and quarter turns of the plane, drawn uniformly; a mask turns with its image.
 
