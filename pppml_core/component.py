@@ -87,4 +87,6 @@ class Component:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise PluginError(f"{self.name!r} cannot be loaded from {self.target}: {error}", place=self.distribution) from error
+            reason = f"{self.name!r} cannot be loaded from {self.target}: {error}"
+            hint = "install it again; if that does not help, report this to its author"
+            raise PluginError(reason, place=self.distribution, hint=hint) from error

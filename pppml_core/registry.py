@@ -173,11 +173,14 @@ class Registry:
         for field, info in type(config).model_fields.items():
             if choice := choice_of(info):
                 choices[field] = self._build_choice(choice.kind, getattr(config, field), objects)
-        built = component.load()(config, **choices)
-        if not isinstance(built, interface(kind)):
-            reason = f"{kind} {name!r}: {component.target} is no {interface(kind).__name__}"
-            raise PluginError(reason, place=component.distribution, hint="report this to its author")
-        return built
+        target, wanted = component.load(), interface(kind)
+        # A class is judged before it is called: what a wrong one would raise says nothing.
+        if not isinstance(target, type) or issubclass(target, wanted):
+            built = target(config, **choices)
+            if isinstance(built, wanted):
+                return built
+        reason = f"{kind} {name!r}: {component.target} is no {wanted.__name__}"
+        raise PluginError(reason, place=component.distribution, hint="report this to its author")
 
     def _build_choice(self, kind: str, value: Any, objects: Mapping[str, Any] | None) -> Any:
         if isinstance(value, ComponentConfig):

@@ -72,6 +72,9 @@ def _worded(path: ConfigPath, details: Sequence[ErrorDetails], binding: Binding,
         close = nearest(str(path[-1]), known)
         return ConfigError(f"unknown key {path[-1]!r}", hint=f"did you mean {close!r}?" if close else f"known here: {', '.join(known)}")
     if first["type"] in ("value_error", "assertion_error"):
+        component = _class_below(info, binding, first["input"]) if info is not None and choice_of(info) else None
+        if component is not None:
+            about = f"settings of `{first['input']['use']}`: {', '.join(component.model_fields)}"
         return ConfigError(first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "), hint=about)
     demands = list(dict.fromkeys(_demand(detail) for detail in details))
     value = first["input"]

@@ -187,7 +187,7 @@ class Aggregator(ABC):
     def misfits(self, value: ValueSpec, cohort: Sequence[str]) -> list[str]:
         """All reasons why this value and cohort cannot be summed, each a sentence with its remedy."""
         if value.kind == "real" and not self.accepts_real:
-            return ["aggregator: sums integers, but encoding is float; remove `run.encoding: float` or use `plain`"]
+            return ["aggregator: sums integers only, but encoding.use is float; use `encoding: fixed`, or `aggregator: plain`"]
         return []
 
     @abstractmethod
