@@ -59,7 +59,8 @@ def read_folder(
         kind = "segmentation" if is_segmentation(root) else "classification"
     items = _pairs(root) if kind == "segmentation" else _labelled(root)
     if not items:
-        raise DataError("there is no image file", place=str(root), hint=_LAYOUT)
+        loose = bool(_images(root))
+        raise DataError("images, but no class folder with images" if loose else "there is no image file", place=str(root), hint=_LAYOUT)
     sites = sorted({item.site for item in items})
     groups, known = _patients(root, items)
     channels, stored = shape_of(items[0].path)
@@ -173,7 +174,10 @@ def _table(root: Path, items: list[_Item]) -> dict[Path, str]:
                 place=f"{place}:{line}",
                 hint=f"is {near!r} meant?" if near else "names are relative to the folder",
             )
-        table[there[name]] = "" if _ANONYMOUS.search(patient) else patient
+        patient = "" if _ANONYMOUS.search(patient) else patient
+        if table.setdefault(there[name], patient) != patient:
+            twice = f"{name!r} has two patients, {table[there[name]]!r} and {patient!r}"
+            raise DataError(twice, place=f"{place}:{line}", hint="keep one row of each file")
     return table
 
 
