@@ -312,7 +312,12 @@ def sweep(
     def run_one(overrides: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return base.changed(overrides).run(folder, reporters=False).result
 
-    return Sweep(expand(grid, seeds), run_one, out, budget=budget, base=to_plain(base.config)).run()
+    points = expand(grid, seeds)
+    # A misspelt setting must be told now, not after hours.
+    for point in points:
+        if point.seed == points[0].seed:
+            base.changed(point.overrides)
+    return Sweep(points, run_one, out, budget=budget, base=to_plain(base.config)).run()
 
 
 def plugins(registry: Registry | None = None) -> list[dict[str, Any]]:
