@@ -29,7 +29,7 @@ def _recorded(view: View) -> Any:
 
     from rich.console import Console
 
-    console = Console(width=140, record=True, file=io.StringIO())
+    console = Console(width=140, record=True, file=io.StringIO(), force_jupyter=False)
     console.print(view)
     return console
 
