@@ -76,7 +76,7 @@ class Pipeline:
     @property
     def fixed_point(self) -> FixedPoint:
         """Ranges of shared tensors, weight (1) and metrics (their own)."""
-        extra = tuple(METRIC_RANGES.get(t.name, 1.0) for t in self.layout.tensors[len(self.ranges) :])
+        extra = tuple(METRIC_RANGES.get(t.name, 1.0) for t in self.layout.tensors if t.role in ("weight", "metric"))
         return FixedPoint(self.layout, (*self.ranges, *extra), self.bits)
 
     @property

@@ -82,7 +82,8 @@ def check_request(kind: str, body: Mapping[str, Any]) -> None:
     allowed = {*wanted, "weights"} if "sha256" in wanted else set(wanted)
     if not set(wanted) <= set(body) <= allowed or not all(type(body[name]) is form for name, form in wanted.items()):
         raise WireError(f"a request of kind {kind!r} must hold {', '.join(wanted) or 'nothing'}", place="request")
-    if not all(isinstance(a, np.ndarray) for a in body.get("weights", {}).values()):
+    weights = body.get("weights", {})
+    if not isinstance(weights, Mapping) or not all(isinstance(array, np.ndarray) for array in weights.values()):
         raise WireError("weights must be arrays", place="request")
     if kind == "evaluate" and not set(map(str, body["splits"])) <= set(SPLITS):
         raise WireError(f"splits must be of {', '.join(SPLITS)}", place="request")
