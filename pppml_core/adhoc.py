@@ -85,11 +85,23 @@ def _attribute(target: str) -> Any:
 
 def imported(kind: str, target: str) -> Any:
     """What ``module:attribute`` names. Raises ConfigError."""
+    module = target.partition(":")[0]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise _not_imported(kind, target, error) from error
+    except Exception as error:  # the module is somebody's own code, which raises whatever it likes
+        reason = f"{module!r} raises {type(error).__name__} when it is imported: {error}"
+        raise ConfigError(" ".join(reason.split()), place=kind, hint="correct it; --debug shows where it is raised") from error
     try:
         return _attribute(target)
-    except (ImportError, AttributeError) as error:
-        hint = "modules are looked for in the current folder and where Python looks; a file net.py is `net:Name`"
-        raise ConfigError(f"cannot import {target!r}: {error}", place=kind, hint=hint) from error
+    except AttributeError as error:
+        raise _not_imported(kind, target, error) from error
+
+
+def _not_imported(kind: str, target: str, error: Exception) -> ConfigError:
+    hint = "modules are looked for in the current folder and where Python looks; a file net.py is `net:Name`"
+    return ConfigError(f"cannot import {target!r}: {error}", place=kind, hint=hint)
 
 
 def assemble(kind: str, thing: Any, args: Mapping[str, Any], place: str) -> Any:
@@ -102,6 +114,8 @@ def assemble(kind: str, thing: Any, args: Mapping[str, Any], place: str) -> Any:
         _no_args(args, place)
         return thing
     if isinstance(thing, type) and issubclass(thing, wanted):
+        if lacking := sorted(getattr(thing, "__abstractmethods__", ())):
+            raise ConfigError(f"{_name(thing)} lacks {', '.join(lacking)}", place=place, hint=f"define what {wanted.__name__} asks for")
         return thing(_settings(thing, args, place))
     if kind == "model":
         return _attribute(_CALLABLE_MODEL)(AdHocConfig(**args), thing, place)
@@ -135,7 +149,8 @@ def _checked_call(thing: Any, args: Mapping[str, Any], place: str) -> Mapping[st
     try:
         inspect.signature(thing).bind(**args)
     except TypeError as error:
-        raise ConfigError(f"{_name(thing)} cannot be called with these args: {error}", place=f"{place}.args") from error
+        reason, hint = f"{_name(thing)} cannot be called with these args: {error}", "write {use: module:Name, args: {...}}"
+        raise ConfigError(reason, place=f"{place}.args", hint=hint) from error
     except ValueError:  # callables written in C may have no signature to look at
         pass
     return args

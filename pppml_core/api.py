@@ -227,6 +227,7 @@ class Run:
 
     def model(self, site: str | None = None) -> torch.nn.Module:
         """The trained network: the global one, or a site's own. On the CPU, in evaluation mode."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from pppml_core.errors import nearest
@@ -245,7 +246,10 @@ class Run:
             raise CheckpointError("the run has not written its model yet", place=str(path), hint=f"pppml run ... --resume {self.folder}")
         with seeded(0):
             model: torch.nn.Module = parts.factory.build(parts.spec)
-        weights = load_file(path)
+        try:
+            weights = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"the weights cannot be read: {error}", place=str(path), hint="copy the file again, or run anew") from error
         model.to(next(iter(t for t in weights.values() if t.is_floating_point())).dtype)
         model.load_state_dict(weights)
         return model.eval()

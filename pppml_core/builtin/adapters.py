@@ -27,7 +27,8 @@ class CallableModel(ModelFactory):
         self.make, self.place = make, place
         self.args: dict[str, Any] = dict(config.model_extra or {})
         if not callable(make):
-            raise ConfigError(f"{type(make).__name__} is neither a torch module nor callable", place=place)
+            reason = f"{type(make).__name__} is neither a torch module nor callable"
+            raise ConfigError(reason, place=place, hint="give a torch.nn.Module, its class, or a function that returns one")
 
     def build(self, spec: TaskSpec) -> torch.nn.Module:
         """The network of this task."""
@@ -39,7 +40,8 @@ class CallableModel(ModelFactory):
             return copy.deepcopy(self.make)
         network = self.make(**self._arguments(spec))
         if not isinstance(network, torch.nn.Module):
-            raise ConfigError(f"returned {type(network).__name__}, not a torch.nn.Module", place=self.place)
+            reason = f"returned {type(network).__name__}, not a torch.nn.Module"
+            raise ConfigError(reason, place=self.place, hint="return the network")
         return network
 
     def _arguments(self, spec: TaskSpec) -> dict[str, Any]:
@@ -51,5 +53,6 @@ class CallableModel(ModelFactory):
         try:
             signature.bind(**args)
         except TypeError as error:
-            raise ConfigError(f"it cannot be called with these args: {error}", place=f"{self.place}.args") from error
+            reason, hint = f"it cannot be called with these args: {error}", "write {use: module:Name, args: {...}}"
+            raise ConfigError(reason, place=f"{self.place}.args", hint=hint) from error
         return args

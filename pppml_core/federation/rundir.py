@@ -91,7 +91,10 @@ class RunDir:
     def read_json(self, name: str) -> Any:
         """A JSON file of this folder, or None."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise CheckpointError(f"is damaged: {error}", place=str(path), hint="restore the file, or start a new run") from error
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows as json lines."""

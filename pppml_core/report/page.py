@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -43,6 +44,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # not the caller's mistake: the command line has its own words for it
+            raise OSError(error.errno, error.strerror, str(out)) from error
         raise ConfigError(
             f"the report cannot be written: {error.strerror or error}", place=str(out), hint="give another file with -o"
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pppml_core.errors import ConfigError
 from pppml_core.interfaces.task import SPLITS, Examples, Task
 
 
@@ -59,7 +60,8 @@ def sample_sheet(task: Task, path: str | Path, *, per_site: int = 6) -> None:
 
     spec, sites = task.spec(), task.sites()
     figure = Figure(figsize=(1.5 * per_site + 1.2, 1.65 * len(sites)), layout="constrained")
-    FigureCanvasAgg(figure)
+    if Path(path).suffix[1:].lower() not in FigureCanvasAgg(figure).get_supported_filetypes():
+        raise ConfigError("is not the name of a picture", place=str(path), hint="end it with .png")
     axes = figure.subplots(len(sites), per_site, squeeze=False)
     for row, site in zip(axes, sites, strict=True):
         train = task.load(site.slug).train
