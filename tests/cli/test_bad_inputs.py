@@ -72,6 +72,10 @@ CONFIG = {
     "folder as config": (lambda w: w.write("c.yaml/x"), PLAN, 2, "c.yaml", "cannot be read", "path of a YAML file"),
     "binary config": (lambda w: spoil(w, "c.yaml", b"\xff\xfe\x00"), PLAN, 2, "c.yaml", "not a text in UTF-8", "path of a YAML file"),
     "model file that is not there": (lambda w: w.tiny("model: 'net:Net'"), PLAN, 2, "model", "cannot import 'net:Net'", "a file net.py is `net:Name`"),
+    "model file that cannot be imported": (lambda w: (w.write("net.py", "from torch import nn\nnn.Modle"), w.tiny("model: 'net:Net'")), PLAN, 2, "model", "'net' raises AttributeError when it is imported", "correct it"),
+    "model that is no network": (lambda w: (w.write("net.py", "Net = 3"), w.tiny("model: 'net:Net'")), PLAN, 2, "model", "int is neither a torch module nor callable", "give a torch.nn.Module"),
+    "model that needs arguments": (lambda w: (w.write("net.py", "def Net(width):\n    pass"), w.tiny("model: 'net:Net'")), PLAN, 2, "model.args", "missing a required argument: 'width'", "args: {...}"),
+    "own task without its methods": (lambda w: (w.write("mine.py", "from pppml_core.interfaces.task import Task\nclass Mine(Task):\n    pass"), w.config("task: 'mine:Mine'")), PLAN, 2, "task", "Mine lacks card, load, sites, spec", "define what Task asks for"),
     "live object in a file": (lambda w: w.tiny("model: object"), PLAN, 2, "c.yaml:4: model", "a Python object is needed", "through the API"),
     "base config that is not there": (lambda w: w.tiny("extends: base.yaml"), PLAN, 2, "c.yaml:4: extends", "there is no file", "folder of this file"),
     "--set without value": (lambda w: w.tiny(), f"{PLAN} --set run.rounds", 2, "--set run.rounds", "there is no '='", "PATH=VALUE"),
@@ -178,24 +182,33 @@ FOLDERS = {
     "out where nobody may write": (lambda w: w.tiny(), "run c.yaml --out /proc/pppml", 1, "/proc/pppml", "cannot write here", "another folder with --out"),
     "disk full at the start": (lambda w: (w.tiny(), full_disk(w, "plan.json")), RUN, 1, "plan.json", "no space is left on the device", "--resume runs/a"),
     "disk full in a round": (lambda w: (w.tiny(), full_disk(w, "round-000001.checkpoint")), RUN, 1, "round-000001.checkpoint", "no space is left on the device", "--resume runs/a"),
-    "disk full at the report": (lambda w: (w.tiny(), full_disk(w, "model.safetensors")), RUN, 1, "model.safetensors", "no space is left on the device", "--resume runs/a"),
+    "disk full at the end": (lambda w: (w.tiny(), full_disk(w, "model.safetensors")), RUN, 1, "model.safetensors", "no space is left on the device", "--resume runs/a"),
+    "disk full at the report": (lambda w: (w.tiny(), full_disk_for_the_report(w)), RUN, 1, "runs/a/report.html", "no space is left on the device", "--resume runs/a"),
     "out holds a run": (lambda w: w.run_folder(), RUN, 2, "runs/a", "already holds a run", "--resume runs/a, or another --out"),
     "resume with another config": (lambda w: w.run_folder(), "run c.yaml --resume runs/a --set training.optimizer.lr=0.5", 2, "runs/a/config.resolved.yaml", "training.optimizer.lr: 0.05 -> 0.5", "the same config"),
+    "resume of a damaged run": (lambda w: (w.run_folder(unfinished=True), spoil(w, "runs/a/plan.json", '{"headline": "')), "run c.yaml --resume runs/a", 2, "runs/a/plan.json", "is damaged", "start a new run"),
+    "resume without a sound checkpoint": (lambda w: (w.run_folder(unfinished=True), shorten(w, "runs/a/checkpoints/round-000001.checkpoint")), "run c.yaml --resume runs/a", 2, "runs/a/checkpoints", "no checkpoint can be read", "start a new run"),
     "resume of no run": (lambda w: (w.tiny(), w.write("runs/b/x")), "run c.yaml --resume runs/b", 2, "runs/b", "there is no run here", "run without --resume"),
     "resume of no run without config": (lambda w: None, "run --resume runs/b", 2, "runs/b", "there is no run here", "a folder that `pppml run` wrote"),
     "predict with no run": (lambda w: w.write("x.png"), "predict runs/b --input x.png -o p", 2, "runs/b", "there is no run here", "a folder that `pppml run` wrote"),
     "predict with an unfinished run": (lambda w: (w.run_folder(unfinished=True), w.write("x.png")), "predict runs/a --input x.png -o p", 2, "runs/a/model.safetensors", "has not written its model yet", "--resume runs/a"),
+    "predict with damaged weights": (lambda w: (w.run_folder(), shorten(w, "runs/a/model.safetensors"), picture(w, "x.png", (8, 8))), "predict runs/a --input x.png -o p", 2, "runs/a/model.safetensors", "the weights cannot be read", "copy the file again"),
     "predict a missing file": (lambda w: w.run_folder(), "predict runs/a --input x.png -o p", 2, "x.png", "no such file", "give a NIfTI, DICOM, PNG or npz file"),
     "predict a broken file": (lambda w: (w.run_folder(), w.write("x.png", "x")), "predict runs/a --input x.png -o p", 2, "x.png", "not a readable picture", "save it again"),
     "predict for an unknown site": (lambda w: (w.run_folder(), w.write("x.png")), "predict runs/a --input x.png -o p --site sit_1", 2, "site", "no site 'sit_1' in this run", "did you mean 'site_1'?"),
     "predict into a file": (lambda w: (w.run_folder(), w.write("x.png"), w.write("p")), "predict runs/a --input x.png -o p", 2, "pppml predict", "'p' is a file", "`pppml predict --help`"),
     "report of no run": (lambda w: w.write("runs/b/x"), "report runs/b", 2, "runs/b", "holds none of the files of a run", "folder that `pppml run` wrote"),
+    "report into a file's folder": (lambda w: (w.run_folder(), w.write("f")), "report runs/a -o f/r.html", 2, "f/r.html", "cannot be written", "another file with -o"),
     "report of nothing": (lambda w: None, "report runs/b", 2, "runs/b", "no such run directory", "folder that `pppml run` wrote"),
     "sweep with a bad grid": (lambda w: w.tiny(), "sweep c.yaml --grid personalization", 2, "--grid", "'personalization' is not a grid", "write a.b=x,y"),
     "sweep with one setting twice": (lambda w: w.tiny(), "sweep c.yaml --grid model=a --grid model=b", 2, "--grid", "model is given twice", "once"),
     "sweep with bad seeds": (lambda w: w.tiny(), "sweep c.yaml --seeds 1-5", 2, "--seeds", "'1-5' is neither a seed nor a range", "write 1..5"),
+    "sweep whose last value is wrong": (lambda w: w.tiny(), "sweep c.yaml --grid run.rounds=1,0 --seeds 1", 2, "run.rounds", "at least 1, not 0", "communication rounds"),
+    "sweep into another sweep": (lambda w: (w.tiny(), w.write("s/sweep.json", '{"version": 1, "base": {"run": {"rounds": 9}}, "points": {}}')), "sweep c.yaml --seeds 1 -o s", 2, "s", "a sweep of another config", "another folder with -o"),
     "sweep over an unknown setting": (lambda w: w.tiny(), "sweep c.yaml --grid modle=unet,densenet --seeds 1", 2, "modle", "unknown key 'modle'", "did you mean 'model'?"),
     "data card with pictures nowhere": (lambda w: w.tiny(), "data c.yaml -o nowhere/s.png", 1, "nowhere/s.png", "No such file or directory", "check the path"),
+    "data card in an unknown format": (lambda w: w.tiny(), "data c.yaml -o s.xyz", 2, "s.xyz", "is not the name of a picture", "end it with .png"),
+    "kind of a new plugin": (lambda w: None, "new-plugin my-sum --kind aggregater", 2, "--kind", "no template for the kind 'aggregater'", "did you mean aggregator?"),
     "name of a new plugin": (lambda w: None, "new-plugin 'My Task' --kind task", 2, "NAME", "is no name of a component", "try my-task"),
 }
 PLUGINS = {
@@ -265,14 +278,24 @@ class Mine(Task):
 
 def full_disk(w: Any, name: str) -> None:
     """A disk that is full when the file of that name is to be written."""
-    from pppml_core.federation import files
-
     def fsync(handle: int) -> None:
         path = os.readlink(f"/proc/self/fd/{handle}")
         if name in path:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
-    w.patch.setattr(files.os, "fsync", fsync)
+    w.patch.setattr(os, "fsync", fsync)
+
+
+def full_disk_for_the_report(w: Any) -> None:
+    """A disk that is full when the page is to be put into its place."""
+    real = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if Path(target).name == "report.html":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
+        real(source, target)
+
+    w.patch.setattr(os, "replace", replace)
 
 
 def check(done: Any, code: int, place: str, reason: str, hint: str) -> None:
