@@ -92,17 +92,21 @@ class InProcess:
         torch.set_num_threads(self._threads)
 
 
+def spread(sizes: Mapping[str, int], workers: int) -> dict[str, int]:
+    """Site -> the worker it lives in: the largest first, each to the worker with the least to do."""
+    load, home = [0] * workers, dict[str, int]()
+    for site in sorted(sizes, key=lambda s: -sizes[s]):
+        home[site] = load.index(min(load))
+        load[home[site]] += max(1, sizes[site])
+    return home
+
+
 class Workers:
-    """Sites spread over processes: the largest first, each to the worker with the least to do."""
+    """Sites spread over processes."""
 
     def __init__(self, job: Job, workers: int, amnesia: bool) -> None:
         self.parallel = workers
-        load = [0] * workers
-        self._home: dict[str, int] = {}
-        for site in sorted(job.sites, key=lambda s: -job.sizes.get(s, 0)):
-            least = load.index(min(load))
-            self._home[site] = least
-            load[least] += max(1, job.sizes.get(site, 0))
+        self._home = spread(job.sizes, workers)
         settings = {
             "run": job.run,
             "config": job.config,

@@ -7,6 +7,7 @@ The first frame is the job; then, for each message, a small frame that names the
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def read_frame(pipe: IO[bytes]) -> bytes:
 
 def main() -> int:
     """Serve the sites of one job until the input ends."""
+    # Ctrl-C reaches every process of the terminal; the coordinator deals with it and closes the input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     source = sys.stdin.buffer
     # Replies go to the original standard output; whatever a library prints goes to standard error instead of into a frame.
     target = os.fdopen(os.dup(sys.stdout.fileno()), "wb")

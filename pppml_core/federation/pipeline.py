@@ -98,9 +98,9 @@ class Pipeline:
         if not 0 < weight <= self.max_weight:
             hint = "raise encoding.max_weight, or set personalization.weight_cap"
             raise PppmlError(f"weight {weight} is not in 1..{self.max_weight}", place="encoding", hint=hint)
-        fixed = self.fixed_point
-        numerator = max(1, round(weight / self.max_weight * fixed.levels))
-        ratio = weight / self.max_weight if self.real else numerator / fixed.levels
+        levels = 2 ** (self.bits - 1) - 1
+        numerator = max(1, round(weight / self.max_weight * levels))
+        ratio = weight / self.max_weight if self.real else numerator / levels
         flat = np.empty(self.layout.length, self.dtype)
         length = self.shared.length
         flat[:length] = self._private(self.shared.flatten(tensors, self.dtype))
@@ -115,7 +115,7 @@ class Pipeline:
             if not np.isfinite(flat).all():
                 raise PppmlError("the update holds NaN or infinity", place="encoding", hint="lower the learning rate")
             return flat, 0
-        integers, saturated = fixed.encode(flat, generator)
+        integers, saturated = self.fixed_point.encode(flat, generator)
         where = {t.name: s for t, s in self.layout.slices()}
         integers[where[WEIGHT]] = numerator
         if "#saturated" in where:

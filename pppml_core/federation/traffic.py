@@ -22,7 +22,7 @@ def predicted_traffic(
 ) -> dict[str, Any]:
     """Bytes one site sends (``up``) and gets (``down``) in a round: ``up_per_site_round``, ``down_per_site_round``, ``by_stage`` (up).
 
-    The model comes down once a round. Evaluation is counted as the mean over rounds.
+    Means over the run's rounds: the model comes down once a round and once before the first, evaluation may be rarer.
     """
     run, site = parts.config.run, max(cohort, key=len)
     guarantees = None if session is None else session.guarantees
@@ -41,7 +41,7 @@ def predicted_traffic(
     judged: Body = {"state": run.rounds, "splits": ["validation"], "final": False, "sha256": bytes(32)}
     opening, opened = _size("open", SERVER, site, asked), _size("open", site, SERVER, {"needs_weights": False})
     up = {"open": float(opened)}
-    down = opening + encoded_size(to_numpy(parts.initial_weights))
+    down = opening + encoded_size(to_numpy(parts.initial_weights)) * (run.rounds + 1) // run.rounds
     if session is None:
         up["train"] = _size("train", site, SERVER, {"done": True})
         down += _size("train", SERVER, site, {})

@@ -58,11 +58,10 @@ def wire() -> Callable[..., list[Message]]:
     """The messages of a run with ``transcript: payloads``, by stage, round and direction."""
 
     def read(run: Run, stage: str | None = None, round: int | None = None, up: bool = True) -> list[Message]:
-        found = []
-        for hop in read_transcript(run.folder):
-            if (stage in (None, hop.stage)) and (round in (None, hop.round)) and (hop.sender != SERVER) == up:
-                found.append(decode_message(read_payload(run.folder, hop.sha256)))
-        return found
+        hops = [
+            h for h in read_transcript(run.folder) if stage in (None, h.stage) and round in (None, h.round) and (h.sender != SERVER) == up
+        ]
+        return [decode_message(read_payload(run.folder, h.sha256)) for h in hops]
 
     return read
 
