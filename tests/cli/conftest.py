@@ -159,11 +159,16 @@ class World:
         """A distribution as pip would have installed it: a module and its metadata, first on ``sys.path``."""
         module = distribution.replace("-", "_")
         self.write(f"site/{module}.py", textwrap.dedent(source))
-        self.write(f"site/{module}-0.1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.1.0\nRequires-Dist: {requires}\n")
+        self.write(
+            f"site/{module}-0.1.0.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.1.0\nRequires-Dist: {requires}\n",
+        )
         self.write(f"site/{module}-0.1.0.dist-info/entry_points.txt", f"[pppml]\nplugin = {module}\n")
         self.patch.syspath_prepend(str(self.folder / "site"))
 
-    def offers(self, distribution: str, hook: str, name: str, *, target: str = "", needs: str = "()", requires: str = "pppml-core>=0.1,<0.2") -> None:
+    def offers(
+        self, distribution: str, hook: str, name: str, *, target: str = "", needs: str = "()", requires: str = "pppml-core>=0.1,<0.2"
+    ) -> None:
         """A distribution that offers one component."""
         target = target or f"{distribution.replace('-', '_')}:Target"
         source = f"""

@@ -4,6 +4,8 @@ A row of ``BAD`` spoils one thing of an input that works (``test_the_inputs_work
 check it is about is taken away.
 """
 
+# ruff: noqa: E501 - a row is a line
+
 from __future__ import annotations
 
 import errno
@@ -48,6 +50,7 @@ def spoil(w: Any, path: str, text: str | bytes) -> None:
     w.write(path, text)
 
 
+# fmt: off
 # name: (how it is made, command, exit code, place, reason, hint)
 CONFIG = {
     "misspelt section": (lambda w: w.tiny("modle: unet"), PLAN, 2, "c.yaml:4: modle", "unknown key 'modle'", "did you mean 'model'?"),
@@ -116,6 +119,7 @@ NPZ = {
     "site without training data": (lambda w: w.lesions(source=np.arange(24) // 2 % 3, source_names=np.array(["a", "b", "c"])), PLAN, 2, "d.npz", "site 'b' has no training example", "split `train`"),
     "class absent in training": (lambda w: w.cells(labels=(np.arange(48) // 4 % 3 > 0).astype(int)), PLAN, 2, "d.npz", "no site has a training example of class 'sick'", "remove the class"),
     "one patient in two splits": (lambda w: w.lesions(patient=np.array([f"p{i % 23}" for i in range(24)])), PLAN, 2, "d.npz", "patient 'p0' lies in both", "one part of `split`"),
+    "one patient in two splits of one's own set": (lambda w: (w.cells(patient=np.arange(48) % 47), w.config("task: {use: image-set, path: d.npz}")), PLAN, 2, "d.npz", "patient '0' lies in both train and test", "one part of `split`"),
     "unknown split": (lambda w: w.lesions(split=np.array(["train", "val", "hold"] * 8)), PLAN, 2, "d.npz", "unknown part 'hold'", "train, val and test"),
     "more sites than examples": (lambda w: (w.cells(), w.config("task: {use: blood-cells, path: d.npz, partition: {by: iid, sites: 99}}")), PLAN, 2, "partition.sites", "too few: 99 are needed", "fewer sites"),
     "split that no draw can give": (lambda w: (w.cells(), w.config("task: {use: blood-cells, path: d.npz, partition: {by: dirichlet, sites: 4, alpha: 0.001, minimum: 4}}")), PLAN, 2, "partition.alpha", "no Dirichlet(0.001) draw", "larger alpha"),
@@ -220,7 +224,8 @@ PLUGINS = {
     "plugin without its target": (lambda w: (w.offers("my-sum", "pppml_aggregators", "my-sum"), w.tiny("aggregator: my-sum")), PLAN, 3, "my-sum", "cannot be loaded from my_sum:Target", "install it again; if that does not help, report this to its author"),
     "plugin whose target is something else": (lambda w: (w.offers("my-sum", "pppml_aggregators", "my-sum", target="my_sum:Config"), w.tiny("aggregator: my-sum")), PLAN, 3, "my-sum", "my_sum:Config is no Aggregator", "report this to its author"),
     "plugin that needs what is not installed": (lambda w: (w.offers("my-sum", "pppml_aggregators", "my-sum", needs="('not_there',)"), w.tiny("aggregator: my-sum")), PLAN, 3, "my-sum", "needs not_there, not installed here", "pip install not_there"),
-}  # fmt: skip
+}
+# fmt: on
 BAD = CONFIG | COMMANDS | NPZ | FILES | FIT | FOLDERS | PLUGINS
 
 
@@ -278,6 +283,7 @@ class Mine(Task):
 
 def full_disk(w: Any, name: str) -> None:
     """A disk that is full when the file of that name is to be written."""
+
     def fsync(handle: int) -> None:
         path = os.readlink(f"/proc/self/fd/{handle}")
         if name in path:
@@ -349,3 +355,137 @@ def test_the_inputs_work_before_they_are_spoiled(case: str, world: Any) -> None:
     GOOD[case](world)
     done = world.pppml(PLAN)
     assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize("line", [PLAN, RUN])
+def test_all_misfits_are_told_at_once(world: Any, line: str) -> None:
+    """Mistakes in data, model, settings and engine do not hide each other, whatever else is wrong."""
+    own_task(world, "images[20, 0, 3, 3] = np.nan; groups[25] = groups[0]")
+    world.patch.setattr("pppml_core.engines.local.LocalEngine.misfits", lambda self, objects: ["engine: made to refuse"])
+    no_gpu(world)
+    for number, more in enumerate(
+        (
+            "training: {class_weights: [1, 2, 3], device: cuda}\nrun: {cohort: 3, metrics: none, stop: {metric: acuracy}}\n",
+            "training: {init: w.safetensors}\nmodel: unet\nrun: {min_cohort: 3, select: best-validation, metrics: none}\n",
+        )
+    ):
+        world.config(f"task: 'mine:Mine'\nreporters: [jsonl]\n{more}")
+        done = world.pppml(f"{line}{number}" if line == RUN else line)
+        assert done.code == 2, done.err
+        expected = [
+            "engine: made to refuse",
+            "task: site 'a', train: image 20 holds NaN",
+            "task: site 'a': 'a0' is in train and in validation",
+            "run.metrics: none",
+            *(
+                (
+                    "training.class_weights: 3 numbers",
+                    "training.device: cuda",
+                    "run.cohort: 3 sites",
+                    "run.stop.metric: the task has no metric",
+                ),
+                ("model: unet is for segmentation", "run.min_cohort: 3 is more than"),
+            )[number],
+        ]
+        for text in expected:
+            assert done.err.count(text) == 1, f"{text!r} is not once in {done.err}"
+        assert f"refused for {len(expected)} reasons: " in done.err
+        assert done.err.count("\n") == 1
+    assert not (world.folder / "runs").exists()
+
+
+def test_misfits_of_model_weights_and_sum_are_told_at_once(world: Any) -> None:
+    insecure(world)
+    world.tiny("aggregator: insecure-masked-sum\nencoding: {use: float, max_weight: 7, range: {'head.*': 1}}\n")
+    done = world.pppml(PLAN)
+    assert done.code == 2
+    for text in ("encoding.max_weight: 7", "aggregator: sums integers only", "encoding.range: 'head.*'"):
+        assert text in done.err
+    assert "refused for 3 reasons" in done.err
+
+
+def test_a_refused_plan_is_still_printed(world: Any) -> None:
+    world.tiny("training: {class_weights: [1, 2]}")
+    done = world.pppml(f"{PLAN} --json --set run.cohort=9")
+    assert done.code == 2
+    plan = json.loads(done.out)
+    assert [text.partition(":")[0] for text in plan["misfits"]] == ["run.cohort", "training.class_weights"]
+    assert plan["headline"] == "This plan is refused."
+    table = world.pppml(f"{PLAN} --set run.cohort=9").out
+    assert "run.cohort: 9 sites a round, but there are 3; lower it" in " ".join(table.split())
+
+
+@pytest.mark.parametrize("line", [PLAN, RUN])
+def test_all_mistakes_of_a_config_are_told_at_once(world: Any, line: str) -> None:
+    world.config("task: {use: tiny, sites: 0}\nrun: {rounds: -1, ronds: 2}\nmodle: unet\naggregator: secagg-plus\n")
+    done = world.pppml(line)
+    assert done.code == 2
+    assert done.err.startswith("error: c.yaml: 5 problems:\n")
+    for text in ("c.yaml:1: task.sites", "c.yaml:2: run.rounds", "'rounds'?", "'model'?", "pip install pppml-secagg-plus"):
+        assert text in done.err
+    assert "\n\n" not in done.err
+
+
+def test_the_plugin_table_works_whatever_is_installed(world: Any) -> None:
+    world.plugin("broken-sum", "import not_there")
+    world.plugin("exiting-sum", "raise SystemExit(5)")
+    world.offers("old-sum", "pppml_aggregators", "old-sum", requires="pppml-core<0.1")
+    world.offers("sum-a", "pppml_aggregators", "my-sum")
+    world.offers("sum-b", "pppml_aggregators", "my-sum")
+    world.offers("needy-sum", "pppml_aggregators", "needy-sum", needs="('not_there',)")
+    done = world.pppml("plugins --json")
+    assert (done.code, done.err) == (0, "")
+    rows = {row["distribution"]: row for row in json.loads(done.out)}
+    assert (rows["broken-sum"]["status"], rows["broken-sum"]["summary"]) == ("broken", "ModuleNotFoundError: No module named 'not_there'")
+    assert (rows["exiting-sum"]["status"], rows["exiting-sum"]["summary"]) == ("broken", "SystemExit: 5")
+    assert rows["old-sum"]["status"] == "broken"
+    assert "requires pppml-core<0.1" in rows["old-sum"]["summary"]
+    assert {rows[name]["status"] for name in ("sum-a", "sum-b")} == {"conflict"}
+    assert rows["needy-sum"]["status"] == "needs not_there"
+    assert rows["pppml-core"]["status"] == "ok"
+    assert "broken-sum" in world.pppml("plugins").out
+    # A broken plugin does not stand in the way of what does not use it.
+    world.tiny()
+    assert world.pppml(PLAN).code == 0
+
+
+def test_live_objects_and_workers(world: Any) -> None:
+    """What cannot be typed: an object given in Python, and processes that cannot have it."""
+    import torch
+
+    from pppml_core import Experiment
+    from pppml_core.errors import PlanRefused
+
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    experiment = Experiment(task={"use": "tiny", "sites": 2, "examples": 6}, model=network, engine={"use": "local", "workers": 2})
+    with pytest.raises(
+        PlanRefused, match=r"engine.workers: 2 processes cannot share live Python objects \(model\); use workers: 1"
+    ) as caught:
+        experiment.run(world.folder / "runs/a")
+    assert caught.value.exit_code == 2
+    assert not (world.folder / "runs").exists()
+
+
+#: Rows that a process of its own is started for, one of each exit code.
+PROCESSES = ("negative rounds", "known plugin that is not installed", "out below a file")
+
+
+@pytest.mark.parametrize("case", PROCESSES)
+def test_in_a_process_of_its_own(case: str, world: Any) -> None:
+    make, line, code, place, reason, hint = BAD[case]
+    make(world)
+
+    def call(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pppml_core.cli", *line.split(), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    done = call()
+    for part in (place, reason, hint):
+        assert part in done.stderr
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
+    if code == 1:  # this one loads torch: once is enough
+        return
+    debug = call("--debug")
+    assert debug.returncode == code
+    assert debug.stderr.startswith("Traceback")
+    assert debug.stderr.endswith(done.stderr)
