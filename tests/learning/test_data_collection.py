@@ -60,12 +60,24 @@ def test_nothing_is_lost_and_no_patient_is_in_two_parts(seed: int, by: str, spli
     check_whole(data, sites)
     if parts is not None and by == "source":
         assert np.array_equal(np.sort(np.concatenate([s.parts["test"] for s in sites])), parts["test"])
-    if by != "source" and patients:
+    if by != "source" and patients and partition.whole_groups:
         homes: dict[str, str] = {}
         for site in sites:
             for group in data.groups[np.concatenate(list(site.parts.values()))].tolist():
                 if parts is not None:
                     assert homes.setdefault(group, site.info.slug) == site.info.slug
+
+
+def test_iid_deals_single_examples_unless_whole_groups_are_asked_for() -> None:
+    groups = np.repeat(np.arange(20), 20)
+    data = collection(groups=groups, parts={"train": np.arange(300), "validation": np.arange(300, 340), "test": np.arange(340, 400)})
+    homes = {}
+    for unit in ("auto", "group"):
+        sites = assign(data, PartitionConfig(by="iid", sites=3, unit=unit))
+        check_whole(data, sites)
+        homes[unit] = [len({s.info.slug for s in sites if group in groups[s.parts["train"]]}) for group in range(15)]
+    assert min(homes["auto"]) > 1
+    assert max(homes["group"]) == 1
 
 
 def test_a_patient_seen_at_two_sources_is_held_out_at_both() -> None:

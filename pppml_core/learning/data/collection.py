@@ -81,8 +81,8 @@ def assign(
 
     What is guaranteed: every example is in exactly one part of one site; a known group (patient, smear) never lies in two parts, at no
     two sites either; the data's own split is kept. With ``iid``, ``dirichlet`` and ``quantity`` each part is divided among the sites
-    separately, by whole groups (a group counts for its most frequent class), the validation and test parts with the shares of the training
-    part; parts that the data lack are first held out as a whole. A part that a single site lacks is held out of its training part, class
+    separately, by whole groups or single examples as ``unit`` says (a group counts for its most frequent class), the validation and test
+    parts with the shares of the training part; parts that the data lack are first held out as a whole. A part that a single site lacks is held out of its training part, class
     by class.
 
     Raises DataError: one patient in two parts, an empty site, a class without training examples, too few examples.
@@ -191,7 +191,8 @@ def _divide(data: Collection, parts: Parts, partition: PartitionConfig, seeds: S
     """Each part divided among simulated sites: the training part by the rule, the others with its shares."""
     count = partition.sites or 1
     # An example whose patient is unknown moves by itself.
-    groups = np.where(data.known, np.char.add("id:", data.groups), np.arange(len(data)).astype(np.str_))
+    whole = data.known & partition.whole_groups
+    groups = np.where(whole, np.char.add("id:", data.groups), np.arange(len(data)).astype(np.str_))
     if partition.by == "dirichlet" and data.labels is None:
         raise DataError("Dirichlet partitions need class labels", place=data.place, hint="use `by: source`, `iid` or `quantity`")
     labels = data.labels if data.labels is not None else np.zeros(len(data), np.int64)

@@ -30,8 +30,18 @@ class PartitionConfig(BaseModel):
     )
     sites: int | None = Field(None, ge=1, le=100_000, description="number of simulated sites; not with `by: source`")
     alpha: float = Field(0.3, gt=0, allow_inf_nan=False, description="Dirichlet concentration; small: few classes per site")
+    unit: Literal["auto", "group", "example"] = Field(
+        "auto",
+        description="what is dealt to simulated sites: whole groups (patients, smears) where they are known, or single examples; auto: "
+        "examples for iid, so that sites really are identically distributed (one patient may then be at two sites), groups otherwise",
+    )
     minimum: int = Field(5, ge=1, description="fewest training examples (groups, where they are known) of a site with `by: dirichlet`")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of partition and held-out parts; 42 with `quantity`: the authors' sizes")
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether known groups are dealt whole."""
+        return self.by != "iid" if self.unit == "auto" else self.unit == "group"
 
     @model_validator(mode="after")
     def _sites_where_simulated(self) -> Self:
