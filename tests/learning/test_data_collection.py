@@ -69,14 +69,14 @@ def test_nothing_is_lost_and_no_patient_is_in_two_parts(seed: int, by: str, spli
 
 
 def test_iid_deals_single_examples_unless_whole_groups_are_asked_for() -> None:
-    groups = np.repeat(np.arange(20), 20)
-    data = collection(groups=groups, parts={"train": np.arange(300), "validation": np.arange(300, 340), "test": np.arange(340, 400)})
+    groups = np.repeat(np.arange(20), 6)
+    data = collection(groups=groups, parts={"train": np.arange(90), "validation": np.arange(90, 102), "test": np.arange(102, 120)})
     homes = {}
     for unit in ("auto", "group"):
         sites = assign(data, PartitionConfig(by="iid", sites=3, unit=unit))
         check_whole(data, sites)
         homes[unit] = [len({s.info.slug for s in sites if group in groups[s.parts["train"]]}) for group in range(15)]
-    assert min(homes["auto"]) > 1
+    assert np.mean(homes["auto"]) > 2
     assert max(homes["group"]) == 1
 
 

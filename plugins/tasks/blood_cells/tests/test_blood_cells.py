@@ -143,7 +143,7 @@ def test_without_validation_fifteen_percent_is_held_out(tmp_path: Path) -> None:
 
 
 def test_whole_smears_stay_at_one_site(tmp_path: Path) -> None:
-    cells = task(several_sources(tmp_path), partition={"by": "iid", "sites": 3})
+    cells = task(several_sources(tmp_path), partition={"by": "iid", "sites": 3, "unit": "group"})
     homes: dict[str, tuple[str, str]] = {}
     for site in cells.sites():
         for split in SPLITS:

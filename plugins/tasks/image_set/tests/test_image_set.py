@@ -226,7 +226,7 @@ def test_sixteen_bit_png(tmp_path: Path) -> None:
 
 
 def test_an_npz_file_of_colour_images_and_three_classes(tmp_path: Path) -> None:
-    images = task(npz(tmp_path), partition={"by": "iid", "sites": 2})
+    images = task(npz(tmp_path), partition={"by": "iid", "sites": 2, "unit": "group"})
     assert images.spec().classes == ("background", "ground glass", "consolidation")
     assert images.spec().channels == 3
     homes: dict[str, str] = {}
