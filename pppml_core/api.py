@@ -173,11 +173,12 @@ def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
         listener.open(folder)
     try:
         work(emit)
-    except PppmlError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        text = str(error) if isinstance(error, PppmlError) else f"{type(error).__name__}: {error}"
         for listener in listeners:
             # A reporter that fails as well (the disk is full for it too) does not hide the first reason.
             with suppress(PppmlError, OSError):
-                listener.handle({"time": time.time(), "event": "run-failed", "error": str(error)})
+                listener.handle({"time": time.time(), "event": "run-failed", "error": text})
         raise
     finally:
         for listener in listeners:

@@ -8,6 +8,7 @@ from typing import Any
 from pppml_core.config import to_plain
 from pppml_core.engines.courier import Address, Courier
 from pppml_core.engines.local import LocalEngine
+from pppml_core.federation.files import only_writer
 from pppml_core.federation.plan import Plan
 from pppml_core.federation.run import Conductor
 from pppml_core.federation.rundir import RunDir, writing
@@ -30,7 +31,11 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
     privacy = parts.mechanism.plan(parts.privacy_setting(plan.sizes))
     transport = engine.connect(job, parts) if isinstance(engine, LocalEngine) else engine.connect(job)
     try:
-        with writing(folder.path), Transcript(folder.path, plan.config.run.transcript == "payloads") as transcript:
+        with (
+            writing(folder.path),
+            only_writer(folder.path),
+            Transcript(folder.path, plan.config.run.transcript == "payloads") as transcript,
+        ):
             clock = StageClock(transport.clock, getattr(transport, "parallel", 1))
 
             def note(event: Mapping[str, Any]) -> None:

@@ -1,9 +1,33 @@
-"""Files that are whole or absent: written beside, synced, renamed."""
+"""Files that are whole or absent: written beside, synced, renamed; folders that one process writes at a time."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pppml_core.errors import RunFailed
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the operating system lets go of it however the process ends.
+
+    Raises RunFailed where another process holds it. A file system without locks is used without.
+    """
+    with open(folder / ".lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            hint = "wait for it, or end it, then resume"
+            raise RunFailed("another process is writing this run", place=str(folder), hint=hint) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -170,6 +170,14 @@ def test_warnings(experiment):
     assert run.plan().misfits == []
 
 
+@pytest.mark.parametrize(
+    ("encoding", "warned"), [({"bits": 4}, True), ({"bits": 16}, False), ({"max_weight": 10**6}, True), ("float", False)]
+)
+def test_bits_that_round_weights_are_told(experiment, encoding, warned):
+    texts = experiment(encoding=encoding).plan().plan.warnings
+    assert any("round a site's weight" in text for text in texts) == warned
+
+
 def test_measuring_times_a_batch_and_a_sum(experiment):
     measured = experiment().plan(measure=True).to_dict()["measured"]
     assert set(measured) == {"one batch", "one sum"}

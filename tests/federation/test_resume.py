@@ -230,6 +230,28 @@ def test_the_last_two_checkpoints_and_what_they_name_are_kept(go):
     assert {int(p.stem.removeprefix("best-")) for p in run.folder.glob("checkpoints/best-*")} == named
 
 
+class Again(Reporter):
+    """Starts the same run once more while it is running."""
+
+    made, refused = None, ""
+
+    def handle(self, event):
+        if event["event"] == "round-started" and not self.refused:
+            self.refused = "started"
+            with pytest.raises(RunFailed, match="another process") as caught:
+                self.made.run(self.folder, report=False)
+            self.refused = str(caught.value)
+
+
+def test_two_processes_do_not_write_one_run(experiment, tmp_path):
+    again = Again(None)
+    again.made, again.folder = experiment(reporters=[again]), tmp_path / "r"
+    run = again.made.run(tmp_path / "r", report=False)
+    assert str(tmp_path / "r") in again.refused
+    assert run.result["rounds"] == 2
+    assert [h.round for h in read_transcript(run.folder)][-1] == 2
+
+
 def test_a_damaged_run_name_is_an_error(experiment, tmp_path):
     made = stopped(experiment, tmp_path / "r", {"event": "round-started", "round": 2})
     (tmp_path / "r" / "run.id").write_text("not hexadecimal")
