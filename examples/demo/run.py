@@ -19,7 +19,7 @@ ROUNDS = 24
 ARMS = {
     "fedavg": [],
     "local-only": ["personalization=local-only"],
-    "centralized": ["task.pool=true", "engine.workers=1", "training.threads=2"],
+    "centralized": ["task.pool=true", "engine.workers=1"],
 }
 
 

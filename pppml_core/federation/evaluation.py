@@ -36,9 +36,9 @@ def from_wire(body: Mapping[str, Any], spec: TaskSpec, sites: Iterable[str], spl
     """The inverse of :func:`to_wire`. What was not asked for is dropped; a metric that is missing or out of its range is NaN."""
     asked = {"/".join(path): path for path in itertools.product(sites, splits, kinds, spec.metrics)}
     scores: Scores = {}
-    for name, value in body.items():
-        if name in asked:
-            *key, metric = asked[name]
+    for name, (*key, metric) in asked.items():  # in the order asked, whatever the order of the answer
+        if name in body:
+            value = body[name]
             low, high = spec.metrics[metric]
             values = scores.setdefault((key[0], key[1], key[2]), dict.fromkeys(spec.metrics, math.nan))
             values[metric] = float(value) if low <= value <= high else math.nan

@@ -98,7 +98,7 @@ class Conductor:
     def _watch(self, round: int, metrics: Mapping[str, float]) -> None:
         saturated = metrics.get("saturated", 0.0)
         if saturated > 0:
-            text = f"round {round}: {saturated:.2%} of the update's coordinates were beyond their range and were cut"
+            text = f"round {round}: about {100 * saturated:.1g} % of the update's coordinates were beyond their range and were cut"
             self._emit({"event": "warning", "round": round, "text": f"{text}; raise encoding.range or encoding.start"})
 
     def _evaluate(self, round: int) -> None:
