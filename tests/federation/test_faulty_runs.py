@@ -285,3 +285,21 @@ def test_a_diverged_site_counts_as_lost_and_the_reason_is_told(go):
         run = go(personalization=Diverging(FedAvgConfig()), encoding=encoding, reporters=True)
         assert run.result["survivors"]["1"] == ["site_1", "site_3"]
         assert "NaN" in events(run, "site-lost")[0]["reason"]
+
+
+@pytest.mark.parametrize("aggregator", ["insecure-masked-sum", "insecure-ring"])
+def test_sums_of_scores_through_protocols_of_several_stages(go, aggregator):
+    """Each sum is an attempt of its own, so update and scores never share a stage, a mask or a roster."""
+    from pppml_core.registry import Registry
+    from pppml_core.testing import insecure_plugin
+
+    sections = {"only": Registry.only(insecure_plugin), "run": {"metrics": "sum", "retries": 3}, "task": {"use": "tiny", "sites": 4}}
+    plain = go(**sections)
+    fault = {"site": "site_2", "stage": "evaluate", "round": 2, "do": "drop"}
+    engine = {"use": "local", "amnesia": True, "faults": [fault]}
+    run = go(**sections, aggregator=aggregator, engine=engine)
+    assert run.result["model_sha256"] == plain.result["model_sha256"]
+    mine, other = list(run.metrics), list(plain.metrics)
+    assert (mine[0], mine[-1]) == (other[0], other[-1])
+    if aggregator == "insecure-ring":  # a broken ring is held again; the masked sum goes on without the site
+        assert mine == other
