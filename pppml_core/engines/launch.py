@@ -33,7 +33,7 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
     try:
         with (
             writing(folder.path),
-            only_writer(folder.path),
+            only_writer(folder.id),
             Transcript(folder.path, plan.config.run.transcript == "payloads") as transcript,
         ):
             clock = StageClock(transport.clock, getattr(transport, "parallel", 1))

@@ -13,17 +13,17 @@ from pppml_core.errors import RunFailed
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the operating system lets go of it however the process ends.
+def only_writer(file_of_it: Path) -> Iterator[None]:
+    """Hold a folder for this process by a lock on one of its files; the operating system lets go of it however the process ends.
 
     Raises RunFailed where another process holds it. A file system without locks is used without.
     """
-    with open(folder / ".lock", "wb") as file:
+    with open(file_of_it, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             hint = "wait for it, or end it, then resume"
-            raise RunFailed("another process is writing this run", place=str(folder), hint=hint) from error
+            raise RunFailed("another process is writing this run", place=str(file_of_it.parent), hint=hint) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise

@@ -74,9 +74,14 @@ class RunDir:
                 f"cannot write here: {error.strerror}", place=str(self.path), hint="choose another folder with --out"
             ) from error
 
+    @property
+    def id(self) -> Path:
+        """``run.id``; who holds its lock may write the run."""
+        return self.path / "run.id"
+
     def run_id(self) -> bytes:
         """The 16 bytes that name the run: drawn once, kept in the folder."""
-        path = self.path / "run.id"
+        path = self.id
         if not path.exists():
             write_atomic(path, os.urandom(16).hex().encode())
         try:
