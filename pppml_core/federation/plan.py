@@ -262,8 +262,7 @@ def _headline(plan: Plan, parts: Assembly) -> str:
     if plan.misfits:
         return "This plan is refused."
     if not parts.personalization.shares:
-        what = "Centralized training: all data are at one place." if plan.config.pool else "Every site trains alone: nothing is shared."
-        return what
+        return "Centralized training: all data are at one place." if plan.config.pool else "Every site trains alone: nothing is shared."
     if plan.config.pool:
         return "Centralized training: all data are at one place, nothing is protected."
     assert plan.guarantees is not None
