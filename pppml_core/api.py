@@ -52,7 +52,9 @@ class Experiment:
     ) -> None:
         self.registry = registry or Registry.discover()
         if config is not None and sections:
-            raise ConfigError("give a config or sections, not both", place="Experiment", hint="lay changes over a config with overrides=[...]")
+            raise ConfigError(
+                "give a config or sections, not both", place="Experiment", hint="lay changes over a config with overrides=[...]"
+            )
         plain, found = split_objects(sections) if config is None else (config, {})
         self.objects = {**(objects or {}), **found}
         self.config: RunConfig = resolve(plain, tuple(overrides), self.registry, self.objects)
@@ -86,7 +88,9 @@ class Experiment:
         from pppml_core.sweeps import as_settings
 
         live = {path: value for path, value in changes.items() if not isinstance(value, str | int | float | bool | list | dict | None)}
-        plain = apply_overrides(_without_defaults(to_plain(self.config), self.config), as_settings({p: v for p, v in changes.items() if p not in live}))
+        plain = apply_overrides(
+            _without_defaults(to_plain(self.config), self.config), as_settings({p: v for p, v in changes.items() if p not in live})
+        )
         plain, found = split_objects({**plain, **live})
         return Experiment(plain, registry=self.registry, objects={**self.objects, **found})
 
@@ -94,6 +98,7 @@ class Experiment:
         """Run in ``folder`` (default ``runs/<name>``); a folder that holds this very run unfinished is resumed.
 
         Args:
+            folder: where to write; made if it is not there.
             resume: True: the folder must hold this run; False: it must not; None: resume where there is one.
             reporters: False runs silently.
             report: write ``report.html`` (and a few test images with predictions for it) at the end.
@@ -106,7 +111,9 @@ class Experiment:
         if resume is True and not held:
             raise CheckpointError("there is no run here", place=str(directory.path), hint="run without --resume")
         if held and resume is False:
-            raise CheckpointError("this folder already holds a run", place=str(directory.path), hint=f"--resume {directory.path}, or another --out")
+            raise CheckpointError(
+                "this folder already holds a run", place=str(directory.path), hint=f"--resume {directory.path}, or another --out"
+            )
         plan = self._plan()
         plan.refuse_misfits()
         if held:
@@ -157,7 +164,9 @@ def _refuse_other_config(path: Path, config: RunConfig, registry: Registry) -> N
     differences = diff(resolve(path, registry=registry), config)
     if differences:
         shown = "; ".join(str(d) for d in differences[:5])
-        raise CheckpointError(f"the run was started with another config: {shown}", place=str(path), hint="use the same config, or another --out")
+        raise CheckpointError(
+            f"the run was started with another config: {shown}", place=str(path), hint="use the same config, or another --out"
+        )
 
 
 def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
@@ -250,7 +259,9 @@ class Run:
         try:
             weights = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"the weights cannot be read: {error}", place=str(path), hint="copy the file again, or run anew") from error
+            raise CheckpointError(
+                f"the weights cannot be read: {error}", place=str(path), hint="copy the file again, or run anew"
+            ) from error
         model.to(next(iter(t for t in weights.values() if t.is_floating_point())).dtype)
         model.load_state_dict(weights)
         return model.eval()

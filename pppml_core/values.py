@@ -210,6 +210,7 @@ def automatic_ranges(
     """The ``range: auto`` rule: public knowledge only, the same at every party.
 
     Args:
+        layout: the tensors that need a range.
         previous: RMS of each tensor in the last public aggregate; None in round 1.
         start: range of parameters in round 1.
         buffer_start: range of each buffer in round 1 (from the public initial model).

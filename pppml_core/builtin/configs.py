@@ -54,4 +54,3 @@ class TinyNetConfig(ComponentConfig):
 
     width: int = Field(8, ge=1, le=2048, description="channels of the first convolution; the second has twice as many")
     norm: Literal["group", "batch"] = Field("group", description="normalization after the first convolution")
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pppml_core.builtin.configs import FedAvgConfig
-from pppml_core.interfaces.personalization import GradientRule, LocalData, PersonalState, Personalization, Tensors, Update
+from pppml_core.interfaces.personalization import GradientRule, LocalData, Personalization, PersonalState, Tensors, Update
 from pppml_core.learning.arrays import difference, snapshot
 
 

@@ -30,7 +30,10 @@ def pppml_personalizations() -> Sequence[Component]:
             cites=("McMahan et al. 2017, arXiv:1602.05629", "Reddi et al. 2021, arXiv:2003.00295"),
         ),
         Component(
-            "local-only", configs.LocalOnlyConfig, "pppml_core.builtin.fedavg:LocalOnly", "every site alone: the lower bracket, shares nothing"
+            "local-only",
+            configs.LocalOnlyConfig,
+            "pppml_core.builtin.fedavg:LocalOnly",
+            "every site alone: the lower bracket, shares nothing",
         ),
     ]
 
@@ -44,7 +47,9 @@ def pppml_privacy_mechanisms() -> Sequence[Component]:
 @hookimpl
 def pppml_tasks() -> Sequence[Component]:
     """``tiny``."""
-    return [Component("tiny", configs.TinyTaskConfig, "pppml_core.builtin.tiny:TinyTask", "small synthetic images, for tests and first steps")]
+    return [
+        Component("tiny", configs.TinyTaskConfig, "pppml_core.builtin.tiny:TinyTask", "small synthetic images, for tests and first steps")
+    ]
 
 
 @hookimpl
@@ -56,7 +61,11 @@ def pppml_models() -> Sequence[Component]:
 @hookimpl
 def pppml_engines() -> Sequence[Component]:
     """``local``."""
-    return [Component("local", LocalConfig, "pppml_core.engines.local:LocalEngine", "all sites on this machine, one after another or in workers")]
+    return [
+        Component(
+            "local", LocalConfig, "pppml_core.engines.local:LocalEngine", "all sites on this machine, one after another or in workers"
+        )
+    ]
 
 
 @hookimpl

@@ -70,7 +70,13 @@ class TinyNet(ModelFactory):
         """Logits ``(batch, classes)`` or ``(batch, classes, height, width)``."""
         w, classes = self.config.width, len(spec.classes)
         norm = torch.nn.GroupNorm(1, w) if self.config.norm == "group" else torch.nn.BatchNorm2d(w)
-        body = [torch.nn.Conv2d(spec.channels, w, 3, padding=1), norm, torch.nn.ReLU(), torch.nn.Conv2d(w, 2 * w, 3, padding=1), torch.nn.ReLU()]
+        body = [
+            torch.nn.Conv2d(spec.channels, w, 3, padding=1),
+            norm,
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(w, 2 * w, 3, padding=1),
+            torch.nn.ReLU(),
+        ]
         if spec.kind == "segmentation":
             return torch.nn.Sequential(*body, torch.nn.Conv2d(2 * w, classes, 1))
         return torch.nn.Sequential(*body, torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(32 * w, classes))

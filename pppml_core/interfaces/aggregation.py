@@ -1,4 +1,4 @@
-'''Aggregators: how the sum over sites is computed, and who learns what.
+"""Aggregators: how the sum over sites is computed, and who learns what.
 
 An aggregator plans a session for a value and a cohort; the session is the protocol. The server side, ``coordinate``, is ordinary
 sequential code that yields operations; the site side, ``handle``, is a step ``(state, message) -> (state, reply)`` whose state is
@@ -26,7 +26,7 @@ plain data that the codec can encode, so an engine may recreate a site before ev
             return state, {"values": ctx.contribution()}
 
 The name, shape and dtype of everything a site sends is declared in ``fields``; anything else is refused before it leaves.
-'''
+"""
 
 from __future__ import annotations
 
@@ -108,15 +108,25 @@ class SiteContext(Protocol):
     """What the site side of a session is given for one message."""
 
     @property
-    def site(self) -> str: ...
+    def site(self) -> str:
+        """This site's slug."""
+
     @property
-    def run(self) -> bytes: ...
+    def run(self) -> bytes:
+        """16 bytes that name the run."""
+
     @property
-    def round(self) -> int: ...
+    def round(self) -> int:
+        """Counted from 1."""
+
     @property
-    def attempt(self) -> int: ...
+    def attempt(self) -> int:
+        """Counted from 1 within the round."""
+
     @property
-    def cohort(self) -> tuple[str, ...]: ...
+    def cohort(self) -> tuple[str, ...]:
+        """All sites of this attempt, in the task's order."""
+
     @property
     def binding(self) -> bytes:
         """SHA-256 over run, round, attempt, roster, model and terms as this site decoded them."""
@@ -196,6 +206,19 @@ class Aggregator(ABC):
 
 
 __all__ = [
-    "Aggregator", "Body", "Coordinator", "Exposure", "Guarantees", "Message", "Operation", "Outcome", "ServerContext", "Session",
-    "SiteContext", "State", "Sum", "WireField", "field",
+    "Aggregator",
+    "Body",
+    "Coordinator",
+    "Exposure",
+    "Guarantees",
+    "Message",
+    "Operation",
+    "Outcome",
+    "ServerContext",
+    "Session",
+    "SiteContext",
+    "State",
+    "Sum",
+    "WireField",
+    "field",
 ]

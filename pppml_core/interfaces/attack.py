@@ -1,8 +1,8 @@
-'''Attacks: readers of an adversary's view.
+"""Attacks: readers of an adversary's view.
 
 An attack is given what a named adversary holds (``view``), a budget and public knowledge (``ctx``), and returns its best guess; only
 the scorer knows the truth. It must model the defence whose public parameters it is handed.
-'''
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-'''Engines: where sites run and how bytes travel.
+"""Engines: where sites run and how bytes travel.
 
 An engine connects to a job and gives a transport. A transport does one thing: deliver frames (bytes) to sites and hand back their
 reply frames as they come, or a :class:`Loss`. Everything above frames (encoding, folding, relays, transcript, manifest) is shared
@@ -20,7 +20,7 @@ code, so the same protocol runs on every engine::
 
         def close(self):
             pass
-'''
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-'''HE back ends: additively homomorphic encryption of whole vectors.
+"""HE back ends: additively homomorphic encryption of whole vectors.
 
 Keys, ciphertexts and parameters are bytes that only the back end reads; a back end is a handful of functions.
-'''
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-'''Models: networks by name.
+"""Models: networks by name.
 
 ::
 
@@ -7,7 +7,7 @@
             return monai.networks.nets.UNet(len(spec.size), spec.channels, len(spec.classes), ...)
 
 ``build`` is called inside a seeded block, so plain PyTorch initialization is reproducible.
-'''
+"""
 
 from __future__ import annotations
 

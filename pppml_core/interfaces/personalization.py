@@ -1,4 +1,4 @@
-'''Personalization: the local learning rule, what is shared, and what is done with the mean.
+"""Personalization: the local learning rule, what is shared, and what is done with the mean.
 
 Torch-native and stateless: state is handed in and out. Plain FedAvg is::
 
@@ -10,7 +10,7 @@ Torch-native and stateless: state is handed in and out. Plain FedAvg is::
 
         def server_update(self, weights, mean, state):
             return {n: w + mean[n] for n, w in weights.items()}, state
-'''
+"""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ class LocalData(Protocol):
     def sample(self, purpose: str, count: int) -> Iterator[Batch]:
         """``count`` further batches with an order of their own, named by the purpose; a new order whenever the examples are used up."""
 
-    def train(self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None) -> dict[str, float]:
+    def train(
+        self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None
+    ) -> dict[str, float]:
         """The configured local training in place: optimizer, schedule, batches. Returns mean training metrics (``loss``)."""
 
 

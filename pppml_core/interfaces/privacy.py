@@ -1,10 +1,10 @@
-'''Privacy mechanisms: gradient rule, clip, noise and its charge.
+"""Privacy mechanisms: gradient rule, clip, noise and its charge.
 
 A mechanism is planned once for a run and then consulted at fixed places of the round: ``gradient_rule`` inside training; at the site
 ``constrain`` and ``noise`` on the flat update, ``integer_noise`` on its integers, ``charge`` before anything of it leaves; ``server_noise``
 on the decoded sum. Flat means the shared tensors alone, one after another, without the weight and the training metrics. ``none`` does
 nothing and claims nothing.
-'''
+"""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ class PrivacyPlan(ABC):
 
     def server_noise(self, total: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """The decoded weighted sum of updates, flat, float64, not yet divided by the summed weight ratios, with noise; asked with
-        placement ``server`` only."""
+        placement ``server`` only.
+        """
         return total
 
     def charge(self, round: int) -> Mapping[str, Any] | None:

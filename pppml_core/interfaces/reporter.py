@@ -1,4 +1,4 @@
-'''Reporters: consumers of run events.
+"""Reporters: consumers of run events.
 
 ::
 
@@ -22,7 +22,7 @@ Events are plain dicts with ``event``, ``time`` (seconds since the epoch) and, w
 ``run-finished``   ``result`` (as in result.json)
 ``run-failed``     ``error``
 =================  ==========================================================================================================
-'''
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-'''Tasks: the images of several sites, what is predicted, how it is scored.
+"""Tasks: the images of several sites, what is predicted, how it is scored.
 
 Every task plugin has the same folder: ``plugin.py`` (hook), ``config.py`` (settings), one file for each source, ``task.py``
 (this interface), ``README.md``. A small task, whole::
@@ -14,7 +14,7 @@ Every task plugin has the same folder: ``plugin.py`` (hook), ``config.py`` (sett
             return SiteData(train=..., validation=..., test=...)      # ArrayExamples over numpy arrays
 
 Loss, metrics and the data card have sensible defaults for ``classification`` and ``segmentation``.
-'''
+"""
 
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ class Task(ABC):
 
     def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:
         """Images of a file or folder a user wants predicted, each float32 ``(channels, *any size)`` with what is needed to write the
-        answer back (``name``, ``affine``, ``stack``). Default: NIfTI, DICOM, PNG and npz through MONAI's readers."""
+        answer back (``name``, ``affine``, ``stack``). Default: NIfTI, DICOM, PNG and npz through MONAI's readers.
+        """
         from pppml_core.learning.predict import read_images
 
         return read_images(self.spec(), path)

@@ -62,6 +62,3 @@ def held_out(task: Task, site: str, loaded: SiteData) -> Sequence[tuple[str, Sit
     if isinstance(task, PooledTask):
         return [(s.slug, task.part(s.slug)) for s in task.inner.sites()]
     return [(site, loaded)]
-
-
-

@@ -28,7 +28,9 @@ def sample_predictions(task: Task, model: Callable[[str], torch.nn.Module], out:
         for slug, part in held_out(task, site.slug, task.load(site.slug)):
             if slug not in known or not len(part.test):
                 continue
-            shown = [i for i in range(len(part.test)) if task.spec().kind == "classification" or part.test.example(i)[1].any()][:: max(1, len(part.test) // 8)]
+            shown = [i for i in range(len(part.test)) if task.spec().kind == "classification" or part.test.example(i)[1].any()][
+                :: max(1, len(part.test) // 8)
+            ]
             chosen = Subset(part.test, np.asarray(shown[:per_site] or [0]))
             found = predict_examples(model(site.slug), chosen, task.spec().size)
             for i in range(len(chosen)):
@@ -39,4 +41,6 @@ def sample_predictions(task: Task, model: Callable[[str], torch.nn.Module], out:
                 predictions.append(found.probabilities[i].argmax(axis=0))
                 sites.append(slug)
     if images and len({i.shape for i in images}) == 1:
-        np.savez_compressed(out, images=np.stack(images), targets=np.stack(targets), predictions=np.stack(predictions), sites=np.array(sites))
+        np.savez_compressed(
+            out, images=np.stack(images), targets=np.stack(targets), predictions=np.stack(predictions), sites=np.array(sites)
+        )

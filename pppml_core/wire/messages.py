@@ -24,7 +24,8 @@ class Message:
         run: 16 bytes that name the run.
         round: counted from 1; 0 is before the first round.
         attempt: counted from 1 within a round.
-        kind: ``open`` (terms and model of a round), ``session`` (a stage of the secure sum), ``evaluate``, ``reply``, ``refused``, ``failed``.
+        kind: ``hello``, ``open`` (terms and model of a round), ``train``, ``session`` and ``metrics`` (a stage of a secure sum),
+            ``evaluate``; ``reply``, ``refused``, ``failed`` in answer.
         stage: the stage's name within the kind.
         sender, recipient: ``server`` or a site's slug.
     """
@@ -92,7 +93,8 @@ class ExchangeOutcome:
 @dataclass(frozen=True)
 class RelayOutcome:
     """``body`` is what the last site sent, None if the chain broke; ``visited`` answered, ``bridged`` were never handed the message,
-    ``lost`` maps the site at which the chain broke (it had, or may have had, the message) to the reason."""
+    ``lost`` maps the site at which the chain broke (it had, or may have had, the message) to the reason.
+    """
 
     body: Body | None
     visited: tuple[str, ...]

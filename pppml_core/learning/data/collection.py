@@ -82,8 +82,8 @@ def assign(
     What is guaranteed: every example is in exactly one part of one site; a known group (patient, smear) never lies in two parts, at no
     two sites either; the data's own split is kept. With ``iid``, ``dirichlet`` and ``quantity`` each part is divided among the sites
     separately, by whole groups or single examples as ``unit`` says (a group counts for its most frequent class), the validation and test
-    parts with the shares of the training part; parts that the data lack are first held out as a whole. A part that a single site lacks is held out of its training part, class
-    by class.
+    parts with the shares of the training part; parts that the data lack are first held out as a whole. A part that a single site lacks is
+    held out of its training part, class by class.
 
     Raises DataError: one patient in two parts, an empty site, a class without training examples, too few examples.
     """
