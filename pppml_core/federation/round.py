@@ -12,9 +12,8 @@ from pppml_core.errors import InconsistentModel, TooFewSurvivors
 from pppml_core.federation.server import Server
 from pppml_core.federation.terms import binding, round_terms
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
-from pppml_core.learning.arrays import clamp_variances, to_numpy, to_torch
+from pppml_core.learning.arrays import clamp_variances, to_torch
 from pppml_core.values import rms
-from pppml_core.wire.codec import sha256_of
 from pppml_core.wire.manifest import Manifest
 from pppml_core.wire.messages import Exchange
 
@@ -84,7 +83,7 @@ def announce(
         )
         replies, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, weights)
         if not lost:
-            bound = binding(server.run, round, attempt, sha256_of(to_numpy(weights)), terms)
+            bound = binding(server.run, round, attempt, server.sha256(weights), terms)
             return terms, ServerContext(server.run, round, attempt, cohort, bound)
         cohort = tuple(s for s in cohort if s in replies)
 

@@ -75,6 +75,7 @@ class Server:
         config = assembly.config
         self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(assembly.spec, self.sites, config.run.metrics)))
         self._holders: dict[bytes, set[str]] = {}
+        self._spoken: tuple[Mapping[str, torch.Tensor], Encoded, bytes] | None = None
         #: round -> the last attempt that any site may have taken part in.
         self.attempts: dict[int, int] = {}
 
@@ -105,6 +106,17 @@ class Server:
             return None
         return self.parts.aggregator.plan(self.pipeline(self.ranges()).spec, cohort).guarantees
 
+    def sha256(self, weights: Mapping[str, torch.Tensor]) -> bytes:
+        """The hash by which messages name these weights."""
+        return self._encoded(weights)[1]
+
+    def _encoded(self, weights: Mapping[str, torch.Tensor]) -> tuple[Encoded, bytes]:
+        """Encoded once, however often they are spoken of: weights are replaced as a whole, never changed."""
+        if self._spoken is None or self._spoken[0] is not weights:
+            arrays: dict[str, npt.NDArray[Any]] = to_numpy(weights)
+            self._spoken = (weights, Encoded(arrays), sha256_of(arrays))
+        return self._spoken[1:]
+
     def broadcast(
         self,
         kind: str,
@@ -119,8 +131,7 @@ class Server:
 
         Returns replies and losses.
         """
-        arrays: dict[str, npt.NDArray[Any]] = to_numpy(weights)
-        encoded, sha256 = Encoded(arrays), sha256_of(arrays)
+        encoded, sha256 = self._encoded(weights)
         holders = self._holders.setdefault(sha256, set())
         for old in list(self._holders)[:-2]:
             del self._holders[old]
