@@ -45,8 +45,10 @@ class Trainer:
         # Without the state that goes with it (a resumed run went back behind it) the cached one is not used.
         if held is None or round not in self._store.rounds():
             held = self._make(round, weights, pipeline, keep)
-            self._store.save_contribution("update", key, held)
+            self._store.save_contribution("update", key, held if pipeline is None else held.astype(pipeline.spec.dtype(), copy=False))
+        # Integers are kept as small as they travel, and handed out as int32.
         values = np.asarray(held)
+        values = values.astype(np.int32, copy=False) if values.dtype.kind == "i" else values
         self._charge(round, values)
         return values
 
