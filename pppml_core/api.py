@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from pppml_core.federation.plan import Plan
+    from pppml_core.federation.rundir import RunDir
     from pppml_core.sweeps import SweepResult
 
 
@@ -116,19 +117,22 @@ class Experiment:
             )
         plan = self._plan()
         plan.refuse_misfits()
+        fingerprint = _fingerprint(plan)
         if held:
             _refuse_other_config(directory.config, plan.config, self.registry)
+            _refuse_other_parts(directory, fingerprint)
         else:
             directory.create()
             with writing(directory.path):
                 directory.write_json("plan.json", plan.to_dict())
                 directory.write_json("manifest.json", plan.manifest)
+                directory.write_json("fingerprint.json", fingerprint)
                 # The config comes last: its presence says that the folder is complete enough to resume.
-                save_resolved(plan.config, directory.config)
+                save_resolved(_from_anywhere(plan.config), directory.config)
         run = Run(directory.path, self.registry, self.objects, plan)
         if not directory.finished:
             engine = self.registry.build("engine", plan.config.engine, self.objects)
-            listeners = [self.registry.build("reporter", c, self.objects) for c in plan.config.reporters] if reporters else []
+            listeners = [self.registry.build("reporter", c, self.objects) for c in _once(plan.config.reporters)] if reporters else []
             _report(lambda emit: launch(plan, directory, engine, emit, self.objects), listeners, directory.path)
         if report and not directory.reported:
             with writing(directory.path):
@@ -161,12 +165,54 @@ def _without_defaults(plain: dict[str, Any], config: RunConfig) -> dict[str, Any
 
 
 def _refuse_other_config(path: Path, config: RunConfig, registry: Registry) -> None:
-    differences = diff(resolve(path, registry=registry), config)
+    differences = diff(_from_anywhere(resolve(path, registry=registry)), _from_anywhere(config))
     if differences:
         shown = "; ".join(str(d) for d in differences[:5])
         raise CheckpointError(
             f"the run was started with another config: {shown}", place=str(path), hint="use the same config, or another --out"
         )
+
+
+def _from_anywhere(config: RunConfig) -> RunConfig:
+    """The config with its paths of data and initial weights made absolute, so that the run goes on from any working directory."""
+    sections = {}
+    for name, field in (("task", "path"), ("training", "init")):
+        section = getattr(config, name)
+        given = getattr(section, field, None)
+        if given and not Path(given).is_absolute() and Path(given).exists():
+            sections[name] = section.model_copy(update={field: type(given)(Path(given).resolve())})
+    return config.model_copy(update=sections)
+
+
+def _fingerprint(plan: Plan) -> dict[str, Any]:
+    """What a config cannot tell of live objects: the network and its initial weights, and how many examples each site trains on."""
+    from pppml_core.learning.arrays import sha256_of_state
+
+    parts = plan.assembly
+    assert parts is not None
+    shared = set(parts.initial_weights)
+    return {
+        "tensors": {n: [str(t.dtype).removeprefix("torch."), list(t.shape), n in shared] for n, t in parts.initial_state.items()},
+        "initial weights": sha256_of_state(parts.initial_state),
+        "training examples": dict(plan.sizes),
+    }
+
+
+def _refuse_other_parts(directory: RunDir, fingerprint: Mapping[str, Any]) -> None:
+    before = directory.read_json("fingerprint.json")
+    # A folder of an earlier version has none.
+    differing = [name for name in fingerprint if before is not None and before.get(name) != fingerprint[name]]
+    if differing:
+        raise CheckpointError(
+            f"the run was started with other objects; what differs: {', '.join(differing)}",
+            place=str(directory.path),
+            hint="give the objects the run was started with, or another --out",
+        )
+
+
+def _once(reporters: Sequence[Any]) -> list[Any]:
+    """Without repetitions: two equal reporters would write one file twice. Live objects are each their own."""
+    return [c for i, c in enumerate(reporters) if c not in reporters[:i]]
 
 
 def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
@@ -178,15 +224,15 @@ def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
         for listener in listeners:
             listener.handle(stamped)
 
-    for listener in listeners:
-        listener.open(folder)
     try:
+        for listener in listeners:
+            listener.open(folder)
         work(emit)
     except (Exception, KeyboardInterrupt) as error:
         text = str(error) if isinstance(error, PppmlError) else f"{type(error).__name__}: {error}"
         for listener in listeners:
             # A reporter that fails as well (the disk is full for it too) does not hide the first reason.
-            with suppress(PppmlError, OSError):
+            with suppress(Exception):
                 listener.handle({"time": time.time(), "event": "run-failed", "error": text})
         raise
     finally:
@@ -245,6 +291,9 @@ class Run:
 
         parts = self._assembly
         path = self.folder / "model.safetensors"
+        if site is None and not parts.personalization.shares:
+            names = ", ".join(s.slug for s in parts.task.sites())
+            raise ConfigError("every site of this run trained alone: there is no shared model", place="site", hint=f"name a site: {names}")
         if site is not None:
             sites = [s.slug for s in parts.task.sites()]
             if site not in sites:
@@ -287,8 +336,6 @@ class Run:
         """A few test images with predictions for the report, where this process has the data. They stay in the run's folder."""
         from pppml_core.learning.samples import sample_predictions
 
-        if not (self.folder / "model.safetensors").exists():
-            return
         shares = self._assembly.personalization.shares
         sample_predictions(self._assembly.task, lambda s: self.model(None if shares else s), self.folder / "examples.npz", per_site)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from pppml_core.config import to_plain
 from pppml_core.engines.courier import Address, Courier
+from pppml_core.engines.faults import FaultyTransport
 from pppml_core.engines.local import LocalEngine
+from pppml_core.errors import CheckpointError
 from pppml_core.federation.files import only_writer
 from pppml_core.federation.plan import Plan
 from pppml_core.federation.run import Conductor
@@ -15,6 +17,7 @@ from pppml_core.federation.rundir import RunDir, writing
 from pppml_core.federation.server import Server
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.interfaces.engine import Engine, Job
+from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -41,13 +44,32 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
             def note(event: Mapping[str, Any]) -> None:
                 clock.note(event)
                 emit(event)
+                if event["event"] == "run-started":
+                    for text in plan.warnings:
+                        emit({"event": "warning", "text": text})
 
             courier = Courier(transport, engine.topology, transcript, note)
 
             def perform(operations: Any, round: int, attempt: int, manifest: Any) -> Any:
-                return courier.perform(operations, Address(job.run, round, attempt), manifest)
+                outcome = courier.perform(operations, Address(job.run, round, attempt), manifest)
+                if isinstance(operations, Exchange) and operations.kind == "hello":
+                    _refuse_damaged(outcome.lost)
+                return outcome
 
             server = Server(parts, job.run, sites, plan.max_weight, privacy, perform, note)
-            return Conductor(server, folder, transcript, clock, note).run()
+            result = Conductor(server, folder, transcript, clock, note).run()
+            for fault in transport.unused if isinstance(transport, FaultyTransport) else ():
+                told = ", ".join(f"{name}: {value}" for name, value in fault.model_dump(exclude_defaults=True).items())
+                note({"event": "warning", "text": f"engine.faults: a fault never struck ({told}); check its site, stage and round"})
+            return result
     finally:
         transport.close()
+
+
+def _refuse_damaged(lost: Mapping[str, str]) -> None:
+    """A site that cannot read its own folder must not begin anew in silence. One that is only out of reach is lost, as in any round."""
+    for site, reason in lost.items():
+        if reason.startswith("it failed: "):
+            raise CheckpointError(
+                reason.removeprefix("it failed: "), place=f"site {site}", hint="nothing was changed; put this right first"
+            )

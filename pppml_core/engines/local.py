@@ -17,11 +17,11 @@ from typing import IO, Any
 from pppml_core.engines.config import LocalConfig
 from pppml_core.engines.faults import FaultyTransport
 from pppml_core.engines.worker import read_frame, write_frame
-from pppml_core.errors import RunFailed
+from pppml_core.errors import PppmlError, RunFailed, WireError
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.interfaces.engine import Engine, Job, Loss, Topology, Transport
-from pppml_core.wire.codec import decode, encode
+from pppml_core.wire.codec import decode, decode_message, encode
 
 
 class LocalEngine(Engine):
@@ -57,6 +57,7 @@ class InProcess:
     def __init__(self, job: Job, amnesia: bool, assembly: Assembly | None = None) -> None:
         import torch
 
+        self._job = job
         self._host = SiteHost(job, assembly)
         self._amnesia = amnesia
         self._sites: dict[str, Site] = {}
@@ -68,7 +69,13 @@ class InProcess:
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """Each site handles its frame when it is asked for."""
         for site, frame in frames:
-            yield site, self._receive(site, frame)
+            try:
+                reply = self._receive(site, frame)
+            except (PppmlError, OSError, MemoryError):
+                raise
+            except Exception as error:
+                raise _broken(self._job, site, frame, error) from error
+            yield site, reply
 
     def _receive(self, name: str, frame: bytes) -> bytes:
         if not self._amnesia:
@@ -92,6 +99,23 @@ class InProcess:
         torch.set_num_threads(self._threads)
 
 
+def _broken(job: Job, site: str, frame: bytes, error: Exception) -> RunFailed:
+    """What a fault in the code of a task, model or method at a site becomes: where it was, and the way to go on."""
+    where = f"site {site}"
+    with suppress(WireError):
+        message = decode_message(frame)
+        where += f", round {message.round}, stage {message.stage}"
+    return RunFailed(f"{type(error).__name__}: {error}", place=where, hint=_hint(job))
+
+
+def _hint(job: Job) -> str:
+    return f"remove the cause (--debug shows where it is), then go on with --resume {job.folder.parent}"
+
+
+class _RemoteTraceback(Exception):
+    """Carries the traceback of a worker, as text, into this process's."""
+
+
 def spread(sizes: Mapping[str, int], workers: int) -> dict[str, int]:
     """Site -> the worker it lives in: the largest first, each to the worker with the least to do."""
     load, home = [0] * workers, dict[str, int]()
@@ -106,6 +130,7 @@ class Workers:
 
     def __init__(self, job: Job, workers: int, amnesia: bool) -> None:
         self.parallel = workers
+        self._job = job
         self._home = spread(job.sizes, workers)
         settings = {
             "run": job.run,
@@ -155,8 +180,9 @@ class Workers:
             about = decode(read_frame(process.stdout))
             self._clocks[index] = about["clock"]
             if about["error"]:
-                hint = "remove the cause, then resume the run"
-                raise RunFailed(about["error"], place=f"worker {index + 1}, site {site}", hint=hint)
+                place = about["place"] or f"worker {index + 1}, site {site}"
+                hint = about["hint"] or _hint(self._job)
+                raise RunFailed(about["error"], place=place, hint=hint) from _RemoteTraceback("\n" + about["traceback"])
             return site, read_frame(process.stdout)
         except (OSError, EOFError) as error:
             code = process.poll()

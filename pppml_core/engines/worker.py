@@ -10,6 +10,7 @@ import os
 import signal
 import struct
 import sys
+import traceback
 from pathlib import Path
 from typing import IO
 
@@ -63,26 +64,20 @@ def main() -> int:
             frame = read_frame(source)
         except EOFError:
             return 0
-        error, reply = "", b""
+        error, reply = {"error": "", "place": "", "hint": "", "traceback": ""}, b""
         try:
             transport = transport or InProcess(job, settings["amnesia"])
             ((_, answer),) = transport.deliver([(site, frame)])
             reply = answer if not isinstance(answer, Loss) else b""
-        except (
-            PppmlError,
-            OSError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-        ) as failure:
-            error = f"{type(failure).__name__}: {failure}"
+        except PppmlError as failure:
+            told = {"error": failure.message, "place": failure.place or "", "hint": failure.hint or ""}
+            error = {**told, "traceback": traceback.format_exc()}
+        except Exception as failure:
+            # Whatever it is, it is told to the coordinator, which ends the run with the reason.
+            error = {**error, "error": f"{type(failure).__name__}: {failure}", "traceback": traceback.format_exc()}
         clock = dict(transport.clock()) if transport is not None else {}
-        write_frame(target, encode({"clock": clock, "error": error}))
-        if not error:
+        write_frame(target, encode({"clock": clock, **error}))
+        if not error["error"]:
             write_frame(target, reply)
 
 

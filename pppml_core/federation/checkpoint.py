@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from pppml_core.errors import CheckpointError, WireError
 from pppml_core.federation.files import write_atomic
 from pppml_core.wire.codec import decode, encode
+
+_CHECKPOINT = re.compile(r"round-([0-9]{6,9})\.checkpoint")
+_BEST = re.compile(r"best-([0-9]{6,9})\.weights")
 
 
 def _path(folder: Path, round: int) -> Path:
@@ -40,7 +44,8 @@ def load_best(folder: Path, round: int) -> Any:
 def drop_best(folder: Path, keep: Sequence[int]) -> None:
     """Remove weights of rounds that no checkpoint names any more."""
     for path in folder.glob("best-*.weights"):
-        if int(path.stem.removeprefix("best-")) not in keep:
+        found = _BEST.fullmatch(path.name)
+        if found and int(found[1]) not in keep:
             path.unlink(missing_ok=True)
 
 
@@ -70,4 +75,4 @@ def rounds(folder: Path) -> list[int]:
 
 
 def _held(folder: Path) -> list[tuple[int, Path]]:
-    return [(int(p.stem.removeprefix("round-")), p) for p in folder.glob("round-*.checkpoint")]
+    return [(int(found[1]), p) for p in folder.glob("round-*.checkpoint") if (found := _CHECKPOINT.fullmatch(p.name))]

@@ -85,7 +85,10 @@ class RunDir:
         if not path.exists():
             write_atomic(path, os.urandom(16).hex().encode())
         try:
-            return bytes.fromhex(path.read_text())
+            name = bytes.fromhex(path.read_text())
+            if len(name) != 16:
+                raise ValueError(f"{len(name)} bytes instead of 16")
+            return name
         except ValueError as error:
             raise CheckpointError("this is not the name of a run", place=str(path), hint="start a new run") from error
 

@@ -135,6 +135,7 @@ class Site:
         check_request(message.kind, message.body)
         if message.kind == "hello":
             self._store.tidy()
+            self._store.check()
             return {"rounds": self._store.rounds(), "attempts": {str(r): a for r, a in self._store.attempts().items()}}
         if message.kind == "open":
             return self._begin(message)
@@ -286,4 +287,7 @@ class Site:
 
 
 def _because(error: PppmlError) -> Body:
-    return {"reason": str(error).encode()[:_REASON].decode(errors="ignore")}
+    # Not str(error): this becomes part of another error's text, which has its own hint.
+    text = f"{error.place}: {error.message}" if error.place else error.message
+    text += f" ({error.hint})" if error.hint else ""
+    return {"reason": text.encode()[:_REASON].decode(errors="ignore")}

@@ -8,12 +8,13 @@ they may be selected.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pppml_core.errors import WireError
+from pppml_core.errors import CheckpointError, WireError
 from pppml_core.federation.files import remove_unfinished, sync_folder, write_atomic
 from pppml_core.wire.codec import decode, encode
 
@@ -21,8 +22,12 @@ from pppml_core.wire.codec import decode, encode
 REACH = 2
 #: parts of a site's state that cannot be made again from what others know.
 OWN = ("personal", "method", "optimizer")
+_REMEDY = "restore the file, or start a new run"
 #: one line of ``attempts``: round and attempt.
 _ATTEMPT = struct.Struct("<QQ")
+_STATE = re.compile(r"state-([0-9]{6,9})")
+#: no round and no attempt is as large; a record that says so is damaged.
+_FAR = 2**30
 
 
 class SiteStore:
@@ -37,7 +42,13 @@ class SiteStore:
 
     def rounds(self) -> list[int]:
         """Rounds whose state is held, oldest first; 0 is the state before the first."""
-        return sorted(int(p.name.removeprefix("state-")) for p in self.folder.glob("state-[0-9]*"))
+        return sorted(int(found[1]) for p in self.folder.glob("state-*") if (found := _STATE.fullmatch(p.name)))
+
+    def check(self) -> None:
+        """Read everything a resumed run rests on. Raises CheckpointError naming the file that is damaged."""
+        for round in self.rounds():
+            self.state(round)
+        self.attempts()
 
     def state(self, round: int) -> Mapping[str, Any] | None:
         """The site's state after a round: that of the newest round up to it in which the site took part; None where there is none."""
@@ -62,8 +73,12 @@ class SiteStore:
 
     def contribution(self, name: str, key: bytes) -> Any:
         """The cached contribution if it was made for exactly this key (round, model and terms), else None."""
-        held = self._read(f"contribution-{name}")
-        return held["values"] if held is not None and held["key"] == key else None
+        try:
+            held = self._read(f"contribution-{name}")
+            return held["values"] if held is not None and held["key"] == key else None
+        except (CheckpointError, KeyError, TypeError):
+            # Written without a flush to the disk, a power cut may tear it: then the round is trained again.
+            return None
 
     def save_contribution(self, name: str, key: bytes, values: Any) -> None:
         """Cache the contribution: a retry of the round must send the same one, not train (or draw noise) again."""
@@ -75,6 +90,9 @@ class SiteStore:
         data = path.read_bytes() if path.exists() else b""
         held: dict[int, int] = {}
         for round, attempt in _ATTEMPT.iter_unpack(data[: len(data) - len(data) % _ATTEMPT.size]):
+            if round >= _FAR or not 0 < attempt < _FAR:
+                # Without it this site could answer an attempt twice: nothing goes on from here.
+                raise CheckpointError("the site's record of its attempts is damaged", place=str(path), hint=_REMEDY)
             held[round] = max(attempt, held.pop(round, 0))
         return {r: held[r] for r in sorted(held)[-(REACH + 2) :]}
 
@@ -108,9 +126,7 @@ class SiteStore:
         try:
             return decode(path.read_bytes())
         except WireError as error:
-            raise WireError(
-                f"the site's file is damaged: {error}", place=str(path), hint="remove it; the round is then trained again"
-            ) from error
+            raise CheckpointError(f"the site's file is damaged: {error.message}", place=str(path), hint=_REMEDY) from error
 
 
 def _newest(held: Iterable[int], until: int) -> int | None:
