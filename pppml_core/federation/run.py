@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -103,11 +104,17 @@ class Conductor:
 
     def _evaluate(self, round: int) -> None:
         """Validation scores of the weights after this round; selection and early stopping look at nothing else."""
-        scores = self._scores(round, round, self._server.state.weights, ("validation",), final=False)
+        scores, missing = self._scores(round, round, self._server.state.weights, ("validation",), final=False)
         state, run = self._server.state, self._config.run
         value = evaluation.mean_of(scores, "validation", self._metric)
         state.validation[str(round)] = _number(value)
-        if not math.isnan(value) and (state.best_value is None or value > state.best_value):
+        if missing:
+            # A mean over other sites is no comparison: such a round is neither the best nor one without improvement.
+            text = f"round {round}: {', '.join(missing)} did not send scores; the round is left out of selection and early stopping"
+            self._emit({"event": "warning", "round": round, "text": text})
+            return
+        better = -1.0 if self._metric in self._spec.lower_is_better else 1.0
+        if not math.isnan(value) and (state.best_value is None or better * value > better * state.best_value):
             state.best_round, state.best_value, state.stale = round, value, 0
             if run.select == "best-validation":
                 checkpoint.save_best(self._folder.checkpoints, round, to_numpy(state.weights))
@@ -116,29 +123,37 @@ class Conductor:
         if run.stop is not None and state.stale >= run.stop.patience:
             state.stopped = f"{self._metric} on validation data did not improve for {state.stale} evaluations"
 
-    def _scores(self, round: int, of: int, weights: Mapping[str, torch.Tensor], splits: tuple[str, ...], *, final: bool) -> Scores:
-        """Ask the sites for scores of the weights after round ``of``; write what arrives."""
+    def _scores(
+        self, round: int, of: int, weights: Mapping[str, torch.Tensor], splits: tuple[str, ...], *, final: bool
+    ) -> tuple[Scores, list[str]]:
+        """Ask the sites for scores of the weights after round ``of`` and write what arrives; also which sites sent none, however asked."""
         server = self._server
         body = {"state": of, "splits": list(splits), "final": final}
         share = self._config.run.metrics
         scores: Scores = {}
         kinds = weight_kinds(server.parts.personalization)
         if share == "sum":
-            scores = self._insist(round, lambda: self._summed(round, body, weights)) or {}
+            scores, answered = self._insist(round, lambda: self._summed(round, body, weights)) or ({}, ())
+            missing = [s for s in server.sites if s not in answered]
         else:
-            replies, _ = server.broadcast("evaluate", server.sites, round, server.attempts.get(round, 1), body, weights)
+            replies: dict[str, Any] = {}
+            missing = list(server.sites)
+            for _ in range(1 + (self._config.run.retries if self._config.run.on_abort == "retry" else 0)):
+                replies |= server.broadcast("evaluate", missing, round, server.attempts.get(round, 1), body, weights)[0]
+                missing = [s for s in server.sites if s not in replies]
+                if not missing:
+                    break
             for site in server.sites if share == "per-site" else ():
                 # A site speaks for itself; only where training is pooled for others too.
                 own = server.evaluated if self._config.pool else [site]
                 scores |= evaluation.from_wire(replies.get(site, {}).get("scores", {}), self._spec, own, splits, kinds)
-        if not scores:
-            return {}
-        rows = evaluation.rows(of, scores)
-        self._folder.append("metrics.jsonl", rows)
-        self._emit({"event": "metrics", "round": of, "rows": rows})
-        return scores
+        if scores:
+            rows = evaluation.rows(of, scores)
+            self._folder.append("metrics.jsonl", rows)
+            self._emit({"event": "metrics", "round": of, "rows": rows})
+        return scores, missing
 
-    def _summed(self, round: int, body: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Scores:
+    def _summed(self, round: int, body: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> tuple[Scores, tuple[str, ...]]:
         """Scores that leave only in a sum: an attempt of its own, since a site answers each stage once an attempt."""
         server, splits = self._server, body["splits"]
         kinds = weight_kinds(server.parts.personalization)
@@ -146,7 +161,8 @@ class Conductor:
         server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
         _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
         session = server.parts.aggregator.plan(fixed.spec, ctx.cohort)
-        return evaluation.from_sum(hold_session(server, session, "metrics", ctx).total, self._spec, splits, kinds)
+        summed = hold_session(server, session, "metrics", ctx)
+        return evaluation.from_sum(summed.total, self._spec, splits, kinds), summed.survivors
 
     def _checkpoint(self, round: int) -> None:
         began = time.perf_counter()
@@ -168,6 +184,9 @@ class Conductor:
         outcome = server.perform(Exchange("hello", {s: {} for s in server.sites}, kind="hello"), 0, 1, server.manifest)
         for reply in outcome.replies.values():
             server.note_attempts(reply.get("attempts", {}))
+        for site, reason in outcome.lost.items():
+            if reason.startswith("it failed"):
+                raise CheckpointError(reason, place=f"site {site}", hint="mend or remove what it names, or start a new run")
         # The oldest state each site can go back to; one without any has not missed a round.
         oldest = [min(told) for reply in outcome.replies.values() if (told := [r for r in reply.get("rounds", ()) if type(r) is int])]
         held = checkpoint.rounds(folder.checkpoints)
@@ -182,6 +201,11 @@ class Conductor:
         assert found is not None
         round, state, warnings = found
         server.state = ServerState.from_plain(state["server"])
+        trained = {site for survivors in server.state.survivors.values() for site in survivors}
+        for site, reply in outcome.replies.items():
+            if site in trained and not reply.get("rounds"):
+                text = f"it took part in earlier rounds and holds nothing of them: {folder.sites / site} is gone or empty"
+                raise CheckpointError(text, place=f"site {site}", hint="put its folder back, or start a new run")
         folder.cut_back(state["lengths"])
         self._transcript.truncate(state["lengths"]["transcript"])
         self._clock.go_on_from(server.state.seconds)
@@ -198,17 +222,35 @@ class Conductor:
         if run.select == "best-validation" and state.best_round is not None and state.best_round != last:
             chosen = state.best_round
             weights = to_torch(checkpoint.load_best(self._folder.checkpoints, chosen))
-        scores = self._scores(last, chosen, weights, ("test",), final=True)
-        full = {**server.parts.initial_state, **weights}
         from safetensors.torch import save
 
-        write_atomic(self._folder.path / "model.safetensors", save({n: t.contiguous() for n, t in full.items()}))
-        result = self._result(chosen, last, full, scores)
+        full = {**server.parts.initial_state, **weights}
+        if server.parts.personalization.shares:  # else there is no model but each site's own
+            write_atomic(self._folder.path / "model.safetensors", save({n: t.contiguous() for n, t in full.items()}))
+        scores, missing = self._scores(last, chosen, weights, ("test",), final=True)
+        if missing:
+            text = f"{', '.join(missing)} did not send final scores: the means are over {len(server.sites) - len(missing)} sites"
+            self._emit({"event": "warning", "round": last, "text": text})
+        if run.metrics != "none" and len(missing) == len(server.sites):
+            hint = f"the model is written; resume with --resume {self._folder.path} to score it"
+            raise RunFailed("no site sent final scores", place=f"round {last}", hint=hint)
+        digest = sha256_of_state(full) if server.parts.personalization.shares else self._sites_digest()
+        result = self._result(chosen, last, digest, scores, missing)
         self._folder.write_json("result.json", result)
         self._emit({"event": "run-finished", "result": result})
         return result
 
-    def _result(self, chosen: int, last: int, full: Mapping[str, torch.Tensor], scores: Scores) -> dict[str, Any]:
+    def _sites_digest(self) -> str:
+        """SHA-256 over the sites' own models, where nothing is shared; over those whose folders lie here."""
+        from safetensors.torch import load_file
+
+        digest = hashlib.sha256()
+        for site in self._server.sites:
+            path = self._folder.sites / site / "personalized.safetensors"
+            digest.update(f"{site}:{sha256_of_state(load_file(path)) if path.exists() else ''};".encode())
+        return digest.hexdigest()
+
+    def _result(self, chosen: int, last: int, digest: str, scores: Scores, missing: list[str]) -> dict[str, Any]:
         config, state = self._config, self._server.state
         plan = self._folder.read_json("plan.json") or {}
         brackets = {}
@@ -226,9 +268,10 @@ class Conductor:
             "seed": config.run.seed,
             "selected_round": chosen,
             "stopped": state.stopped,
-            "model_sha256": sha256_of_state(full),
+            "model_sha256": digest,
             "survivors": state.survivors,
             "metrics": brackets,
+            "not_evaluated": missing,
             "validation": {"metric": self._metric, "value": state.validation.get(str(chosen))},
             "bytes": {"up": transcript.total("up"), "down": transcript.total("down"), "by_stage": transcript.by_stage()},
             "seconds": {"total": seconds.pop("total"), "by_stage": seconds},

@@ -56,7 +56,8 @@ class TaskSpec:
         classes: names; index 0 is background in segmentation.
         model: name of the default model.
         training: default training settings that differ from the general ones, e.g. ``{"optimizer": {"use": "adam", "lr": 1e-3}}``.
-        primary_metric: what ``select`` and ``stop`` look at unless told; higher is better.
+        primary_metric: what ``select`` and ``stop`` look at unless told.
+        lower_is_better: metrics of which the smaller value is the better one.
         spacing_mm: spacing of each spatial axis where it is known, for distances in mm.
         metrics: the metric names ``score`` returns, with the range of each: they are the wire manifest's evaluation entries.
     """
@@ -70,6 +71,7 @@ class TaskSpec:
     metrics: Mapping[str, tuple[float, float]]
     training: Mapping[str, Any] = field(default_factory=dict)
     spacing_mm: tuple[float, ...] | None = None
+    lower_is_better: frozenset[str] = frozenset({"hd95"})
 
 
 class Examples(Protocol):
