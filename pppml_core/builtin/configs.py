@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pppml_core.component import ComponentConfig
+
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class PlainConfig(ComponentConfig):
@@ -19,7 +21,7 @@ class ServerOptimizer(ComponentConfig):
     use: Literal["sgd", "adam"] = Field("sgd", description="sgd with momentum 0 and lr 1 is plain FedAvg")
     lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="server learning rate")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="moment decay rates of adam")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="moment decay rates of adam")
     epsilon: float = Field(1e-3, gt=0, allow_inf_nan=False, description="adam's degree of adaptivity (tau in the paper)")
 
 

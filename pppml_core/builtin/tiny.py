@@ -53,7 +53,8 @@ class TinyTask(Task):
                 images[i, 0] += masks[i]
             targets = masks if self.config.kind == "segmentation" else labels.astype(np.int64)
             groups = np.array([f"{site}-{split}-{i // 2}" for i in range(count)])
-            parts.append(ArrayExamples(images, targets, groups))
+            # As they are, channels first: the layout of a width of 3 or 4 must not be guessed.
+            parts.append(ArrayExamples(images, targets, groups, to_image=np.asarray))
         return SiteData(*parts)
 
     def card(self) -> DataCard:

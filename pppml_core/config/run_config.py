@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pppml_core.component import Choice, ComponentConfig
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+def _some(weights: list[float]) -> list[float]:
+    if not any(weights):
+        raise ValueError("at least one class must weigh more than 0")
+    return weights
 
 
 class Section(BaseModel):
@@ -72,7 +80,7 @@ class OptimizerSection(Section):
     lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="learning rate")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight decay (decoupled for adamw)")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="moment decay rates of adam and adamw")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="moment decay rates of adam and adamw")
 
 
 class TrainingSection(Section):
@@ -84,7 +92,7 @@ class TrainingSection(Section):
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     schedule: Literal["constant", "cosine", "step"] = Field("constant", description="learning rate over rounds")
     warmup_rounds: int = Field(0, ge=0, description="rounds of linear warm-up before the schedule")
-    class_weights: Literal["none", "balanced"] | list[float] = Field(
+    class_weights: Literal["none", "balanced"] | Annotated[list[Weight], AfterValidator(_some)] = Field(
         "none", description="loss weights per class: none, balanced (inverse frequency at the site), or a list"
     )
     augment: bool = Field(False, description="the task's training-time augmentation")

@@ -13,6 +13,7 @@ import torch
 from pppml_core.config.run_config import TrainingSection
 from pppml_core.errors import PppmlError, nearest
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.pipeline import levels_of, rounded_weight, weight_error
 from pppml_core.interfaces.task import SPLITS, SiteData, TaskSpec
 from pppml_core.learning.data.inspection import faults
 from pppml_core.learning.pool import evaluated_sites, held_out
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 #: Seconds in which images that are read one by one are looked at, of all sites together.
 LOOKING = 10.0
+
+
+#: A site's effective weight may differ from its true one by this share without a word.
+WEIGHT_ERROR = 0.01
+#: Steps of an explicit range, in learning rates, above which updates are mostly rounding.
+COARSE = 10.0
 
 
 def _of(section: str, texts: Iterable[str]) -> list[str]:
@@ -176,6 +183,18 @@ def check_settings(plan: Plan, parts: Assembly) -> None:
         plan.misfits.append(f"training.class_weights: {weights}; give one for each of {', '.join(classes)}")
 
 
+def check_weights(plan: Plan, weights: Mapping[str, int]) -> None:
+    """What fixed point leaves of each site's weight: refused where it is nothing, a warning where it is off by more than 1 %."""
+    bits, remedy = plan.config.encoding.bits, "lower encoding.max_weight or use more encoding.bits"
+    for site, weight in weights.items():
+        if rounded_weight(weight, plan.max_weight, bits) == 0:
+            plan.misfits.append(
+                f"encoding.max_weight: the weight {weight} of site {site!r} is nothing beside {plan.max_weight} in {bits} bits; {remedy}"
+            )
+        elif (error := weight_error(weight, plan.max_weight, bits)) > WEIGHT_ERROR:
+            plan.warnings.append(f"encoding: {bits} bits change the weight of site {site!r} by {error:.1%}; {remedy}")
+
+
 def _check_cohort(plan: Plan, parts: Assembly) -> None:
     run = plan.config.run
     try:
@@ -193,6 +212,10 @@ def _check_cohort(plan: Plan, parts: Assembly) -> None:
 def check_together(plan: Plan, parts: Assembly) -> None:
     """Model and settings against each other, and against what data could be read."""
     encoding, size = plan.config.encoding, plan.config.training.batch_size
+    explicit = encoding.range.values() if isinstance(encoding.range, dict) else [] if encoding.range == "auto" else [encoding.range]
+    step, rate = max(explicit, default=0.0) / levels_of(encoding.bits), plan.config.training.optimizer.lr
+    if encoding.use == "fixed" and step > COARSE * rate:
+        plan.warnings.append(f"encoding.range: one step is {step:.2g} at learning rate {rate:g}; use a smaller range or more bits")
     if isinstance(encoding.range, dict):
         shared = [t.name for t in parts.shared]
         for pattern in encoding.range:

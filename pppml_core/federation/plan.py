@@ -149,13 +149,8 @@ def _bound_weight(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     plan.max_weight = largest if encoding.max_weight == "auto" else encoding.max_weight
     if encoding.max_weight == "auto" and privacy.constant_weight is None and plan.config.aggregator.use != "plain":  # type: ignore[attr-defined]
         plan.warnings.append("encoding.max_weight is auto: the largest site's number of training examples is public")
-    levels = 2 ** (encoding.bits - 1) - 1
-    ratios = [] if privacy.constant_weight else [parts.personalization.weight(n) / plan.max_weight * levels for n in plan.sizes.values()]
-    rounded = max((abs(max(1, round(r)) / r - 1) for r in ratios), default=0.0)
-    if encoding.use == "fixed" and parts.personalization.shares and rounded > 0.02:
-        plan.warnings.append(
-            f"encoding.bits: {encoding.bits} bits round a site's weight by {rounded:.0%}; use more bits or a smaller max_weight"
-        )
+    if encoding.use == "fixed" and parts.personalization.shares:
+        checks.check_weights(plan, {s: privacy.constant_weight or parts.personalization.weight(n) for s, n in plan.sizes.items()})
     if largest > plan.max_weight:
         plan.misfits.append(
             f"encoding.max_weight: {plan.max_weight} is below the largest site's weight {largest}; raise it or cap the weights"

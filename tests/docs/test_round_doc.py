@@ -160,8 +160,8 @@ def test_numbers():
     assert f"is {bits.default} by default, from {low} to {high}" in text
     assert f"`encoding.start` ({EncodingSection().start})" in text
     assert f"has {inspect.signature(automatic_ranges).parameters['multiple'].default:.0f} times its RMS" in text
-    assert METRIC_RANGES == {"#loss": 16.0, "#saturated": 1.0}
-    assert "`loss` with range 16, `saturated`" in text
+    assert METRIC_RANGES == {"#loss": 16.0, "#loss_defined": 1.0, "#saturated": 1.0}
+    assert "`loss` with range 16, `loss_defined`" in text
     reason = next(f for f in site.ROUND_FIELDS if f.name == "reason")
     assert f"at most {reason.max_bytes} bytes" in section("Messages")
 

@@ -175,7 +175,7 @@ def test_warnings(experiment):
 )
 def test_bits_that_round_weights_are_told(experiment, encoding, warned):
     texts = experiment(encoding=encoding).plan().plan.warnings
-    assert any("round a site's weight" in text for text in texts) == warned
+    assert any("bits change the weight of site" in text for text in texts) == warned
 
 
 def test_measuring_times_a_batch_and_a_sum(experiment):

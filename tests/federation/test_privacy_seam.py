@@ -131,7 +131,7 @@ def test_a_constant_weight_replaces_the_number_of_examples(go, contributions):
 
 
 def test_metrics_and_saturation_leave_only_where_they_are_admitted(go, wire, experiment):
-    for admitted, length in ((True, LENGTH + 3), (False, LENGTH + 1)):
+    for admitted, length in ((True, LENGTH + 4), (False, LENGTH + 1)):
         run = go(privacy=Fake(admits_metrics=admitted), run={"rounds": 1, "transcript": "payloads"})
         assert {m.body["values"].shape for m in wire(run, "contribute", 1)} == {(length,)}
         names = [c["name"] for c in json.loads((run.folder / "manifest.json").read_text())["contribution"]]
