@@ -51,7 +51,7 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
             courier = Courier(transport, engine.topology, transcript, note)
 
             def perform(operations: Any, round: int, attempt: int, manifest: Any) -> Any:
-                outcome = courier.perform(operations, Address(job.run, round, attempt), manifest)
+                outcome: Any = courier.perform(operations, Address(job.run, round, attempt), manifest)
                 if isinstance(operations, Exchange) and operations.kind == "hello":
                     _refuse_damaged(outcome.lost)
                 return outcome
