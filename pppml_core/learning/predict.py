@@ -46,12 +46,14 @@ def predict(
         images: float32 ``(channels, *any size)``; sizes may differ.
         device: where to compute: ``cpu``, ``cuda``, or ``auto``.
         overlap: of neighbouring windows, 0 to below 1.
-        batch_size: images or windows at a time.
+        batch_size: images at a time.
 
     Raises DataError on channels or dimensions the model was not made for.
 
     """
     import torch
+
+    from pppml_core.learning.evaluation import segment
 
     for image in images:
         _check(spec, image)
@@ -71,7 +73,7 @@ def predict(
                     found = (
                         _classify(model, spec, batch, device)
                         if spec.kind == "classification"
-                        else _segment(model, spec, batch, device, overlap, batch_size)
+                        else segment(model, batch, spec.size, device, overlap)
                     )
                     out += list(found.float().cpu().numpy())
     finally:
@@ -97,29 +99,6 @@ def _classify(model: torch.nn.Module, spec: TaskSpec, batch: torch.Tensor, devic
         resize = Resize(spec.size, mode="bilinear" if len(spec.size) == 2 else "trilinear", anti_aliasing=True)
         batch = torch.stack([torch.as_tensor(np.asarray(resize(image))) for image in batch]).to(batch.dtype)
     return torch.softmax(model(batch.to(device)).float(), dim=1)
-
-
-def _segment(model: torch.nn.Module, spec: TaskSpec, batch: torch.Tensor, device: Any, overlap: float, windows: int) -> torch.Tensor:
-    """``(n, classes, *size)`` of ``(n, channels, *size)``."""
-    import torch
-    from monai.inferers.utils import sliding_window_inference
-
-    def probabilities(images: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(model(images).float(), dim=1)
-
-    if batch.ndim - 2 > len(spec.size):
-        slices = torch.cat([torch.movedim(volume, -1, 0) for volume in batch])  # (n x depth, channels, height, width)
-        parts = [_segment(model, spec, part, device, overlap, windows).cpu() for part in torch.split(slices, windows)]
-        together = torch.cat(parts)
-        return torch.movedim(together.reshape(len(batch), -1, *together.shape[1:]), 1, -1)
-    if tuple(batch.shape[2:]) == spec.size:
-        return probabilities(batch.to(device))
-    # Edges are repeated where an image is smaller than a window: zero is air in one normalization and tissue in another.
-    found = sliding_window_inference(
-        batch, spec.size, windows, probabilities, overlap, "gaussian", padding_mode="replicate", sw_device=device, device="cpu"
-    )
-    assert isinstance(found, torch.Tensor)
-    return found
 
 
 @dataclass(frozen=True)
