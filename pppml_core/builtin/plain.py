@@ -30,6 +30,8 @@ from pppml_core.wire.messages import SERVER, Exchange
 class PlainSession(Session):
     """One stage, ``contribute``."""
 
+    repeatable = True
+
     @property
     def guarantees(self) -> Guarantees:
         """Nothing is hidden from the server; sites see nothing of each other."""

@@ -18,7 +18,7 @@ from pppml_core.wire.messages import SERVER, Message
 class SessionSide:
     """Steps a session at one site.
 
-    A duplicate of a request gets the stored bytes; another request for a stage already answered is refused. The reply is checked
+    A duplicate of a request gets the same bytes; another request for a stage already answered is refused. The reply is checked
     against the manifest before it leaves.
 
     Args:
@@ -38,11 +38,15 @@ class SessionSide:
             asked, reply = self._answered[message.stage]
             if asked != digest:
                 raise PolicyRefusal(f"stage {message.stage!r} was already answered for another request", place=self._ctx.site)
-            return reply or self._spooled(message.stage).read_bytes()
+            if not self._session.repeatable:
+                return reply or self._spooled(message.stage).read_bytes()
         state, body = self._session.handle(self._state, message, self._ctx)
         self._manifest.check(message.stage, body)
         reply = encode_message(Message(message.run, message.round, message.attempt, "reply", message.stage, self._ctx.site, SERVER, body))
         self._state = state
+        if self._session.repeatable:
+            self._answered[message.stage] = (digest, b"")
+            return reply
         large = self._spool is not None and len(reply) > 65_536
         if large:
             write_atomic(self._spooled(message.stage), reply, sync=False)

@@ -144,6 +144,10 @@ Coordinator = Generator[Operation | Sequence[Operation], Any, Sum]
 class Session(ABC):
     """One secure sum: bound to a value and a cohort, stateless itself."""
 
+    #: whether ``handle`` answers a repeated request with the same bytes by itself (it draws nothing and keeps nothing). Replies of other
+    #: sessions are kept for a repeated request.
+    repeatable = False
+
     def __init__(self, value: ValueSpec, cohort: Sequence[str]) -> None:
         self.value, self.cohort = value, tuple(cohort)
 
