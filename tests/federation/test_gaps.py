@@ -82,7 +82,7 @@ def test_quantization_makes_no_variance_negative(go):
     assert float(variance.max()) > 0.0
 
 
-@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a"), ("a", "c")])
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("a", "c", "b"), ("c", "a", "b")])
 def test_floats_are_added_in_the_cohorts_order(order):
     """1e16 + 1 - 1e16 is 0 and 1e16 - 1e16 + 1 is 1: the order in which replies arrive must not show."""
     values = {"a": 1e16, "b": 1.0, "c": -1e16}
