@@ -9,7 +9,6 @@ from pppml_core.config import to_plain
 from pppml_core.engines.courier import Address, Courier
 from pppml_core.engines.faults import FaultyTransport
 from pppml_core.engines.local import LocalEngine
-from pppml_core.errors import CheckpointError
 from pppml_core.federation.files import only_writer
 from pppml_core.federation.plan import Plan
 from pppml_core.federation.run import Conductor
@@ -17,7 +16,6 @@ from pppml_core.federation.rundir import RunDir, writing
 from pppml_core.federation.server import Server
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.interfaces.engine import Engine, Job
-from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -51,10 +49,7 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
             courier = Courier(transport, engine.topology, transcript, note)
 
             def perform(operations: Any, round: int, attempt: int, manifest: Any) -> Any:
-                outcome: Any = courier.perform(operations, Address(job.run, round, attempt), manifest)
-                if isinstance(operations, Exchange) and operations.kind == "hello":
-                    _refuse_damaged(outcome.lost)
-                return outcome
+                return courier.perform(operations, Address(job.run, round, attempt), manifest)
 
             server = Server(parts, job.run, sites, plan.max_weight, privacy, perform, note)
             result = Conductor(server, folder, transcript, clock, note).run()
@@ -64,12 +59,3 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
             return result
     finally:
         transport.close()
-
-
-def _refuse_damaged(lost: Mapping[str, str]) -> None:
-    """A site that cannot read its own folder must not begin anew in silence. One that is only out of reach is lost, as in any round."""
-    for site, reason in lost.items():
-        if reason.startswith("it failed: "):
-            raise CheckpointError(
-                reason.removeprefix("it failed: "), place=f"site {site}", hint="nothing was changed; put this right first"
-            )

@@ -83,7 +83,7 @@ class Conductor:
                 self._emit({**event, "next": following})
                 if following == "stop":
                     hint = f"what was done so far is kept: resume with --resume {self._folder.path}"
-                    raise RunFailed(f"the round ended without a sum: {error}", place=f"round {round}", hint=hint) from error
+                    raise RunFailed(f"the round ended without a sum: {error.message}", place=f"round {round}", hint=hint) from error
         return None
 
     def _charge(self, round: int) -> None:
@@ -185,8 +185,11 @@ class Conductor:
         for reply in outcome.replies.values():
             server.note_attempts(reply.get("attempts", {}))
         for site, reason in outcome.lost.items():
-            if reason.startswith("it failed"):
-                raise CheckpointError(reason, place=f"site {site}", hint="mend or remove what it names, or start a new run")
+            # A site that cannot read its own folder must not begin anew in silence. One that is only out of reach is lost as in any round.
+            if reason.startswith("it failed: "):
+                raise CheckpointError(
+                    reason.removeprefix("it failed: "), place=f"site {site}", hint="nothing was changed; put this right first"
+                )
         # The oldest state each site can go back to; one without any has not missed a round.
         oldest = [min(told) for reply in outcome.replies.values() if (told := [r for r in reply.get("rounds", ()) if type(r) is int])]
         held = checkpoint.rounds(folder.checkpoints)
