@@ -77,6 +77,10 @@ class RoundAborted(RunFailed):
     """A secure sum ended without a result. Never a wrong sum instead."""
 
 
+class RoundLost(RoundAborted):
+    """A secure sum ended without a result after unmasking material had left a site: it is never tried again."""
+
+
 class TooFewSurvivors(RoundAborted):
     """Fewer sites answered than the protocol needs."""
 

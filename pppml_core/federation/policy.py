@@ -17,11 +17,17 @@ class Policy:
         min_cohort: fewest sites of a round this site takes part in.
         max_epsilon: largest epsilon the terms may announce; None: any, also no claim at all.
         plain_updates: whether the server may see this site's own update.
+        max_colluders: how many other sites may work with the server without learning this site's update from a secure sum.
+        min_honest: fewest sites besides those whose updates must be mixed, at least 2.
+        min_degree: fewest neighbours on a sparse graph of masks.
     """
 
     min_cohort: int = 1
     max_epsilon: float | None = None
     plain_updates: bool = True
+    max_colluders: int = 1
+    min_honest: int = 2
+    min_degree: int = 2
 
     def check(self, terms: Mapping[str, Any]) -> None:
         """Raise PolicyRefusal naming the first rule the terms break."""

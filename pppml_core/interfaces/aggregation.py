@@ -31,7 +31,7 @@ The name, shape and dtype of everything a site sends is declared in ``fields``; 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -93,15 +93,44 @@ class Exposure:
     value: npt.NDArray[np.generic]
 
 
+class SumPolicy(Protocol):
+    """What a site insists on in a secure sum; held at the site, never set by the server."""
+
+    @property
+    def min_cohort(self) -> int:
+        """Fewest sites in a sum."""
+
+    @property
+    def max_colluders(self) -> int:
+        """How many other sites may work together with the server without harm."""
+
+    @property
+    def min_honest(self) -> int:
+        """Fewest sites besides the colluders whose updates must be mixed, at least 2."""
+
+    @property
+    def min_degree(self) -> int:
+        """Fewest neighbours on a sparse graph of masks."""
+
+
+def _unsigned(statement: bytes) -> bytes:
+    raise NotImplementedError("this party has no identity here")
+
+
 @dataclass(frozen=True)
 class ServerContext:
-    """What the server side of a session knows: names and the hash that binds model, terms and roster, never a contribution."""
+    """What the server side of a session knows: names and the hash that binds model, terms and roster, never a contribution.
+
+    ``roster``: public identities (Ed25519, 32 bytes) of the cohort and of ``server``; ``sign`` signs as the server.
+    """
 
     run: bytes
     round: int
     attempt: int
     cohort: tuple[str, ...]
     binding: bytes
+    roster: Mapping[str, bytes] = field(default_factory=dict)
+    sign: Callable[[bytes], bytes] = _unsigned
 
 
 class SiteContext(Protocol):
@@ -136,6 +165,25 @@ class SiteContext(Protocol):
 
     def entropy(self, length: int) -> bytes:
         """Bytes from the operating system."""
+
+    @property
+    def roster(self) -> Mapping[str, bytes]:
+        """Public identities (Ed25519, 32 bytes) of the cohort and of ``server``, as pinned at this site; the server cannot change them."""
+
+    @property
+    def policy(self) -> SumPolicy:
+        """This site's own rules."""
+
+    def sign(self, statement: bytes) -> bytes:
+        """Signs what ``pppml_core.federation.identity.statement`` made, with this site's identity."""
+
+    def release(self, sites: Sequence[str]) -> None:
+        """Call before any unmasking material for the sum over ``sites`` leaves this site (a share, a self-mask seed, a decrypted sum).
+
+        It is written to disk before this returns: from then on this site refuses every further attempt at this sum, so that no second sum
+        over another set can be subtracted from it. Raises PolicyRefusal where another attempt has released already, or where ``sites`` is
+        smaller than the policy's ``min_cohort``.
+        """
 
 
 Coordinator = Generator[Operation | Sequence[Operation], Any, Sum]

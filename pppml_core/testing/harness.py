@@ -7,10 +7,10 @@ the contributions are given instead of trained, so an exact oracle knows what th
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from typing import Any, cast
 
@@ -19,13 +19,15 @@ import numpy.typing as npt
 
 from pppml_core.engines.courier import Address, Courier
 from pppml_core.engines.faults import Fault, FaultyTransport
-from pppml_core.errors import PppmlError, RoundAborted, WireError
+from pppml_core.errors import PolicyRefusal, PppmlError, RoundAborted, WireError
+from pppml_core.federation.identity import Identity, roster_hash
+from pppml_core.federation.policy import Policy
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.interfaces.aggregation import Aggregator, ServerContext, Session, Sum
 from pppml_core.interfaces.engine import Loss, Topology
-from pppml_core.randomness import Seeds
+from pppml_core.randomness import Secret, Seeds
 from pppml_core.values import ValueSpec
-from pppml_core.wire.codec import decode, decode_message, encode, encode_message
+from pppml_core.wire.codec import decode, decode_message, encode_message, sha256_of
 from pppml_core.wire.manifest import Manifest
 from pppml_core.wire.messages import SERVER, Message
 from pppml_core.wire.transcript import Transcript
@@ -90,6 +92,7 @@ class HarnessResult:
         crashes: errors at a site that were no refusal (no PppmlError): bugs, unless the site was sent something malformed.
         states: each site's last session state.
         unused: faults that never struck.
+        released: the sets over which each site released unmasking material.
 
     """
 
@@ -102,6 +105,7 @@ class HarnessResult:
     crashes: tuple[tuple[str, str, Exception], ...]
     states: Mapping[str, Any]
     unused: tuple[Fault, ...]
+    released: Mapping[str, tuple[tuple[str, ...], ...]]
 
     @property
     def expected_sum_over_survivors(self) -> npt.NDArray[np.object_]:
@@ -140,13 +144,34 @@ class _Context:
     attempt: int
     cohort: tuple[str, ...]
     binding: bytes
+    roster: Mapping[str, bytes]
+    policy: Policy
+    _identity: Identity = field(repr=False)
     _contribution: Contribution = field(repr=False)
+    #: the sets this site released a sum over, in order.
+    released: list[tuple[str, ...]] = field(default_factory=list)
 
     def contribution(self) -> Contribution:
         return self._contribution
 
+    def sign(self, statement: bytes) -> bytes:
+        return self._identity.sign(statement)
+
+    def release(self, sites: Sequence[str]) -> None:
+        if self.released:
+            raise PolicyRefusal("this sum was released before", place=self.site)
+        if len(set(sites)) < self.policy.min_cohort:
+            raise PolicyRefusal(f"min_cohort: a sum over {len(set(sites))} sites", place=self.site)
+        self.released.append(tuple(sites))
+
     def entropy(self, length: int) -> bytes:
         return os.urandom(length)
+
+
+@cache
+def _identity(party: str) -> Identity:
+    """The same identity in every harness of this process: making one anew for each of thousands of sessions would only cost time."""
+    return Identity(Secret(os.urandom(32)))
 
 
 class _Site:
@@ -174,6 +199,10 @@ class _Site:
         if self._amnesia:
             self._frozen, self._side = side.freeze(), None
         return reply
+
+    @property
+    def released(self) -> list[tuple[str, ...]]:
+        return self._context.released
 
     def state(self) -> Any:
         """The last session state, as it looks after the codec."""
@@ -230,6 +259,7 @@ class SessionHarness:
         faults: what goes wrong on the way, :class:`~pppml_core.engines.faults.Fault` or its settings.
         seed: of the contributions.
         contributions: site -> vector, instead of drawn ones.
+        policies: site -> its own policy, where it is not the default one.
 
     """
 
@@ -249,6 +279,7 @@ class SessionHarness:
         run: bytes = b"session-harness!",
         round: int = 1,
         attempt: int = 1,
+        policies: Mapping[str, Policy] | None = None,
     ) -> None:
         self.sites = site_names(sites) if isinstance(sites, int) else tuple(sites)
         self.value = ValueSpec(length, "real" if kind == "real" else "integer", None if kind == "real" else bound)
@@ -260,6 +291,7 @@ class SessionHarness:
         self._topology, self._amnesia = topology, amnesia
         self._faults = [fault if isinstance(fault, Fault) else Fault(**fault) for fault in faults]
         self._address = Address(run, round, attempt)
+        self._policies = dict(policies or {})
 
     def session(self) -> Session:
         """A fresh session for this value and cohort."""
@@ -270,9 +302,18 @@ class SessionHarness:
     def run(self) -> HarnessResult:
         """The session, from first message to sum or abort. Other errors of the server side are bugs and are raised."""
         address = self._address
-        binding = hashlib.sha256(encode({"run": address.run, "roster": list(self.sites)})).digest()
-        header = (address.run, address.round, address.attempt, self.sites, binding)
-        sites = {s: _Site(self.session, _Context(s, *header, self.contributions[s]), self._amnesia) for s in self.sites}
+        identities = {party: _identity(party) for party in (*self.sites, SERVER)}
+        roster = {party: identity.public for party, identity in identities.items()}
+        binding = sha256_of([address.run, address.round, address.attempt, roster_hash(roster, roster)])
+        header = (address.run, address.round, address.attempt, self.sites, binding, roster)
+        sites = {
+            s: _Site(
+                self.session,
+                _Context(s, *header, self._policies.get(s, Policy()), identities[s], self.contributions[s]),
+                self._amnesia,
+            )
+            for s in self.sites
+        }
         transport = FaultyTransport(_InProcess(sites), self._faults)
         recording, losses = Recording(), []
 
@@ -285,7 +326,8 @@ class SessionHarness:
         outcome: Sum | None = None
         aborted: RoundAborted | None = None
         try:
-            outcome = _drive(session, ServerContext(*header), courier, address, Manifest(session.fields))
+            context = ServerContext(*header, identities[SERVER].sign)
+            outcome = _drive(session, context, courier, address, Manifest(session.fields))
         except RoundAborted as error:
             aborted = error
         return HarnessResult(
@@ -298,6 +340,7 @@ class SessionHarness:
             crashes=tuple(crash for site in sites.values() for crash in site.crashes),
             states={name: site.state() for name, site in sites.items()},
             unused=transport.unused,
+            released={name: tuple(site.released) for name, site in sites.items()},
         )
 
 
