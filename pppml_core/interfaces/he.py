@@ -134,9 +134,9 @@ def limbs_for(bound: int, additions: int, modulus: int) -> tuple[int, int]:
 
 def _largest(limbs: int, bits: int) -> int:
     """Largest integer that surely has ``limbs`` balanced digits in [-2**(bits-1), 2**(bits-1)), the highest up to 2**(bits-1)."""
-    half, base = 1 << (bits - 1), 1 << bits
-    lower = sum(half * base**i for i in range(limbs - 1))  # what the lower digits may need to borrow from the highest
-    return half * int(base ** (limbs - 1)) - lower
+    half = 1 << (bits - 1)
+    lower = sum(half << (bits * i) for i in range(limbs - 1))  # what the lower digits may need to borrow from the highest
+    return half * (1 << (bits * (limbs - 1))) - lower
 
 
 class HEBackend(ABC):
