@@ -1,18 +1,18 @@
 """Who is who: a lasting Ed25519 identity per party, the identities a party has pinned, and boxes only one party can open.
 
-A party's *home* is a folder that never leaves it: ``identity.key`` (32 secret bytes, readable by its owner only) and ``roster.json`` (the
-public identities of the parties it trusts, checked by a person on first contact and pinned ever after). Keys of an attempt are fresh
-X25519 keys; identities only sign. Signing is Ed25519 (RFC 8032), agreement X25519 (RFC 7748), derivation HKDF-SHA256 (RFC 5869), boxes
-AES-256-GCM, all of them from ``cryptography``.
+A party's *home* is a folder that never leaves it: ``identity.key`` (32 secret bytes, readable by its owner only), ``identity.pub`` (a line
+to hand out: name and public identity) and ``roster.json`` (the public identities of the parties it trusts, checked by a person on first
+contact and pinned ever after). Keys of an attempt are fresh X25519 keys; identities only sign. Signing is Ed25519 (RFC 8032), agreement
+X25519 (RFC 7748), derivation HKDF-SHA256 (RFC 5869), boxes AES-256-GCM, all of them from ``cryptography``.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -27,17 +27,32 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from pppml_core.errors import ConfigError, WireError
-from pppml_core.federation.files import write_atomic
+from pppml_core.federation.files import sync_folder, write_atomic
 from pppml_core.randomness import Secret, entropy
 from pppml_core.wire.codec import sha256_of
 
-KEY_FILE, ROSTER_FILE = "identity.key", "roster.json"
+KEY_FILE, CARD_FILE, ROSTER_FILE = "identity.key", "identity.pub", "roster.json"
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 #: what a sealed box adds to its contents: an ephemeral public key and an authentication tag.
 SEAL_OVERHEAD = 32 + 16
 
 Entropy = Callable[[int], bytes]
+
+#: y-coordinates of the points of small order on edwards25519, and their encodings that are not reduced (p, p + 1). Anybody can sign for
+#: such a "public key": a fixed signature verifies for one statement in eight or more.
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(y)
+    for y in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+)
 
 
 class Identity:
@@ -141,9 +156,9 @@ def seal(recipient: bytes, plain: bytes | memoryview, context: bytes, draw: Entr
 
 
 def unseal(private: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
-    """The contents of a box. Raises WireError for another recipient, another context or a changed box."""
-    if len(sealed) < SEAL_OVERHEAD:
-        raise WireError("a sealed box is too short", place="sealed box")
+    """The contents of a box. Raises WireError for another recipient, another context, a changed box, or something that is none."""
+    if not isinstance(sealed, bytes | memoryview) or len(sealed) < SEAL_OVERHEAD:
+        raise WireError("no sealed box, or one that is too short", place="sealed box")
     ephemeral = bytes(sealed[:KEY_BYTES])
     key = shared_key(private, ephemeral, b"pppml-seal-v1" + ephemeral + public_key(private))
     try:
@@ -168,6 +183,7 @@ def new_identity(home: Path) -> Identity:
         file.write(key)
         file.flush()
         os.fsync(file.fileno())
+    sync_folder(home)
     return Identity(Secret(key))
 
 
@@ -178,48 +194,97 @@ def load_identity(home: Path) -> Identity:
         raise ConfigError("there is no identity", place=str(path), hint="pppml site init")
     if os.name == "posix" and path.stat().st_mode & 0o077:
         raise ConfigError("the identity key can be read by others", place=str(path), hint=f"chmod 600 {path}")
-    return Identity(Secret(path.read_bytes()))
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        hint = "restore it from a backup, or move it away, make a new one and have it pinned again"
+        raise ConfigError(f"the identity key is damaged: {len(key)} bytes instead of {KEY_BYTES}", place=str(path), hint=hint)
+    return Identity(Secret(key))
 
 
 def load_roster(home: Path) -> dict[str, bytes]:
-    """The pinned public identities of a home, by party; empty where nobody is trusted yet. Raises ConfigError on a damaged file."""
+    """The pinned public identities of a home, by party; empty where nobody is trusted yet.
+
+    Raises ConfigError on a damaged file, on a file that everybody may write to, and where one identity stands under two names.
+    """
     path = home / ROSTER_FILE
     if not path.is_file():
         return {}
+    if os.name == "posix" and path.stat().st_mode & 0o002:
+        raise ConfigError("everybody may change whom this party trusts", place=str(path), hint=f"chmod o-w {path}")
     try:
-        held = json.loads(path.read_text())
-        roster = {str(name): base64.b64decode(key, validate=True) for name, key in held.items()}
-        if any(len(key) != KEY_BYTES for key in roster.values()):
-            raise ValueError("a key of another length")
-    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+        roster: dict[str, bytes] = {}
+        for name, key in json.loads(path.read_text(), object_pairs_hook=list):
+            _pin(roster, str(name), base64.b64decode(key, validate=True))
+    except (ValueError, TypeError, ConfigError) as error:
         raise ConfigError(f"the roster is damaged: {error}", place=str(path), hint="pin the parties again: pppml site trust") from error
     return roster
 
 
 def pin(home: Path, party: str, public: bytes) -> None:
-    """Trust this public identity as ``party``. Raises ConfigError if another one is pinned under that name, or it has another name."""
+    """Trust this public identity as ``party`` (a slug, or ``server``) from now on.
+
+    Raises ConfigError for a name that is no slug, a key that is none, and where another identity is pinned under that name, or this one
+    under another.
+    """
     roster = load_roster(home)
-    place = str(home / ROSTER_FILE)
+    try:
+        _pin(roster, party, public)
+    except ConfigError as error:
+        raise ConfigError(error.message, place=str(home / ROSTER_FILE), hint=error.hint) from error
+    write_atomic(home / ROSTER_FILE, _roster_text(roster))
+
+
+def _pin(roster: dict[str, bytes], party: str, public: bytes) -> None:
+    check_slug(party)
+    if len(public) != KEY_BYTES or bytes([*public[:-1], public[-1] & 0x7F]) in _SMALL_ORDER:
+        raise ConfigError(f"this is no public identity: {KEY_BYTES} bytes, and no key that anybody can sign for", hint="ask for it again")
     if roster.get(party, public) != public:
         hint = "if that party really has a new key, remove the old entry by hand first"
-        raise ConfigError(f"another identity is pinned for {party}: {fingerprint(roster[party])}", place=place, hint=hint)
+        raise ConfigError(f"another identity is pinned for {party}: {fingerprint(roster[party])}", hint=hint)
     if taken := [name for name, key in roster.items() if key == public and name != party]:
-        raise ConfigError(f"this identity is pinned as {taken[0]} already", place=place, hint="one identity is one party")
-    if len(public) != KEY_BYTES:
-        raise ConfigError(f"a public identity has {KEY_BYTES} bytes, not {len(public)}", place=place)
-    write_atomic(home / ROSTER_FILE, _roster_text({**roster, party: public}))
+        raise ConfigError(f"this identity is pinned as {taken[0]} already", hint="one identity is one party")
+    roster[party] = public
+
+
+def check_slug(party: str) -> None:
+    """Raise ConfigError unless ``party`` is a slug: small letters, digits and ``_``, at most 64 of them."""
+    if not re.fullmatch(r"[a-z0-9_]{1,64}", party):
+        raise ConfigError(f"{party!r} is no name of a party", place="name", hint="small letters, digits and _, such as clinic_a, or server")
+
+
+def card(party: str, public: bytes) -> str:
+    """The line a party hands out: its name and its public identity in base64."""
+    return f"{party} {base64.b64encode(public).decode()}"
+
+
+def read_card(text: str) -> tuple[str | None, bytes]:
+    """Name (None where only a key is given) and public identity of a card. Raises ConfigError for anything else."""
+    *names, key = text.split() or [""]
+    try:
+        public = base64.b64decode(key, validate=True)
+    except ValueError:
+        public = b""
+    if len(public) != KEY_BYTES or len(names) > 1:
+        hint = "44 characters of base64, alone or after a name, as `pppml site show` prints them"
+        raise ConfigError("no public identity is here", place="public key", hint=hint)
+    return (names[0] if names else None), public
 
 
 def provision(folder: Path, parties: Iterable[str]) -> dict[str, bytes]:
     """Homes ``folder/<party>`` on one machine: identities where missing, and everybody pinned by everybody. The roster.
 
     What an engine does whose parties all belong to whoever starts the run. Real sites are pinned by people: ``pppml site trust``.
+    Raises ConfigError where a home pins another identity for one of them: a key that was pinned once is never replaced silently.
     """
     homes = {party: folder / party for party in parties}
     found = {p: load_identity(h) if (h / KEY_FILE).exists() else new_identity(h) for p, h in homes.items()}
     roster = {party: identity.public for party, identity in found.items()}
     for home in homes.values():
-        if load_roster(home) != roster:
+        held = load_roster(home)
+        if any(held.get(party, key) != key for party, key in roster.items()):
+            hint = "a home was replaced; start a new run, or restore it"
+            raise ConfigError("another identity is pinned for a party of this run", place=str(home / ROSTER_FILE), hint=hint)
+        if held != roster:
             write_atomic(home / ROSTER_FILE, _roster_text(roster))
     return roster
 
