@@ -125,11 +125,12 @@ class Courier:
             answer = self._accept(message, reply, manifest, recorded=False)
             if isinstance(answer, str):
                 self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": site, "reason": answer})
-                if op.bridge and isinstance(reply, Loss) and not reply.handed:
+                unhanded = isinstance(reply, Loss) and not reply.handed
+                if op.bridge and unhanded:
                     bridged.append(site)
                     continue
                 self._stage_done(op.stage, address, sent, received, started)
-                return RelayOutcome(None, tuple(visited), tuple(bridged), {site: answer})
+                return RelayOutcome(None, tuple(visited), tuple(bridged), {site: answer}, body if unhanded else None)
             size = len(reply) if isinstance(reply, bytes) else 0
             received += size
             seconds = time.perf_counter() - began

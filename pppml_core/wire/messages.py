@@ -93,13 +93,15 @@ class ExchangeOutcome:
 @dataclass(frozen=True)
 class RelayOutcome:
     """``body`` is what the last site sent, None if the chain broke; ``visited`` answered, ``bridged`` were never handed the message,
-    ``lost`` maps the site at which the chain broke (it had, or may have had, the message) to the reason.
+    ``lost`` maps the site at which the chain broke to the reason. ``unhanded`` is the body that was for that site, where the transport is
+    sure that it was never handed it (a relay that bridges does not break there); None where the site had, or may have had, the message.
     """
 
     body: Body | None
     visited: tuple[str, ...]
     bridged: tuple[str, ...]
     lost: Mapping[str, str]
+    unhanded: Body | None = None
 
 
 Outcome = ExchangeOutcome | RelayOutcome
