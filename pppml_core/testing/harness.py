@@ -7,242 +7,40 @@ the contributions are given instead of trained, so an exact oracle knows what th
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from pppml_core.engines.courier import Address, Courier
 from pppml_core.engines.faults import Fault, FaultyTransport
-from pppml_core.errors import PolicyRefusal, PppmlError, RoundAborted, WireError
-from pppml_core.federation.identity import Identity, roster_hash
+from pppml_core.errors import PlanRefused, RoundAborted, RoundLost, TooFewSurvivors
+from pppml_core.federation.identity import roster_hash
 from pppml_core.federation.policy import Policy
-from pppml_core.federation.session_side import SessionSide
-from pppml_core.interfaces.aggregation import Aggregator, ServerContext, Session, Sum
-from pppml_core.interfaces.engine import Loss, Topology
-from pppml_core.randomness import Secret, Seeds
+from pppml_core.interfaces.aggregation import Aggregator, Coordinator, ServerContext, Session, Sum
+from pppml_core.interfaces.engine import Loss, Topology, Transport
+from pppml_core.randomness import Seeds
+from pppml_core.testing.parties import Contribution, Door, HarnessContext, HarnessSite, InProcess, ReleaseRecord, identity_of
+from pppml_core.testing.recording import Attempt, HarnessResult, Passage, Recording, exact_sum
 from pppml_core.values import ValueSpec
-from pppml_core.wire.codec import decode, decode_message, encode_message, sha256_of
+from pppml_core.wire.codec import encode_message, sha256_of
 from pppml_core.wire.manifest import Manifest
 from pppml_core.wire.messages import SERVER, Message
 from pppml_core.wire.transcript import Transcript
 
+__all__ = ["Attempt", "HarnessResult", "Passage", "Recording", "SessionHarness", "coalitions", "draw", "exact_sum", "site_names"]
+
 SessionFactory = Callable[[ValueSpec, Sequence[str]], Session]
-Contribution = npt.NDArray[np.generic]
+#: the server's side: ``(session, ctx) -> generator``.
+Coordinate = Callable[[Session, ServerContext], Coordinator]
+
+_NONE: Mapping[str, Any] = {}
 
 
 def site_names(count: int) -> tuple[str, ...]:
     """``a``, ``b``, ... for up to 26 sites, ``s000``, ``s001``, ... for more."""
     return tuple("abcdefghijklmnopqrstuvwxyz"[:count]) if count <= 26 else tuple(f"s{i:03d}" for i in range(count))
-
-
-def exact_sum(vectors: Iterable[Contribution], length: int) -> npt.NDArray[np.object_]:
-    """The oracle: the coordinate-wise sum in Python's unbounded integers (or floats, for real contributions)."""
-    total = np.zeros(length, dtype=object)
-    for vector in vectors:
-        total = total + vector.astype(object)
-    return total
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A message that went through the hands of ``parties``, in order; ``size`` is its frame's length in bytes."""
-
-    message: Message
-    parties: tuple[str, ...]
-    size: int
-
-
-class Recording:
-    """A transcript in memory, with the messages themselves."""
-
-    def __init__(self) -> None:
-        self.passages: list[Passage] = []
-
-    def append(self, message: Message, frame: bytes | memoryview, *, carrier: tuple[str, ...] = ()) -> None:
-        """As :meth:`pppml_core.wire.transcript.Transcript.append`."""
-        whole = decode_message(frame)
-        self.passages.append(Passage(whole, (message.sender, *carrier, message.recipient), len(frame)))
-
-    def sent_by_sites(self) -> list[Passage]:
-        """What left a site as an answer: replies, and hops of a relay from site to site."""
-        return [p for p in self.passages if p.message.sender != SERVER and p.message.kind not in ("refused", "failed")]
-
-    def stages(self) -> tuple[str, ...]:
-        """Stages in the order in which they began."""
-        return tuple(dict.fromkeys(p.message.stage for p in self.passages))
-
-
-@dataclass(frozen=True)
-class HarnessResult:
-    """What came of one session.
-
-    Args:
-        sum: the total, shape ``(length,)``; None where the session aborted.
-        survivors: the sites it is the sum of; empty where it aborted.
-        aborted: the RoundAborted that ended it, else None.
-        transcript: every message, with the parties whose hands it went through.
-        contributions: what each site gave.
-        losses: ``(stage, site, reason)`` for each site that did not answer.
-        crashes: errors at a site that were no refusal (no PppmlError): bugs, unless the site was sent something malformed.
-        states: each site's last session state.
-        unused: faults that never struck.
-        released: the sets over which each site released unmasking material.
-
-    """
-
-    sum: Contribution | None
-    survivors: tuple[str, ...]
-    aborted: RoundAborted | None
-    transcript: Recording
-    contributions: Mapping[str, Contribution]
-    losses: tuple[tuple[str, str, str], ...]
-    crashes: tuple[tuple[str, str, Exception], ...]
-    states: Mapping[str, Any]
-    unused: tuple[Fault, ...]
-    released: Mapping[str, tuple[tuple[str, ...], ...]]
-
-    @property
-    def expected_sum_over_survivors(self) -> npt.NDArray[np.object_]:
-        """The exact sum of the survivors' contributions, in Python integers, shape ``(length,)``."""
-        length = len(next(iter(self.contributions.values())))
-        return exact_sum((self.contributions[site] for site in self.survivors), length)
-
-    @property
-    def correct(self) -> bool:
-        """Whether there is a sum and it is that of the survivors: exactly for integers, within 1e-6 of the largest term for reals."""
-        if self.sum is None or not self.survivors or len(set(self.survivors)) != len(self.survivors):
-            return False
-        expected = self.expected_sum_over_survivors
-        if self.sum.shape != expected.shape:
-            return False
-        if np.issubdtype(self.sum.dtype, np.integer):
-            return bool((self.sum.astype(object) == expected).all())
-        scale = max(float(np.abs(vector).max()) for vector in self.contributions.values()) or 1.0
-        return bool(np.allclose(self.sum.astype(float), expected.astype(float), rtol=0, atol=1e-6 * scale))
-
-    def view(self, parties: Iterable[str]) -> dict[str, Any]:
-        """What a coalition holds: messages through its hands and its members' states, as :meth:`Session.exposed` takes it."""
-        members = set(parties)
-        messages = [p.message for p in self.transcript.passages if members.intersection(p.parties)]
-        states = {site: state for site, state in self.states.items() if site in members}
-        return {"parties": tuple(sorted(members)), "messages": messages, "states": states}
-
-
-@dataclass
-class _Context:
-    """A ``SiteContext`` whose contribution is given. The array is read-only: a session that writes to it fails loudly."""
-
-    site: str
-    run: bytes
-    round: int
-    attempt: int
-    cohort: tuple[str, ...]
-    binding: bytes
-    roster: Mapping[str, bytes]
-    policy: Policy
-    _identity: Identity = field(repr=False)
-    _contribution: Contribution = field(repr=False)
-    #: the sets this site released a sum over, in order.
-    released: list[tuple[str, ...]] = field(default_factory=list)
-
-    def contribution(self) -> Contribution:
-        return self._contribution
-
-    def sign(self, statement: bytes) -> bytes:
-        return self._identity.sign(statement)
-
-    def release(self, sites: Sequence[str]) -> None:
-        if self.released:
-            raise PolicyRefusal("this sum was released before", place=self.site)
-        if len(set(sites)) < self.policy.min_cohort:
-            raise PolicyRefusal(f"min_cohort: a sum over {len(set(sites))} sites", place=self.site)
-        self.released.append(tuple(sites))
-
-    def entropy(self, length: int) -> bytes:
-        return os.urandom(length)
-
-
-@cache
-def _identity(party: str) -> Identity:
-    """The same identity in every harness of this process: making one anew for each of thousands of sessions would only cost time."""
-    return Identity(Secret(os.urandom(32)))
-
-
-class _Site:
-    """A site that answers frames of one attempt. With amnesia only bytes outlive a message."""
-
-    def __init__(self, make_session: Callable[[], Session], context: _Context, amnesia: bool) -> None:
-        self._make_session, self._context, self._amnesia = make_session, context, amnesia
-        self._side: SessionSide | None = None
-        self._frozen: bytes | None = None
-        self.crashes: list[tuple[str, str, Exception]] = []
-
-    def receive(self, frame: bytes) -> bytes:
-        message = decode_message(frame)
-        c = self._context
-        try:
-            if (message.run, message.round, message.attempt, message.recipient) != (c.run, c.round, c.attempt, c.site):
-                raise WireError("this request is of another run, round or attempt, or for another site", place=c.site)
-            side = self._wake()
-            reply = side.answer(message, frame)
-        except PppmlError as error:
-            return self._no(message, "refused", error)
-        except Exception as error:
-            self.crashes.append((message.stage, c.site, error))
-            return self._no(message, "failed", error)
-        if self._amnesia:
-            self._frozen, self._side = side.freeze(), None
-        return reply
-
-    @property
-    def released(self) -> list[tuple[str, ...]]:
-        return self._context.released
-
-    def state(self) -> Any:
-        """The last session state, as it looks after the codec."""
-        if self._frozen is None and self._side is None:
-            return {}
-        return decode(self._wake().freeze())["state"]
-
-    def _wake(self) -> SessionSide:
-        if self._side is not None:
-            return self._side
-        side = SessionSide(self._make_session(), self._context)
-        if self._frozen is not None:
-            side.thaw(self._frozen)
-        if not self._amnesia:
-            self._side = side
-        elif self._frozen is None:
-            self._frozen = side.freeze()  # `open` runs once an attempt, its randomness is drawn once
-        return side
-
-    def _no(self, message: Message, kind: str, error: Exception) -> bytes:
-        c = self._context
-        return encode_message(Message(c.run, c.round, c.attempt, kind, message.stage, c.site, SERVER, {"reason": str(error)}))
-
-
-class _InProcess:
-    """Delivers frames to sites one after another."""
-
-    def __init__(self, sites: Mapping[str, _Site]) -> None:
-        self._sites = sites
-
-    def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
-        for site, frame in frames:
-            yield site, self._sites[site].receive(frame)
-
-    def clock(self) -> Mapping[str, float]:
-        """Nobody trains here."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to stop."""
 
 
 class SessionHarness:
@@ -256,10 +54,21 @@ class SessionHarness:
         kind: ``integer`` or ``real``.
         topology: ``p2p`` or ``star``.
         amnesia: each site is rebuilt from bytes before every message.
-        faults: what goes wrong on the way, :class:`~pppml_core.engines.faults.Fault` or its settings.
+        faults: what goes wrong on the way, :class:`~pppml_core.engines.faults.Fault` or its settings. A fault at stage ``open`` keeps
+            the site out of that attempt.
         seed: of the contributions.
         contributions: site -> vector, instead of drawn ones.
         policies: site -> its own policy, where it is not the default one.
+        attempts: how many attempts there may be. After RoundAborted, never after RoundLost, another one starts: attempt number + 1, a new
+            binding, fresh sessions, the same contributions, over all sites that accept.
+        min_cohort: fewest sites that must accept.
+        coordinate: ``(session, ctx) -> generator`` that takes the place of the honest server; see :func:`.lying.edited`.
+        transport: wraps the transport, faults included: ``Transport -> Transport``, for a network of the test's own.
+        models: party -> hash of model and terms as that party has them, where they are not the common ones.
+        impostors: sites that sign with another identity than the one everybody has pinned for them.
+        rosters: site -> the identities it has pinned, where they are not the true ones.
+        released: site -> the sets it released the sum over before this run, as found on its disk.
+        remember: keep every site's state after each message (``Attempt.history``).
 
     """
 
@@ -279,7 +88,16 @@ class SessionHarness:
         run: bytes = b"session-harness!",
         round: int = 1,
         attempt: int = 1,
-        policies: Mapping[str, Policy] | None = None,
+        policies: Mapping[str, Policy] = _NONE,
+        attempts: int = 1,
+        min_cohort: int = 1,
+        coordinate: Coordinate | None = None,
+        transport: Callable[[Transport], Transport] = lambda inner: inner,
+        models: Mapping[str, bytes] = _NONE,
+        impostors: Sequence[str] = (),
+        rosters: Mapping[str, Mapping[str, bytes]] = _NONE,
+        released: Mapping[str, Sequence[tuple[str, ...]]] = _NONE,
+        remember: bool = False,
     ) -> None:
         self.sites = site_names(sites) if isinstance(sites, int) else tuple(sites)
         self.value = ValueSpec(length, "real" if kind == "real" else "integer", None if kind == "real" else bound)
@@ -288,64 +106,118 @@ class SessionHarness:
             vector.flags.writeable = False
         # A pristine copy: whatever a session stores in its aggregator is gone when the next one is made.
         self._make = copy.deepcopy(make) if isinstance(make, Aggregator) else make
-        self._topology, self._amnesia = topology, amnesia
+        self._topology, self._amnesia, self._remember = topology, amnesia, remember
         self._faults = [fault if isinstance(fault, Fault) else Fault(**fault) for fault in faults]
-        self._address = Address(run, round, attempt)
-        self._policies = dict(policies or {})
+        self._run, self._round, self._first, self._attempts, self._min_cohort = run, round, attempt, attempts, min_cohort
+        self._policies, self._models, self._impostors, self._rosters = policies or {}, models, impostors, rosters
+        self._coordinate = coordinate or (lambda session, ctx: session.coordinate(ctx))
+        self._wrap, self._released = transport, released
 
-    def session(self) -> Session:
-        """A fresh session for this value and cohort."""
+    def roster(self, cohort: Sequence[str] | None = None) -> dict[str, bytes]:
+        """The true public identities of the cohort and of ``server``."""
+        return {party: identity_of(party).public for party in (*(self.sites if cohort is None else cohort), SERVER)}
+
+    def session(self, cohort: Sequence[str] | None = None) -> Session:
+        """A fresh session for this value and this cohort (default: all sites)."""
+        named = self.sites if cohort is None else tuple(cohort)
         if isinstance(self._make, Aggregator):
-            return copy.deepcopy(self._make).plan(self.value, self.sites)
-        return self._make(self.value, self.sites)
+            return copy.deepcopy(self._make).plan(self.value, named)
+        return self._make(self.value, named)
 
     def run(self) -> HarnessResult:
         """The session, from first message to sum or abort. Other errors of the server side are bugs and are raised."""
-        address = self._address
-        identities = {party: _identity(party) for party in (*self.sites, SERVER)}
-        roster = {party: identity.public for party, identity in identities.items()}
-        binding = sha256_of([address.run, address.round, address.attempt, roster_hash(roster, roster)])
-        header = (address.run, address.round, address.attempt, self.sites, binding, roster)
-        sites = {
-            s: _Site(
-                self.session,
-                _Context(s, *header, self._policies.get(s, Policy()), identities[s], self.contributions[s]),
-                self._amnesia,
-            )
-            for s in self.sites
-        }
-        transport = FaultyTransport(_InProcess(sites), self._faults)
-        recording, losses = Recording(), []
-
-        def emit(event: Mapping[str, Any]) -> None:
-            if event["event"] == "site-lost":
-                losses.append((event["stage"], event["site"], event["reason"]))
-
-        session = self.session()
-        courier = Courier(transport, self._topology, cast("Transcript", recording), emit)
+        self._recording, self._losses = Recording(), list[tuple[str, str, str]]()
+        self._crashes: list[tuple[str, str, Exception]] = []
+        self._records = {s: ReleaseRecord(s, [(0, tuple(over)) for over in self._released.get(s, ())]) for s in self.sites}
+        self._inner = InProcess()
+        door = FaultyTransport(Door(), [f for f in self._faults if f.stage == "open"])
+        faulty = FaultyTransport(self._inner, [f for f in self._faults if f.stage != "open"])
+        courier = Courier(self._wrap(faulty), self._topology, cast("Transcript", self._recording), self._note)
+        attempts: list[Attempt] = []
         outcome: Sum | None = None
         aborted: RoundAborted | None = None
-        try:
-            context = ServerContext(*header, identities[SERVER].sign)
-            outcome = _drive(session, context, courier, address, Manifest(session.fields))
-        except RoundAborted as error:
-            aborted = error
+        for number in range(self._first, self._first + self._attempts):
+            try:
+                cohort = self._opened(door, number)
+            except RoundAborted as error:
+                aborted = error
+                continue
+            outcome, attempt = self._attempt(courier, number, cohort)
+            attempts.append(attempt)
+            aborted = attempt.aborted
+            if aborted is None or isinstance(aborted, RoundLost):
+                break
         return HarnessResult(
             sum=None if outcome is None else outcome.total,
             survivors=() if outcome is None else tuple(outcome.survivors),
             aborted=aborted,
-            transcript=recording,
+            transcript=self._recording,
             contributions=self.contributions,
-            losses=tuple(losses),
-            crashes=tuple(crash for site in sites.values() for crash in site.crashes),
-            states={name: site.state() for name, site in sites.items()},
-            unused=transport.unused,
-            released={name: tuple(site.released) for name, site in sites.items()},
+            losses=tuple(self._losses),
+            crashes=tuple(self._crashes),
+            states=attempts[-1].states if attempts else {},
+            unused=(*door.unused, *faulty.unused),
+            released={name: tuple(over for _, over in record.entries) for name, record in self._records.items()},
+            attempts=tuple(attempts),
+        )
+
+    def _note(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "site-lost":
+            self._losses.append((event["stage"], event["site"], event["reason"]))
+
+    def _opened(self, door: FaultyTransport, number: int) -> tuple[str, ...]:
+        """Ask all sites to take part in an attempt; those that accept, if they are enough for the run and for the aggregator."""
+
+        def asked() -> Iterator[tuple[str, bytes]]:
+            for site in self.sites:
+                yield site, encode_message(Message(self._run, self._round, number, "open", "open", SERVER, site, {}))
+
+        answers = dict(door.deliver(asked()))
+        accepted = tuple(s for s in self.sites if not isinstance(answers[s], Loss))
+        self._losses += [("open", s, "it did not take part") for s in self.sites if s not in accepted]
+        if len(accepted) < self._min_cohort:
+            raise TooFewSurvivors(f"{len(accepted)} sites accepted, at least {self._min_cohort} are needed", place="harness")
+        if len(accepted) < len(self.sites):
+            try:
+                self.session(accepted)
+            except PlanRefused as error:
+                raise TooFewSurvivors(f"{len(accepted)} sites accepted: {error}", place="harness") from error
+        return accepted
+
+    def _attempt(self, courier: Courier, number: int, cohort: tuple[str, ...]) -> tuple[Sum | None, Attempt]:
+        address, roster = Address(self._run, self._round, number), self.roster(cohort)
+
+        def header(party: str) -> tuple[bytes, int, int, tuple[str, ...], bytes, Mapping[str, bytes]]:
+            pinned = self._rosters.get(party, roster)
+            bound = [self._run, self._round, number, list(cohort), self._models.get(party, b"model"), roster_hash(pinned, pinned)]
+            return self._run, self._round, number, cohort, sha256_of(bound), pinned
+
+        def site(s: str) -> HarnessSite:
+            own = identity_of(f"not {s}" if s in self._impostors else s)
+            context = HarnessContext(s, *header(s), self._policies.get(s, Policy()), own, self.contributions[s], self._records[s])
+            return HarnessSite(lambda: self.session(cohort), context, amnesia=self._amnesia, remember=self._remember)
+
+        self._inner.sites = sites = {s: site(s) for s in cohort}
+        session, context = self.session(cohort), ServerContext(*header(SERVER), identity_of(SERVER).sign)
+        outcome: Sum | None = None
+        aborted: RoundAborted | None = None
+        try:
+            outcome = _drive(self._coordinate(session, context), courier, address, Manifest(session.fields))
+        except RoundAborted as error:
+            aborted = error
+        self._crashes += [crash for s in sites.values() for crash in s.crashes]
+        return outcome, Attempt(
+            number,
+            cohort,
+            context.binding,
+            aborted,
+            {name: s.state() for name, s in sites.items()},
+            {name: tuple(s.history) for name, s in sites.items()},
+            {name: tuple(s.context.drawn) for name, s in sites.items()},
         )
 
 
-def _drive(session: Session, context: ServerContext, courier: Courier, address: Address, manifest: Manifest) -> Sum:
-    coordinator = session.coordinate(context)
+def _drive(coordinator: Coordinator, courier: Courier, address: Address, manifest: Manifest) -> Sum:
     try:
         operations = next(coordinator)
         while True:
