@@ -12,6 +12,7 @@ _PUBLIC = {
     "TaskSuite": "pppml_core.testing.task_suite",
     "SessionHarness": "pppml_core.testing.harness",
     "HarnessResult": "pppml_core.testing.harness",
+    "HEBackendSuite": "pppml_core.testing.he_suite",
     "edited": "pppml_core.testing.lying",
     "Fault": "pppml_core.engines.faults",
     "overrides_suite_test": "pppml_core.testing.suite",

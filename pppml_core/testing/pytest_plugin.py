@@ -4,6 +4,7 @@ import pytest
 
 pytest.register_assert_rewrite(
     "pppml_core.testing.aggregator_suite",
+    "pppml_core.testing.he_suite",
     "pppml_core.testing.personalization_suite",
     "pppml_core.testing.plugin_suite",
     "pppml_core.testing.suite",
