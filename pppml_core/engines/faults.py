@@ -9,7 +9,7 @@ of times. A protocol under faults must end in the right sum over the survivors o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -108,6 +108,11 @@ class FaultyTransport:
             if reply != doubled[site]:
                 raise WireError(DUPLICATE_DIFFERS, place=site, hint="a site stores its reply and sends the stored bytes again")
 
+    def remarks(self) -> list[str]:
+        """What the inner transport has to say, and which faults never struck."""
+        inner: Callable[[], list[str]] = getattr(self._inner, "remarks", list)
+        return [*inner(), *never_struck(self.unused)]
+
     def clock(self) -> Mapping[str, float]:
         """The inner transport's."""
         return self._inner.clock()
@@ -148,6 +153,12 @@ class FaultyTransport:
             middle = len(reply) // 2
             return reply[:middle] + bytes([reply[middle] ^ 1]) + reply[middle + 1 :]
         return _with_another_number(reply)
+
+
+def never_struck(unused: Iterable[BaseModel]) -> list[str]:
+    """A sentence for each fault that was meant to happen and did not."""
+    told = [", ".join(f"{name}: {value}" for name, value in f.model_dump(exclude_defaults=True).items()) for f in unused]
+    return [f"engine.faults: a fault never struck ({text}); check its site, stage and round" for text in told]
 
 
 def _with_another_number(reply: bytes) -> bytes:

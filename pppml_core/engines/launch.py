@@ -7,8 +7,6 @@ from typing import Any
 
 from pppml_core.config import to_plain
 from pppml_core.engines.courier import Address, Courier
-from pppml_core.engines.faults import FaultyTransport
-from pppml_core.engines.local import LocalEngine
 from pppml_core.federation.files import only_writer
 from pppml_core.federation.plan import Plan
 from pppml_core.federation.run import Conductor
@@ -16,6 +14,7 @@ from pppml_core.federation.rundir import RunDir, writing
 from pppml_core.federation.server import Server
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.interfaces.engine import Engine, Job
+from pppml_core.wire.messages import SERVER
 from pppml_core.wire.transcript import Transcript
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -28,15 +27,15 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
     plan.refuse_misfits()
     sites = tuple(s.slug for s in parts.task.sites())
     with writing(folder.path):
-        job = Job(folder.run_id(), to_plain(plan.config), folder.sites, sites, plan.sizes, objects or {})
+        job = Job(folder.run_id(), to_plain(plan.config), folder.sites, sites, plan.sizes, objects or {}, engine.homes, parts)
     privacy = parts.mechanism.plan(parts.privacy_setting(plan.sizes))
-    transport = engine.connect(job, parts) if isinstance(engine, LocalEngine) else engine.connect(job)
-    try:
-        with (
-            writing(folder.path),
-            only_writer(folder.id),
-            Transcript(folder.path, plan.config.run.transcript == "payloads") as transcript,
-        ):
+    with (
+        writing(folder.path),
+        only_writer(folder.id),
+        Transcript(folder.path, plan.config.run.transcript == "payloads") as transcript,
+    ):
+        transport = engine.connect(job)
+        try:
             clock = StageClock(transport.clock, getattr(transport, "parallel", 1))
 
             def note(event: Mapping[str, Any]) -> None:
@@ -51,11 +50,11 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
             def perform(operations: Any, round: int, attempt: int, manifest: Any) -> Any:
                 return courier.perform(operations, Address(job.run, round, attempt), manifest)
 
-            server = Server(parts, job.run, sites, plan.max_weight, privacy, perform, note)
+            server = Server(parts, job.run, sites, plan.max_weight, privacy, job.home(SERVER), folder.checkpoints, perform, note)
             result = Conductor(server, folder, transcript, clock, note).run()
-            for fault in transport.unused if isinstance(transport, FaultyTransport) else ():
-                told = ", ".join(f"{name}: {value}" for name, value in fault.model_dump(exclude_defaults=True).items())
-                note({"event": "warning", "text": f"engine.faults: a fault never struck ({told}); check its site, stage and round"})
+            remarks: Callable[[], list[str]] = getattr(transport, "remarks", list)
+            for text in remarks():
+                note({"event": "warning", "text": text})
             return result
-    finally:
-        transport.close()
+        finally:
+            transport.close()

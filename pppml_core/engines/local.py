@@ -19,10 +19,11 @@ from pppml_core.engines.config import LocalConfig
 from pppml_core.engines.faults import FaultyTransport
 from pppml_core.engines.worker import read_frame, write_frame
 from pppml_core.errors import PppmlError, RunFailed, WireError
-from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.identity import provision
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.interfaces.engine import Engine, Job, Loss, Topology, Transport
 from pppml_core.wire.codec import decode, decode_message, encode
+from pppml_core.wire.messages import SERVER
 
 
 class LocalEngine(Engine):
@@ -43,10 +44,11 @@ class LocalEngine(Engine):
             ]
         return []
 
-    def connect(self, job: Job, assembly: Assembly | None = None) -> Transport:
-        """Sites in this process (sharing ``assembly`` if given), or in workers."""
+    def connect(self, job: Job) -> Transport:
+        """Sites in this process (sharing the parts it has built), or in workers."""
+        provision(job.folder, (*job.sites, SERVER))
         workers = min(self.config.workers, len(job.sites))
-        inner: Transport = InProcess(job, self.config.amnesia, assembly) if workers == 1 else Workers(job, workers, self.config.amnesia)
+        inner: Transport = InProcess(job, self.config.amnesia) if workers == 1 else Workers(job, workers, self.config.amnesia)
         return FaultyTransport(inner, self.config.faults) if self.config.faults else inner
 
 
@@ -55,11 +57,11 @@ class InProcess:
 
     parallel = 1
 
-    def __init__(self, job: Job, amnesia: bool, assembly: Assembly | None = None) -> None:
+    def __init__(self, job: Job, amnesia: bool) -> None:
         import torch
 
         self._job = job
-        self._host = SiteHost(job, assembly)
+        self._host = SiteHost(job)
         self._amnesia = amnesia
         self._sites: dict[str, Site] = {}
         self._frozen: dict[str, bytes] = {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,31 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.engines.courier import Address, Courier
+from pppml_core.federation.identity import KEY_BYTES, Identity
 from pppml_core.federation.plan import Plan
+from pppml_core.federation.policy import Policy
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.interfaces.aggregation import ServerContext, Session
 from pppml_core.interfaces.engine import Loss
 from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.training import LocalTraining
-from pppml_core.randomness import entropy, seeded
+from pppml_core.randomness import Secret, entropy, seeded
 from pppml_core.wire.codec import decode_message
 from pppml_core.wire.manifest import Manifest
+from pppml_core.wire.messages import SERVER
 from pppml_core.wire.transcript import Transcript
 
 
 @dataclass(frozen=True)
 class _Context:
-    """A site that contributes given numbers."""
+    """A site that contributes given numbers, with an identity that lives as long as the measurement."""
 
     site: str
     cohort: tuple[str, ...]
     values: npt.NDArray[Any]
+    roster: Mapping[str, bytes]
+    sign: Callable[[bytes], bytes]
+    policy: Policy = field(default_factory=Policy)
     run: bytes = bytes(16)
     round: int = 1
     attempt: int = 1
@@ -44,6 +50,9 @@ class _Context:
     def entropy(self, length: int) -> bytes:
         """From the operating system."""
         return entropy(length)
+
+    def release(self, sites: Sequence[str]) -> None:
+        """There is only this one sum."""
 
 
 class _Sides:
@@ -93,8 +102,10 @@ def _one_sum(session: Session, cohort: tuple[str, ...]) -> float:
     values = (
         generator.standard_normal(length).astype(np.float32) if bound is None else generator.integers(-bound, bound, length, dtype=np.int32)
     )
-    sides = {s: SessionSide(session, _Context(s, cohort, values)) for s in cohort}
-    coordinator = session.coordinate(ServerContext(bytes(16), 1, 1, cohort, bytes(32)))
+    identities = {party: Identity(Secret(entropy(KEY_BYTES))) for party in (*cohort, SERVER)}
+    roster = {party: identity.public for party, identity in identities.items()}
+    sides = {s: SessionSide(session, _Context(s, cohort, values, roster, identities[s].sign)) for s in cohort}
+    coordinator = session.coordinate(ServerContext(bytes(16), 1, 1, cohort, bytes(32), roster, identities[SERVER].sign))
     with tempfile.TemporaryDirectory() as folder, Transcript(Path(folder)) as transcript:
         courier, manifest = Courier(_Sides(sides), "p2p", transcript), Manifest(session.fields)
         began = time.perf_counter()

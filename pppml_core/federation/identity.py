@@ -212,11 +212,17 @@ def load_roster(home: Path) -> dict[str, bytes]:
     if os.name == "posix" and path.stat().st_mode & 0o002:
         raise ConfigError("everybody may change whom this party trusts", place=str(path), hint=f"chmod o-w {path}")
     try:
-        roster: dict[str, bytes] = {}
-        for name, key in json.loads(path.read_text(), object_pairs_hook=list):
-            _pin(roster, str(name), base64.b64decode(key, validate=True))
+        return dict(_read_roster(path.read_bytes()))
     except (ValueError, TypeError, ConfigError) as error:
         raise ConfigError(f"the roster is damaged: {error}", place=str(path), hint="pin the parties again: pppml site trust") from error
+
+
+@lru_cache(maxsize=8)
+def _read_roster(text: bytes) -> Mapping[str, bytes]:
+    # Sites of one process mostly hold the same roster: it is read once for all of them.
+    roster: dict[str, bytes] = {}
+    for name, key in json.loads(text, object_pairs_hook=list):
+        _pin(roster, str(name), base64.b64decode(key, validate=True))
     return roster
 
 
@@ -277,13 +283,16 @@ def provision(folder: Path, parties: Iterable[str]) -> dict[str, bytes]:
     Raises ConfigError where a home pins another identity for one of them: a key that was pinned once is never replaced silently.
     """
     homes = {party: folder / party for party in parties}
+    for home in homes.values():
+        if (key := home / KEY_FILE).exists() and not key.stat().st_size:
+            key.unlink()  # made by a process that was killed before it wrote: nobody has ever seen this identity
     found = {p: load_identity(h) if (h / KEY_FILE).exists() else new_identity(h) for p, h in homes.items()}
     roster = {party: identity.public for party, identity in found.items()}
     for home in homes.values():
         held = load_roster(home)
-        if any(held.get(party, key) != key for party, key in roster.items()):
+        if other := [party for party, key in roster.items() if held.get(party, key) != key]:
             hint = "a home was replaced; start a new run, or restore it"
-            raise ConfigError("another identity is pinned for a party of this run", place=str(home / ROSTER_FILE), hint=hint)
+            raise ConfigError(f"another identity is pinned for {', '.join(other)}", place=str(home / ROSTER_FILE), hint=hint)
         if held != roster:
             write_atomic(home / ROSTER_FILE, _roster_text(roster))
     return roster

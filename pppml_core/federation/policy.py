@@ -1,33 +1,37 @@
-"""A site's own policy: checked against a round's announced terms before any plugin code sees them."""
+"""A site's own policy: checked against a round's announced terms before any plugin code sees them.
+
+It is held in the site's home as ``policy.yaml``, a map of the settings of :class:`Policy`; without the file the defaults hold.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pppml_core.errors import PolicyRefusal
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pppml_core.config.source import load_yaml
+from pppml_core.errors import ConfigError, PolicyRefusal, nearest
+
+POLICY_FILE = "policy.yaml"
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What a site insists on, held locally; the server cannot change it.
+class Policy(BaseModel):
+    """What a site insists on, held locally; the server cannot change it. The defaults accept everything a configuration may say."""
 
-    Args:
-        min_cohort: fewest sites of a round this site takes part in.
-        max_epsilon: largest epsilon the terms may announce; None: any, also no claim at all.
-        plain_updates: whether the server may see this site's own update.
-        max_colluders: how many other sites may work with the server without learning this site's update from a secure sum.
-        min_honest: fewest sites besides those whose updates must be mixed, at least 2.
-        min_degree: fewest neighbours on a sparse graph of masks.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_cohort: int = 1
-    max_epsilon: float | None = None
-    plain_updates: bool = True
-    max_colluders: int = 1
-    min_honest: int = 2
-    min_degree: int = 2
+    min_cohort: int = Field(1, ge=1, description="fewest sites of a round, and of a sum, this site takes part in")
+    max_epsilon: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="largest epsilon the terms may announce; null: any, also no claim at all"
+    )
+    plain_updates: bool = Field(True, description="whether anybody may see this site's own update")
+    max_colluders: int = Field(
+        1, ge=0, description="how many other sites may work with the server without learning this site's update from a secure sum"
+    )
+    min_honest: int = Field(2, ge=2, description="fewest sites besides those whose updates must be mixed")
+    min_degree: int = Field(2, ge=1, description="fewest neighbours on a sparse graph of masks")
 
     def check(self, terms: Mapping[str, Any]) -> None:
         """Raise PolicyRefusal naming the first rule the terms break."""
@@ -38,5 +42,36 @@ class Policy:
         if self.max_epsilon is not None and (epsilon is None or epsilon > self.max_epsilon):
             said = "none" if epsilon is None else f"{epsilon:g}"
             raise PolicyRefusal(f"max_epsilon: {said} announced, at most {self.max_epsilon:g} allowed")
-        if not self.plain_updates and terms["guarantees"]["sees_update"]:
-            raise PolicyRefusal(f"plain_updates: {', '.join(terms['guarantees']['sees_update'])} would see this site's update")
+        self._check_secrecy(terms["guarantees"])
+
+    def _check_secrecy(self, promised: Mapping[str, Any]) -> None:
+        if not self.plain_updates and promised["sees_update"]:
+            raise PolicyRefusal(f"plain_updates: {', '.join(promised['sees_update'])} would see this site's update")
+        if promised["sees_update"] or "coalition_curious" not in promised:
+            return  # a sum in the clear, which this policy allows, or no sum at all
+        # The default of max_colluders is for the sums that let a site choose; as a demand it holds where somebody demanded it.
+        demanded = not self.plain_updates or "max_colluders" in self.model_fields_set
+        if demanded and promised["coalition_curious"] < self.max_colluders:
+            text = f"the sum withstands {promised['coalition_curious']} sites that work with the server, {self.max_colluders} are demanded"
+            raise PolicyRefusal(f"max_colluders: {text}")
+
+
+def load_policy(home: Path) -> Policy:
+    """The policy of a home: ``policy.yaml``, or the defaults where there is none. Raises ConfigError that names line and remedy."""
+    path = home / POLICY_FILE
+    if not path.is_file():
+        return Policy()
+    document = load_yaml(path)
+    try:
+        # Strict, as YAML tells numbers from texts itself: a quoted number is a slip that must not pass for a rule.
+        return Policy.model_validate(document.data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, known = str(first["loc"][0]), list(Policy.model_fields)
+        place = document.place(tuple(first["loc"]))
+        if first["type"] == "extra_forbidden":
+            close = nearest(name, known)
+            hint = f"did you mean {close!r}?" if close else f"known here: {', '.join(known)}"
+            raise ConfigError(f"unknown rule {name!r}", place=place, hint=hint) from error
+        said = f"{first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r:.80}"
+        raise ConfigError(said, place=place, hint=f"{name}: {Policy.model_fields[name].description}") from error

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from pppml_core.errors import InconsistentModel, TooFewSurvivors
+from pppml_core.errors import InconsistentModel, RoundLost, TooFewSurvivors
 from pppml_core.federation.server import Server
-from pppml_core.federation.terms import binding, round_terms
+from pppml_core.federation.terms import RELEASED, binding
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
 from pppml_core.learning.arrays import clamp_variances, to_torch
 from pppml_core.values import rms
 from pppml_core.wire.manifest import Manifest
-from pppml_core.wire.messages import Exchange
+from pppml_core.wire.messages import SERVER, Exchange
 
 
 def hold_round(server: Server, round: int) -> dict[str, float]:
@@ -23,8 +23,9 @@ def hold_round(server: Server, round: int) -> dict[str, float]:
 
     Returns the public training metrics of the round (weighted means over the survivors).
     """
-    terms, ctx = announce(server, round, draw_cohort(server, round), server.state.weights)
+    weights = server.state.weights
     if not server.parts.personalization.shares:
+        ctx = announce(server, round, draw_cohort(server, round), weights)
         outcome = server.perform(Exchange("train", {s: {} for s in ctx.cohort}, kind="train"), round, ctx.attempt, server.manifest)
         if not outcome.answered:
             reason = next(iter(outcome.lost.values()))
@@ -32,14 +33,19 @@ def hold_round(server: Server, round: int) -> dict[str, float]:
         server.state.survivors[str(round)] = list(outcome.answered)
         return {}
 
-    pipeline = server.pipeline(tuple(terms["ranges"]))
-    session = server.parts.aggregator.plan(pipeline.spec, ctx.cohort)
-    summed = hold_session(server, session, "session", ctx)
+    pipeline = server.pipeline(server.ranges())
+    summed = server.kept_sum("session", round, weights)
+    if summed is None:
+        ctx = announce(server, round, draw_cohort(server, round), weights)
+        session = server.parts.aggregator.plan(pipeline.spec, ctx.cohort)
+        summed = hold_session(server, session, "session", ctx)
+        if not session.repeatable:
+            server.keep_sum("session", round, weights, summed)
 
     mean, metrics, _ = pipeline.decode(summed.total)
     update = to_torch(mean)
-    weights, server.state.method = server.parts.personalization.server_update(server.state.weights, update, server.state.method)
-    server.state.weights = clamp_variances(weights, weights)
+    moved, server.state.method = server.parts.personalization.server_update(weights, update, server.state.method)
+    server.state.weights = clamp_variances(moved, moved)
     server.state.previous = rms(mean, list(mean))
     server.state.survivors[str(round)] = list(summed.survivors)
     return metrics
@@ -56,7 +62,7 @@ def draw_cohort(server: Server, round: int) -> tuple[str, ...]:
 
 def announce(
     server: Server, round: int, cohort: tuple[str, ...], weights: Mapping[str, torch.Tensor], *, trains: bool = True
-) -> tuple[dict[str, Any], ServerContext]:
+) -> ServerContext:
     """Announce terms and model until every announced site has accepted: terms name the cohort, so a smaller one is announced anew.
 
     ``trains=False``: for a sum of scores, which is no new start of the round.
@@ -71,31 +77,28 @@ def announce(
         attempt = server.new_attempt(round)
         if trains:
             server.emit({"event": "round-started", "round": round, "attempt": attempt, "cohort": list(cohort)})
-        terms = round_terms(
-            round=round,
-            cohort=cohort,
-            ranges=server.ranges(),
-            max_weight=server.max_weight,
-            guarantees=server.guarantees(cohort),
-            privacy=server.privacy.statement,
-            metrics=config.run.metrics,
-            keep=server.state.bests,
-        )
+        terms = server.terms(round, cohort)
         replies, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, weights)
         if not lost:
             bound = binding(server.run, round, attempt, server.sha256(weights), terms)
-            return terms, ServerContext(server.run, round, attempt, cohort, bound)
+            roster = {party: server.roster[party] for party in (*cohort, SERVER)}
+            return ServerContext(server.run, round, attempt, cohort, bound, roster, server.identity.sign)
         cohort = tuple(s for s in cohort if s in replies)
 
 
 def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext) -> Sum:
-    """Drive the session's coordinator to its sum. Whatever happens, the generator is closed and with it its secrets."""
+    """Drive the session's coordinator to its sum. Whatever happens, the generator is closed and with it its secrets.
+
+    Raises RoundLost as soon as a site says that it released this sum before: then no other one over other sites may be made of it.
+    """
     manifest = Manifest(session.fields)
     coordinator: Coordinator = session.coordinate(ctx)
     try:
         operation = next(coordinator)
         while True:
-            operation = coordinator.send(server.perform(_of_kind(operation, kind), ctx.round, ctx.attempt, manifest))
+            outcome = server.perform(_of_kind(operation, kind), ctx.round, ctx.attempt, manifest)
+            _refuse_second_sum(outcome, ctx)
+            operation = coordinator.send(outcome)
     except StopIteration as stop:
         summed: Sum = stop.value
     finally:
@@ -106,6 +109,14 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
     if summed.total.shape != (session.value.length,):
         raise InconsistentModel("the sum does not have the planned length", place=f"round {ctx.round}")
     return summed
+
+
+def _refuse_second_sum(outcome: Any, ctx: ServerContext) -> None:
+    for part in outcome if isinstance(outcome, Sequence) else (outcome,):
+        for site, reason in part.lost.items():
+            if RELEASED in reason:
+                text = f"{site} gave out what opens this sum in an earlier attempt, of which nothing is left here; it cannot be held again"
+                raise RoundLost(text, place=f"round {ctx.round}")
 
 
 def _of_kind(operation: Any, kind: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pppml_core.errors import BudgetSpent, CheckpointError, RoundAborted, RunFailed
+from pppml_core.errors import BudgetSpent, CheckpointError, RoundAborted, RoundLost, RunFailed
 from pppml_core.federation import checkpoint, evaluation
 from pppml_core.federation.evaluation import Scores, weight_kinds
 from pppml_core.federation.files import remove_unfinished, write_atomic
@@ -36,6 +36,8 @@ class Conductor:
         self._spec = server.parts.spec
         self._metric = (self._config.run.stop and self._config.run.stop.metric) or self._spec.primary_metric
         self._ledger = Ledger(folder.path / "ledger.jsonl")
+        #: whether the final scores are a sum that can never be had again.
+        self._final_lost = False
 
     def run(self) -> dict[str, Any]:
         """All rounds that are still to be held, then the result. Raises what stopped it; what was done can be resumed."""
@@ -61,29 +63,48 @@ class Conductor:
         began = time.perf_counter()
         self._charge(round)
         state.survivors[str(round)] = []
-        metrics = self._insist(round, lambda: hold_round(self._server, round)) or {}
-        self._watch(round, metrics)
-        due = round % run.evaluate_every == 0 or round == run.rounds
-        if due and run.metrics != "none" and state.survivors[str(round)]:
-            self._evaluate(round)
+        metrics: Mapping[str, float] = {}
+        lost: RunFailed | None = None
+        try:
+            metrics = self._insist(round, lambda: hold_round(self._server, round)) or {}
+            self._watch(round, metrics)
+            due = round % run.evaluate_every == 0 or round == run.rounds
+            if due and run.metrics != "none" and state.survivors[str(round)]:
+                self._evaluate(round)
+        except RunFailed as error:
+            if not isinstance(error.__cause__, RoundLost):
+                raise
+            lost = error  # no attempt of this sum can succeed any more: a resumed run goes on after this round
         # Told before the checkpoint is written, which records how long the event file is: a resumed run must not lose it.
         done = {"event": "round-finished", "round": round, "seconds": time.perf_counter() - began}
         self._emit({**done, "survivors": state.survivors[str(round)], "training": metrics})
         self._checkpoint(round)
+        if lost is not None:
+            raise lost
 
-    def _insist(self, round: int, attempt: Callable[[], T]) -> T | None:
-        """What an attempt gives, repeated as ``run.on_abort`` says; None where it is skipped. Raises RunFailed where the run stops."""
+    def _insist(self, round: int, attempt: Callable[[], T], *, final: bool = False) -> T | None:
+        """What an attempt gives, repeated as ``run.on_abort`` says; None where it is skipped. Raises RunFailed where the run stops.
+
+        A lost sum is never tried again: the run goes on without it, or stops with ``on_abort: stop``. A ``final`` one stops no run, since
+        resuming it would not bring the sum back.
+        """
         run = self._config.run
         for left in reversed(range(1 + (run.retries if run.on_abort == "retry" else 0))):
             try:
                 return attempt()
             except RoundAborted as error:
-                following = "retry" if left else "skip" if run.on_abort == "skip" else "stop"
+                lost = isinstance(error, RoundLost)
+                skips = run.on_abort == "skip" or (lost and (final or run.on_abort == "retry"))
+                following = "retry" if left and not lost else "skip" if skips else "stop"
                 event = {"event": "round-aborted", "round": round, "attempt": self._server.attempts.get(round, 0), "reason": str(error)}
-                self._emit({**event, "next": following})
+                self._emit({**event, "next": following, "lost": lost})
                 if following == "stop":
-                    hint = f"what was done so far is kept: resume with --resume {self._folder.path}"
+                    what = "the next round follows" if lost else "what was done so far is kept"
+                    hint = f"{what}: resume with --resume {self._folder.path}"
                     raise RunFailed(f"the round ended without a sum: {error.message}", place=f"round {round}", hint=hint) from error
+                if lost:
+                    self._final_lost = final
+                    break
         return None
 
     def _charge(self, round: int) -> None:
@@ -133,7 +154,7 @@ class Conductor:
         scores: Scores = {}
         kinds = weight_kinds(server.parts.personalization)
         if share == "sum":
-            scores, answered = self._insist(round, lambda: self._summed(round, body, weights)) or ({}, ())
+            scores, answered = self._insist(round, lambda: self._summed(round, body, weights), final=final) or ({}, ())
             missing = [s for s in server.sites if s not in answered]
         else:
             replies: dict[str, Any] = {}
@@ -157,11 +178,16 @@ class Conductor:
         """Scores that leave only in a sum: an attempt of its own, since a site answers each stage once an attempt."""
         server, splits = self._server, body["splits"]
         kinds = weight_kinds(server.parts.personalization)
-        _, ctx = announce(server, round, server.sites, weights, trains=False)
-        server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
-        _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
-        session = server.parts.aggregator.plan(fixed.spec, ctx.cohort)
-        summed = hold_session(server, session, "metrics", ctx)
+        which = "-".join(("metrics", *splits))
+        summed = server.kept_sum(which, round, weights)
+        if summed is None:
+            ctx = announce(server, round, server.sites, weights, trains=False)
+            server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
+            _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
+            session = server.parts.aggregator.plan(fixed.spec, ctx.cohort)
+            summed = hold_session(server, session, "metrics", ctx)
+            if not session.repeatable:
+                server.keep_sum(which, round, weights, summed)
         return evaluation.from_sum(summed.total, self._spec, splits, kinds), summed.survivors
 
     def _checkpoint(self, round: int) -> None:
@@ -172,6 +198,7 @@ class Conductor:
         lengths = {**self._folder.lengths(), "transcript": self._transcript.length()}
         checkpoint.save(self._folder.checkpoints, round, {"server": state.to_plain(), "lengths": lengths})
         checkpoint.drop_best(self._folder.checkpoints, state.bests)
+        checkpoint.drop_sums(self._folder.checkpoints, before=round)
         self._emit(
             {"event": "stage", "round": round, "stage": "checkpoint", "sent": 0, "received": 0, "seconds": time.perf_counter() - began}
         )
@@ -234,12 +261,13 @@ class Conductor:
         if missing:
             text = f"{', '.join(missing)} did not send final scores: the means are over {len(server.sites) - len(missing)} sites"
             self._emit({"event": "warning", "round": last, "text": text})
-        if run.metrics != "none" and len(missing) == len(server.sites):
+        if run.metrics != "none" and len(missing) == len(server.sites) and not self._final_lost:
             hint = f"the model is written; resume with --resume {self._folder.path} to score it"
             raise RunFailed("no site sent final scores", place=f"round {last}", hint=hint)
         digest = sha256_of_state(full) if server.parts.personalization.shares else self._sites_digest()
         result = self._result(chosen, last, digest, scores, missing)
         self._folder.write_json("result.json", result)
+        checkpoint.drop_sums(self._folder.checkpoints)
         self._emit({"event": "run-finished", "result": result})
         return result
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
 
-from pppml_core.federation import evaluation
+from pppml_core.errors import ConfigError
+from pppml_core.federation import checkpoint, evaluation
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline, contribution_ranges
 from pppml_core.federation.site import ROUND_FIELDS
+from pppml_core.federation.terms import round_terms
 from pppml_core.federation.trainer import plain_state, tensor_state
-from pppml_core.interfaces.aggregation import Guarantees
+from pppml_core.interfaces.aggregation import Guarantees, Sum
 from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.learning.arrays import to_numpy, to_torch
 from pppml_core.learning.pool import evaluated_sites
 from pppml_core.values import rms
 from pppml_core.wire.codec import Encoded, sha256_of
 from pppml_core.wire.manifest import Manifest
-from pppml_core.wire.messages import Body, Exchange, Operation
+from pppml_core.wire.messages import SERVER, Body, Exchange, Operation
 
 #: perform(operations, round, attempt, manifest)
 Perform = Callable[[Operation | Sequence[Operation], int, int, Manifest], Any]
@@ -64,10 +68,23 @@ class Server:
     """Coordinates one run. Holds no site's data; what it learns of a site is what arrives in a message."""
 
     def __init__(
-        self, assembly: Assembly, run: bytes, sites: Sequence[str], max_weight: int, privacy: PrivacyPlan, perform: Perform, emit: Emit
+        self,
+        assembly: Assembly,
+        run: bytes,
+        sites: Sequence[str],
+        max_weight: int,
+        privacy: PrivacyPlan,
+        home: Path,
+        checkpoints: Path,
+        perform: Perform,
+        emit: Emit,
     ) -> None:
         self.parts, self.run, self.sites, self.max_weight = assembly, run, tuple(sites), max_weight
         self.privacy, self.perform, self.emit = privacy, perform, emit
+        self.identity, self.roster = load_identity(home), load_roster(home)
+        if unknown := [party for party in (*self.sites, SERVER) if party not in self.roster]:
+            raise ConfigError(f"the server has pinned no identity for {', '.join(unknown)}", place=str(home), hint="pppml site trust")
+        self._checkpoints = checkpoints
         weights = assembly.initial_weights
         self.state = ServerState(weights, assembly.personalization.server_init(weights))
         self._initial_rms = rms(to_numpy(weights), list(weights))
@@ -99,6 +116,35 @@ class Server:
     def pipeline(self, ranges: tuple[float, ...]) -> Pipeline:
         """The coming round's encoding."""
         return self.parts.pipeline(ranges, self.max_weight, self.privacy)
+
+    def terms(self, round: int, cohort: Sequence[str]) -> dict[str, Any]:
+        """What is announced for a round over these sites."""
+        return round_terms(
+            round=round,
+            cohort=cohort,
+            ranges=self.ranges(),
+            max_weight=self.max_weight,
+            guarantees=self.guarantees(cohort),
+            privacy=self.privacy.statement,
+            metrics=self.parts.config.run.metrics,
+            keep=self.state.bests,
+            roster=roster_hash(self.roster, (*cohort, SERVER)),
+        )
+
+    def keep_sum(self, which: str, round: int, weights: Mapping[str, torch.Tensor], summed: Sum) -> None:
+        """Write a sum to the disk: its sites have released it, and give no second one to a server that was killed before its checkpoint."""
+        checkpoint.save_sum(self._checkpoints, round, which, self._sum_key(which, round, weights), summed)
+
+    def kept_sum(self, which: str, round: int, weights: Mapping[str, torch.Tensor]) -> Sum | None:
+        """The sum of this round as it was before the server was killed; None where there is none over this model and these terms."""
+        summed = checkpoint.load_sum(self._checkpoints, round, which, self._sum_key(which, round, weights))
+        if summed is not None:
+            self.emit({"event": "sum-kept", "round": round, "kind": which, "survivors": list(summed.survivors)})
+        return summed
+
+    def _sum_key(self, which: str, round: int, weights: Mapping[str, torch.Tensor]) -> bytes:
+        terms = {"ranges": list(self.ranges()), "max_weight": self.max_weight, "privacy": self.privacy.statement.to_dict()}
+        return sha256_of({"run": self.run, "round": round, "which": which, "weights": self.sha256(weights), "terms": terms})
 
     def guarantees(self, cohort: Sequence[str]) -> Guarantees | None:
         """Of the session over this cohort; None where nothing is summed."""

@@ -6,22 +6,23 @@ within an attempt is plain data that :meth:`Site.freeze` writes down, so an engi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pppml_core.config import resolve
-from pppml_core.errors import InconsistentModel, PolicyRefusal, PppmlError, WireError
+from pppml_core.errors import ConfigError, InconsistentModel, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation import evaluation
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline
-from pppml_core.federation.policy import Policy
+from pppml_core.federation.policy import Policy, load_policy
 from pppml_core.federation.session_side import SessionSide
-from pppml_core.federation.store import SiteStore
-from pppml_core.federation.terms import binding, check_request, promises
+from pppml_core.federation.store import SiteStore, sites_digest
+from pppml_core.federation.terms import RELEASED, binding, check_request, lasting, promises
 from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.engine import Job
 from pppml_core.learning.arrays import to_numpy
@@ -47,12 +48,13 @@ _REASON = 512
 class SiteHost:
     """Builds a job's parts once and brings its sites to life in this process; all sites of a process share one network."""
 
-    def __init__(self, job: Job, assembly: Assembly | None = None) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
+        assembly = job.parts
         if assembly is None:
             registry = Registry.discover()
             assembly = Assembly.build(resolve(job.config, registry=registry), registry, job.objects)
-        self.assembly = assembly
+        self.assembly: Assembly = assembly
         self.clock: dict[str, float] = {}
         #: the newest models by hash, shared by the sites of this process.
         self.models: dict[bytes, Mapping[str, npt.NDArray[Any]]] = {}
@@ -61,8 +63,8 @@ class SiteHost:
         self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(self.assembly.spec, job.sites, shared)))
 
     def site(self, name: str, policy: Policy | None = None) -> Site:
-        """The site of that name."""
-        return Site(name, self, policy or Policy())
+        """The site of that name, with the policy of its home unless another is given. Raises ConfigError where its home is not in order."""
+        return Site(name, self, policy or load_policy(self.job.home(name)))
 
     def keep_model(self, sha256: bytes, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         """Hold a model; only the newest two are needed."""
@@ -75,7 +77,7 @@ class SiteHost:
 class _Context:
     """The site's side of one attempt; implements ``interfaces.aggregation.SiteContext``."""
 
-    owner: Site
+    owner: Site = field(repr=False)
     kind: str
     site: str
     run: bytes
@@ -83,6 +85,8 @@ class _Context:
     attempt: int
     cohort: tuple[str, ...]
     binding: bytes
+    roster: Mapping[str, bytes]
+    policy: Policy
 
     def contribution(self) -> npt.NDArray[Any]:
         """The update (trained on the first call) or, for kind ``metrics``, the scores."""
@@ -92,12 +96,26 @@ class _Context:
         """From the operating system."""
         return entropy(length)
 
+    def sign(self, statement: bytes) -> bytes:
+        """With this site's identity."""
+        return self.owner.identity.sign(statement)
+
+    def release(self, sites: Sequence[str]) -> None:
+        """Once, and on the disk before it returns."""
+        self.owner.release(self.kind, sites)
+
 
 class Site:
     """One party that holds data."""
 
     def __init__(self, name: str, host: SiteHost, policy: Policy) -> None:
         self.name, self._host, self._policy = name, host, policy
+        home = host.job.home(name)
+        self.identity = load_identity(home)
+        self._roster = load_roster(home)
+        if self._roster.setdefault(name, self.identity.public) != self.identity.public:
+            hint = "restore identity.key or roster.json from a backup"
+            raise ConfigError("this home pins another identity for itself", place=str(home), hint=hint)
         self._store = SiteStore(host.job.folder / name)
         self._trainer = Trainer(host.assembly, name, self._store, host.privacy, host.clock)
         #: the open attempt: round, attempt, terms, weights (hash). Empty before the first.
@@ -151,6 +169,7 @@ class Site:
         if self.name not in terms["cohort"] or not set(terms["cohort"]) <= set(self._host.job.sites) or terms["round"] != message.round:
             raise PolicyRefusal("the terms are not for this site and round")
         self._check_promises(terms)
+        self._check_roster(terms)
         bound = binding(message.run, message.round, message.attempt, message.body["sha256"], terms)
         if self._is_open(message):
             if bound != self._open["binding"]:
@@ -176,6 +195,15 @@ class Site:
         for name, promised in own.items():
             if terms[name] != promised:
                 raise PolicyRefusal(f"the announced {name} are not those of this site's configuration")
+
+    def _check_roster(self, terms: Mapping[str, Any]) -> None:
+        """The identities the server counts on must be those pinned here, or strangers could be put among the sites."""
+        parties = (*terms["cohort"], SERVER)
+        if unknown := [party for party in parties if party not in self._roster]:
+            raise PolicyRefusal(f"no identity is pinned here for {', '.join(unknown)}", hint="pppml site trust")
+        if roster_hash(self._roster, parties) != terms["roster"]:
+            hint = "compare fingerprints: pppml site show"
+            raise PolicyRefusal("the identities that the server announced are not those pinned at this site", hint=hint)
 
     def _is_open(self, message: Message) -> bool:
         return (self._open.get("round"), self._open.get("attempt")) == (message.round, message.attempt)
@@ -206,13 +234,39 @@ class Site:
 
     def _side(self, kind: str) -> SessionSide:
         if kind not in self._sides:
+            self._refuse_released(kind)
             cohort = tuple(self._open["terms"]["cohort"])
-            ctx = _Context(
-                self, kind, self.name, self._host.job.run, self._open["round"], self._open["attempt"], cohort, self._open["binding"]
-            )
+            place = (self._host.job.run, self._open["round"], self._open["attempt"], cohort, self._open["binding"])
+            roster = {party: self._roster[party] for party in (*cohort, SERVER)}
+            ctx = _Context(self, kind, self.name, *place, roster, self._policy)
             session = self._host.assembly.aggregator.plan(self._value(kind), cohort)
             self._sides[kind] = SessionSide(session, ctx, self._store.folder / f"replies-{kind}")
         return self._sides[kind]
+
+    def _which(self, kind: str) -> str:
+        """The name under which a sum is released: one of updates a round; of scores, one for each choice of splits."""
+        return kind if kind == "session" else f"{kind} {' '.join(self._scored()['splits'])}"
+
+    def _refuse_released(self, kind: str) -> tuple[int, bytes] | None:
+        """Raise PolicyRefusal where another attempt released this sum. What this attempt released of it, if anything."""
+        held = self._store.released(self._open["round"], self._which(kind))
+        if held is not None and held[0] != self._open["attempt"]:
+            raise PolicyRefusal(f"{RELEASED} in attempt {held[0]} of round {self._open['round']}", place=self.name)
+        return held
+
+    def release(self, kind: str, sites: Sequence[str]) -> None:
+        """Note that unmasking material for the sum over ``sites`` leaves this site now; refuse it where it left before."""
+        cohort, distinct = self._open["terms"]["cohort"], set(sites)
+        if len(distinct) != len(sites) or not distinct <= set(cohort):
+            raise PolicyRefusal("a sum over sites that are not of this attempt", place=self.name)
+        if len(distinct) < self._policy.min_cohort:
+            text = f"min_cohort: a sum over {len(distinct)} sites, at least {self._policy.min_cohort} required"
+            raise PolicyRefusal(text, place=self.name)
+        held = self._refuse_released(kind)
+        if held is None:
+            self._store.save_release(self._open["round"], self._open["attempt"], self._which(kind), distinct)
+        elif held[1] != sites_digest(distinct):
+            raise PolicyRefusal(f"{RELEASED} over other sites in this attempt", place=self.name)
 
     def _value(self, kind: str) -> Any:
         if kind == "metrics":
@@ -236,8 +290,7 @@ class Site:
         if weights is None:
             raise InconsistentModel("the model of this attempt is no longer held here", place=self.name)
         # An attempt more is the same contribution: the key leaves it out.
-        terms = {k: v for k, v in self._open["terms"].items() if k not in ("cohort", "guarantees")}
-        key = binding(self._host.job.run, self._open["round"], 0, self._open["weights"], terms)
+        key = binding(self._host.job.run, self._open["round"], 0, self._open["weights"], lasting(self._open["terms"]))
         pipeline = self._pipeline(self._open["terms"])
         return self._trainer.contribution(self._open["round"], key, weights, pipeline, self._open["terms"]["keep"])
 

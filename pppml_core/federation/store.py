@@ -1,4 +1,4 @@
-"""A site's own folder: its state after each round, its contribution of a round, its attempts. Nothing here ever leaves the site.
+"""A site's own folder: its state after each round, its contribution of a round, its attempts, what it released. None of it leaves the site.
 
 A resumed run goes back to a checkpoint of the server: the newest or, where that is damaged, the one before, at most two rounds behind
 what a site may have begun. So a site keeps what it held after each of the last three rounds, and after rounds the server named because
@@ -7,6 +7,7 @@ they may be selected.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import struct
@@ -25,13 +26,15 @@ OWN = ("personal", "method", "optimizer")
 _REMEDY = "restore the file, or start a new run"
 #: one line of ``attempts``: round and attempt.
 _ATTEMPT = struct.Struct("<QQ")
+#: one line of ``released``: round, attempt, which sum, over which sites, and a checksum over these.
+_RELEASE = struct.Struct("<QQ16s16s16s")
 _STATE = re.compile(r"state-([0-9]{6,9})")
 #: no round and no attempt is as large; a record that says so is damaged.
 _FAR = 2**30
 
 
 class SiteStore:
-    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``."""
+    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``, ``released``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,6 +52,7 @@ class SiteStore:
         for round in self.rounds():
             self.state(round)
         self.attempts()
+        self._releases()
 
     def state(self, round: int) -> Mapping[str, Any] | None:
         """The site's state after a round: that of the newest round up to it in which the site took part; None where there is none."""
@@ -98,23 +102,49 @@ class SiteStore:
 
     def save_attempt(self, round: int, attempt: int) -> None:
         """Remember an attempt before anything of it is answered."""
-        # Appended and synced: one trip to the disk. A part of a record that a crash left was never answered, and is written over.
-        path = self.folder / "attempts"
-        fresh = not path.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as file:
-            file.truncate(file.tell() - file.tell() % _ATTEMPT.size)
-            file.write(_ATTEMPT.pack(round, attempt))
-            file.flush()
-            os.fsync(file.fileno())
-        if fresh:
-            sync_folder(self.folder)
+        self._append("attempts", _ATTEMPT.pack(round, attempt))
 
     def answered(self, round: int, attempt: int) -> bool:
         """Whether something of this attempt may have been answered before: it, a later one, or a round that lies too far back."""
         held = self.attempts()
         forgotten = len(held) > REACH + 1 and round < min(held)
         return forgotten or attempt <= held.get(round, 0)
+
+    def released(self, round: int, which: str) -> tuple[int, bytes] | None:
+        """The attempt of this round that released this sum, and a digest of the sites it is over; None where none did.
+
+        Unlike states, releases are never taken back: a resumed run that holds the round anew must not get a second sum.
+        """
+        return self._releases().get((round, _digest(which)))
+
+    def save_release(self, round: int, attempt: int, which: str, sites: Iterable[str]) -> None:
+        """Remember a release, before anything of it leaves. :meth:`released` says whether there was one."""
+        fields = (round, attempt, _digest(which), sites_digest(sites))
+        self._append("released", _RELEASE.pack(*fields, _release_check(*fields)))
+
+    def _releases(self) -> dict[tuple[int, bytes], tuple[int, bytes]]:
+        path = self.folder / "released"
+        data = path.read_bytes() if path.exists() else b""
+        held: dict[tuple[int, bytes], tuple[int, bytes]] = {}
+        for round, attempt, which, sites, check in _RELEASE.iter_unpack(data[: len(data) - len(data) % _RELEASE.size]):
+            if check != _release_check(round, attempt, which, sites):
+                # Without it this site could give out a second sum of a round: nothing goes on from here.
+                raise CheckpointError("the site's record of what it released is damaged", place=str(path), hint=_REMEDY)
+            held.setdefault((round, which), (attempt, sites))
+        return held
+
+    def _append(self, name: str, record: bytes) -> None:
+        # Appended and synced: one trip to the disk. A part of a record that a crash left was never answered, and is written over.
+        path = self.folder / name
+        fresh = not path.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.truncate(file.tell() - file.tell() % len(record))
+            file.write(record)
+            file.flush()
+            os.fsync(file.fileno())
+        if fresh:
+            sync_folder(self.folder)
 
     def _drop(self, round: int) -> None:
         (self.folder / f"state-{round:06d}").unlink(missing_ok=True)
@@ -127,6 +157,19 @@ class SiteStore:
             return decode(path.read_bytes())
         except WireError as error:
             raise CheckpointError(f"the site's file is damaged: {error.message}", place=str(path), hint=_REMEDY) from error
+
+
+def sites_digest(sites: Iterable[str]) -> bytes:
+    """16 bytes that stand for a set of sites."""
+    return _digest(" ".join(sorted(sites)))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def _release_check(round: int, attempt: int, which: bytes, sites: bytes) -> bytes:
+    return hashlib.sha256(struct.pack("<QQ16s16s", round, attempt, which, sites)).digest()[:16]
 
 
 def _newest(held: Iterable[int], until: int) -> int | None:

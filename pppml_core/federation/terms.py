@@ -13,6 +13,9 @@ from pppml_core.interfaces.privacy import PrivacyStatement
 from pppml_core.interfaces.task import SPLITS
 from pppml_core.wire.codec import sha256_of
 
+#: how the refusal of a site begins that has given out what opens this sum: the server then knows that the round is lost.
+RELEASED = "this sum was released before"
+
 
 def round_terms(
     *,
@@ -24,6 +27,7 @@ def round_terms(
     privacy: PrivacyStatement,
     metrics: str,
     keep: Sequence[int],
+    roster: bytes,
 ) -> dict[str, Any]:
     """Terms as the codec carries them.
 
@@ -36,6 +40,7 @@ def round_terms(
         privacy: what is claimed for the whole run.
         metrics: what of the evaluation leaves a site: per-site, sum, none.
         keep: rounds whose state a site should not drop, because they may be selected.
+        roster: :func:`~pppml_core.federation.identity.roster_hash` over the cohort and the server, as the server has pinned them.
     """
     return {
         "round": round,
@@ -45,7 +50,13 @@ def round_terms(
         **promises(guarantees, privacy),
         "metrics": metrics,
         "keep": list(keep),
+        "roster": roster,
     }
+
+
+def lasting(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the terms that stays the same when a round is held again with other sites."""
+    return {name: value for name, value in terms.items() if name not in ("cohort", "guarantees", "roster")}
 
 
 def promises(guarantees: Guarantees | None, privacy: PrivacyStatement) -> dict[str, Any]:
@@ -64,6 +75,7 @@ _TERMS = {
     "privacy": dict,
     "metrics": str,
     "keep": list,
+    "roster": bytes,
 }
 #: kind of request -> what its body must hold; ``weights`` may come with a ``sha256``.
 _REQUESTS: dict[str, dict[str, type]] = {
@@ -102,6 +114,8 @@ def _check_terms(terms: Mapping[str, Any]) -> None:
     epsilon, sees = terms["privacy"].get("epsilon"), terms["guarantees"].get("sees_update")
     if not isinstance(epsilon, float | int | None) or not isinstance(sees, list) or not all(isinstance(s, str) for s in sees):
         raise WireError("privacy.epsilon must be a number or none, guarantees.sees_update a list of names", place="terms")
+    if type(terms["guarantees"].get("coalition_curious", 0)) is not int or len(terms["roster"]) != 32:
+        raise WireError("guarantees.coalition_curious must be a whole number, roster a hash", place="terms")
 
 
 def binding(run: bytes, round: int, attempt: int, weights: bytes, terms: Mapping[str, Any]) -> bytes:

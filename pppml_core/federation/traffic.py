@@ -36,6 +36,7 @@ def predicted_traffic(
         privacy=privacy.statement,
         metrics=run.metrics,
         keep=[],
+        roster=bytes(32),
     )
     asked: Body = {"terms": terms, "sha256": bytes(32)}
     judged: Body = {"state": run.rounds, "splits": ["validation"], "final": False, "sha256": bytes(32)}

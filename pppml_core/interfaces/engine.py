@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -46,6 +46,8 @@ class Job:
         sites: slugs in the task's order.
         sizes: training examples of each site, for balancing.
         objects: live Python objects a researcher passed instead of names, by config path; in-process engines only.
+        homes: where each party's home lies, ``homes/<party>``: its identity, its roster and its policy; default: ``folder``.
+        parts: the parts as this process has built them, for engines whose sites live in it.
     """
 
     run: bytes
@@ -54,6 +56,12 @@ class Job:
     sites: tuple[str, ...]
     sizes: Mapping[str, int]
     objects: Mapping[str, Any]
+    homes: Path | None = None
+    parts: Any = field(default=None, repr=False)
+
+    def home(self, party: str) -> Path:
+        """The home of a party: a site, or ``server``."""
+        return (self.homes or self.folder) / party
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,10 @@ class Loss:
 
 
 class Transport(Protocol):
-    """A live connection to the sites."""
+    """A live connection to the sites.
+
+    It may have two things more: ``parallel``, how many sites compute at once, and ``remarks()``, sentences for the user when the run ends.
+    """
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """Send each frame to its site; yield ``(site, reply frame or Loss)`` as they arrive, each site once."""
@@ -78,9 +89,15 @@ class Transport(Protocol):
 
 
 class Engine(ABC):
-    """Connects a job to running sites."""
+    """Connects a job to running sites.
+
+    When ``connect`` returns, the home of ``server`` and the homes of the sites it started hold an identity and a roster: made by
+    :func:`pppml_core.federation.identity.provision` where one person runs all of them, or put there by people.
+    """
 
     topology: Topology = "p2p"
+    #: homes that exist already, ``homes/<party>``; None: under the run's folder.
+    homes: Path | None = None
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

@@ -15,7 +15,8 @@ Events are plain dicts with ``event``, ``time`` (seconds since the epoch) and, w
 ``stage``          ``round, stage, sent, received, seconds`` when an operation of that stage has ended
 ``site-done``      ``round, stage, site, seconds, bytes`` when a site has answered
 ``site-lost``      ``round, stage, site, reason``
-``round-aborted``  ``round, attempt, reason, next`` (retry, skip or stop)
+``round-aborted``  ``round, attempt, reason, next`` (retry, skip or stop), ``lost`` (its sum can never be had again)
+``sum-kept``       ``round, kind, survivors`` when a resumed run goes on from a sum it had before it was killed
 ``metrics``        ``round, rows`` (as in metrics.jsonl)
 ``warning``        ``text``
 ``round-finished`` ``round, seconds, survivors``

@@ -13,6 +13,7 @@ import torch
 
 from pppml_core.api import Experiment, Run
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.identity import provision
 from pppml_core.interfaces.engine import Job
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message
@@ -74,7 +75,8 @@ def job(tmp_path) -> Callable[[Assembly], Job]:
     def make(assembly: Assembly) -> Job:
         sites = tuple(s.slug for s in assembly.task.sites())
         sizes = {s: len(assembly.load(s).train) for s in sites}
-        return Job(b"r" * 16, to_plain(assembly.config), tmp_path / "sites", sites, sizes, {})
+        provision(tmp_path / "sites", (*sites, SERVER))
+        return Job(b"r" * 16, to_plain(assembly.config), tmp_path / "sites", sites, sizes, {}, parts=assembly)
 
     return make
 

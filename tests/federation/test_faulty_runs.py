@@ -175,8 +175,8 @@ class Lying(LocalEngine):
         super().__init__(LocalConfig())
         self.where, self.change = (site, stage, round), change
 
-    def connect(self, job, assembly=None):
-        inner, where, change = super().connect(job, assembly), self.where, self.change
+    def connect(self, job):
+        inner, where, change = super().connect(job), self.where, self.change
 
         class Transport:
             parallel = 1

@@ -25,6 +25,7 @@ from pppml_core.learning.data.examples import ArrayExamples
 from pppml_core.learning.evaluation import predict_examples
 from pppml_core.learning.predict import predict
 from pppml_core.values import ValueSpec
+from pppml_core.wire.messages import ExchangeOutcome
 
 COHORT = ("a", "b", "c")
 
@@ -50,7 +51,7 @@ Short.__abstractmethods__ = frozenset()
 @pytest.mark.parametrize("length", [3, 4, 5])
 def test_a_sum_of_another_length_is_no_sum(length):
     config = SimpleNamespace(run=SimpleNamespace(min_cohort=1))
-    server = SimpleNamespace(parts=SimpleNamespace(config=config), perform=lambda *_: None)
+    server = SimpleNamespace(parts=SimpleNamespace(config=config), perform=lambda *_: ExchangeOutcome({}, (), {}))
     ctx = ServerContext(b"r" * 16, 1, 1, COHORT, b"")
     if length == 4:
         assert hold_session(server, Short(length), "session", ctx).survivors == COHORT
@@ -135,7 +136,7 @@ def test_a_kept_contribution_without_its_state_is_made_again(registry, job, tmp_
     parts = Assembly.build(
         resolve({"task": "tiny", "personalization": {"use": "object"}}, registry=registry), registry, {"personalization": method}
     )
-    host = SiteHost(job(parts), parts)
+    host = SiteHost(job(parts))
     store = SiteStore(tmp_path / "site_2")
     store.folder.mkdir()
     trainer = Trainer(parts, "site_2", store, host.privacy, {})

@@ -169,8 +169,8 @@ class Spying(LocalEngine):
         super().__init__(LocalConfig())
         self.seen = []
 
-    def connect(self, job, assembly=None):
-        inner, seen = super().connect(job, assembly), self.seen
+    def connect(self, job):
+        inner, seen = super().connect(job), self.seen
 
         class Transport:
             parallel = 1

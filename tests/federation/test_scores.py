@@ -94,8 +94,14 @@ def test_a_site_whose_folder_is_gone_stops_the_resume(tmp_path):
     fault = {"use": "local", "faults": [{"site": s, "stage": "contribute", "round": 3, "do": "drop", "times": 9} for s in SITES]}
     with pytest.raises(RunFailed):
         experiment(engine=fault).run(tmp_path / "a", report=False)
-    shutil.rmtree(tmp_path / "a" / "sites" / "site_1")
+    home = tmp_path / "a" / "sites" / "site_1"
+    for path in home.iterdir():
+        if path.name not in ("identity.key", "roster.json"):
+            path.unlink()
     with pytest.raises(CheckpointError, match="is gone or empty"):
+        experiment(engine=fault).run(tmp_path / "a", report=False)
+    shutil.rmtree(home)
+    with pytest.raises(ConfigError, match="another identity is pinned for site_1"):
         experiment(engine=fault).run(tmp_path / "a", report=False)
 
 

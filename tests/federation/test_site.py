@@ -11,6 +11,7 @@ from pppml_core.builtin.configs import FedAvgConfig
 from pppml_core.builtin.fedavg import FedAvg
 from pppml_core.config import resolve
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.identity import load_roster, roster_hash
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.federation.store import SiteStore
@@ -49,6 +50,8 @@ class Bench:
         pipeline = self.parts.pipeline(tuple(ranges), 26, self.host.privacy)
         guarantees = self.parts.aggregator.plan(pipeline.spec, cohort).guarantees
         told = {"round": round, "cohort": cohort, "ranges": ranges, "max_weight": 26, "guarantees": guarantees, "keep": []}
+        pinned = {**load_roster(self.host.job.home(NAME)), **dict.fromkeys(set(cohort) - set(self.host.job.sites), bytes(32))}
+        told["roster"] = roster_hash(pinned, (*cohort, SERVER))
         return {**round_terms(**told, privacy=self.host.privacy.statement, metrics=self.parts.config.run.metrics), **changes}
 
     def message(self, kind, body, round=1, attempt=1, stage=None, recipient=NAME, run=None):
@@ -71,7 +74,7 @@ def host(registry, job):
         config = resolve({"task": "tiny", "personalization": {"use": "object"}, **sections}, registry=registry)
         live = {"personalization": Counted(FedAvgConfig()), **{k: v for k, v in OBJECTS.items() if sections.get(k) == {"use": "object"}}}
         parts = Assembly.build(config, registry, live)
-        return SiteHost(job(parts), parts)
+        return SiteHost(job(parts))
 
     return make
 
@@ -368,7 +371,7 @@ def test_a_thawed_site_trains_to_the_same_bytes(host):
     second = Bench(first.host)
     second.run = first.run
     for path in (first.host.job.folder / NAME).iterdir():
-        path.unlink() if path.is_file() else None
+        path.unlink() if path.is_file() and path.name not in ("identity.key", "roster.json") else None
     second.open()
     frozen = second.site.freeze()
     second.host.models.clear()
