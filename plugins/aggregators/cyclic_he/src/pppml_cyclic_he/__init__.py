@@ -1,0 +1,1 @@
+"""Secure sums along rings of sites, under homomorphic encryption."""

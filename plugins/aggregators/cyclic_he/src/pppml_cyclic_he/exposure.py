@@ -1,0 +1,163 @@
+"""What a coalition can decode, by the worst case: its members are curious, and keep what an honest party forgets.
+
+A member's state may therefore hold more than an honest one's: ``boxes`` (ring -> key of the box it sent) besides what :mod:`.site` lists;
+``server``, where it takes part, is a member with ``hop``, the private key to which sites seal what they release.
+
+- The ciphertexts a member sent or was handed are *cuts* of their ring: the sum of the shares of all sites up to there. With the secret key
+  of the ring's initiator, the difference of two cuts is the sum of the shares of the sites between them.
+- A group of sites is cut off where the coalition holds every ring on all sides of it. With all secret keys the shares add up to the masked
+  sum of the group; with the seeds of its self-masks, which go to the server, to its sum.
+- Where the secret key of one ring is missing, the released ring sums and seeds give the sum of the list, and nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pppml_core.errors import PppmlError
+from pppml_core.federation.identity import unseal
+from pppml_core.interfaces.aggregation import Exposure, Message
+from pppml_core.randomness import Secret
+from pppml_core.wire.messages import SERVER
+from pppml_cyclic_he import adverts, hops, uniform
+from pppml_cyclic_he.setting import Setting, stage_of
+from pppml_cyclic_he.site import released_place
+
+Vector = np.ndarray[Any, Any]
+
+
+def exposed(setting: Setting, view: Mapping[str, Any]) -> list[Exposure]:
+    """All sums that the coalition decodes, attempt by attempt."""
+    numbers = sorted({message.attempt for message in view["messages"]})
+    by_attempt = {one["number"]: one["states"] for one in view.get("attempts", ())}
+    out: list[Exposure] = []
+    for number in numbers:
+        messages = [m for m in view["messages"] if m.attempt == number and m.kind in ("session", "reply")]
+        coalition = _Coalition(setting, tuple(view["parties"]), messages, by_attempt.get(number, view["states"]))
+        out += coalition.exposures()
+    return out
+
+
+class _Coalition:
+    """One attempt, as a coalition sees it."""
+
+    def __init__(self, setting: Setting, parties: Sequence[str], messages: Sequence[Message], states: Mapping[str, Any]) -> None:
+        self._setting, self._rings, self._messages, self._states = setting, setting.rings, messages, states
+        self._sites = frozenset(parties) & frozenset(self._rings.order)
+        self._with_server = SERVER in parties
+        keys = next((m for m in messages if m.stage == "keys" and m.kind == "session"), None)
+        self._digest = b""
+        if keys is not None:
+            binding = next(iter(keys.body["adverts"].values()))["binding"]
+            self._digest = adverts.digest(binding, keys.body)
+
+    def exposures(self) -> list[Exposure]:
+        if not self._digest:
+            return []
+        seeds, without = self._seeds(), self._without()
+        secrets = {r: self._states.get(starter, {}).get("secret") for r, starter in enumerate(self._rings.initiators)}
+        if any(starter not in self._sites or secrets[r] is None for r, starter in enumerate(self._rings.initiators)):
+            return self._listed(seeds, without)
+        cuts = {ring: self._cuts(ring, Secret(secret)) for ring, secret in secrets.items() if secret is not None}
+        found = []
+        for group in self._rings.components(self._sites, without):
+            parts = [self._part(cuts[ring], self._rings.path(ring, without), frozenset(group)) for ring in cuts]
+            known = [part for part in parts if part is not None]
+            if len(known) == len(parts) and (not self._setting.exact or set(group) <= set(seeds)):
+                found.append(self._exposure(group, known, seeds))
+        return found
+
+    def _listed(self, seeds: Mapping[str, bytes], without: Sequence[str]) -> list[Exposure]:
+        """The sum over the list, from what was released to the server."""
+        sums = [self._released(starter, "sum") for starter in self._rings.initiators]
+        members = tuple(site for site in self._rings.order if site not in without)
+        if any(one is None for one in sums) or (self._setting.exact and not set(members) <= set(seeds)):
+            return []
+        dtype = self._setting.sum_dtype
+        values = [np.frombuffer(one, dtype).astype(np.uint64 if self._setting.exact else np.float64) for one in sums if one is not None]
+        return [self._exposure(members, values, seeds)]
+
+    def _exposure(self, group: Sequence[str], parts: Iterable[Vector], seeds: Mapping[str, bytes]) -> Exposure:
+        setting = self._setting
+        if not setting.exact:
+            return Exposure(tuple(group), np.rint(sum(parts)).astype(np.int64))
+        total = np.zeros(setting.params.length, np.uint64)
+        for part in parts:
+            uniform.add(total, part, setting.modulus)
+        for site in group:
+            uniform.subtract(total, uniform.residues(seeds[site], setting.params.length, setting.modulus), setting.modulus)
+        return Exposure(tuple(group), setting.params.integers(total))
+
+    def _part(self, cuts: Mapping[str, Vector], path: Sequence[str], group: frozenset[str]) -> Vector | None:
+        """The sum of a group's shares in one ring: last cut minus first of each stretch of the path in it. None where a cut is missing."""
+        total: Vector | None = None
+        for before, site, after in zip([path[-1], *path], path, [*path[1:], path[0]], strict=False):
+            for place, sign in ((before, -1), (site, 1)):
+                at_edge = site in group and (before if sign < 0 else after) not in group
+                if not at_edge:
+                    continue
+                if place not in cuts:
+                    return None
+                total = self._moved(total, cuts[place], sign)
+        return total
+
+    def _moved(self, total: Vector | None, cut: Vector, sign: int) -> Vector:
+        if not self._setting.exact:
+            return sign * cut if total is None else total + sign * cut
+        moved = np.zeros(self._setting.params.length, np.uint64) if total is None else total
+        (uniform.add if sign > 0 else uniform.subtract)(moved, cut, self._setting.modulus)
+        return moved
+
+    def _cuts(self, ring: int, secret: Secret) -> dict[str, Vector]:
+        """Site -> the decrypted sum of the shares up to it, of every ciphertext in the coalition's hands."""
+        cuts: dict[str, Vector] = {}
+        for message in self._messages:
+            initiator = message.stage == "agree" and message.recipient == self._rings.initiators[ring]
+            if not (message.stage == stage_of(ring) or initiator) or not message.body.get("chain"):
+                continue
+            sent = message.body["chain"][-1]
+            if sent["site"] in cuts:
+                continue
+            key = self._box_key(ring, message, sent)
+            if key is not None:
+                ciphertext = hops.uncover(key, message.body["box"], self._digest, ring, sent["site"])
+                values = self._setting.backend.decrypt(self._setting.params, secret, ciphertext)
+                cuts[sent["site"]] = values.astype(np.uint64 if self._setting.exact else np.float64)
+        return cuts
+
+    def _box_key(self, ring: int, message: Message, sent: Mapping[str, Any]) -> bytes | None:
+        """The key of a box that a member sent or can open."""
+        own = self._states.get(sent["site"], {}).get("boxes", {}).get(str(ring))
+        private = self._states.get(sent["next"], {}).get("hop")
+        if own is not None and sent["site"] in self._sites:
+            return bytes(own)
+        if private is None or sent["next"] not in self._sites:
+            return None
+        return hops.unlock(private, message.body["key"], self._digest, ring, sent)
+
+    def _seeds(self) -> dict[str, bytes]:
+        """Self-mask seeds in the coalition's hands: its members' own, and those released to the server."""
+        held = {site: self._states[site]["seed"] for site in self._sites if "seed" in self._states.get(site, {})}
+        released = {site: self._released(site, "seed") for site in self._rings.order}
+        return {**held, **{site: seed for site, seed in released.items() if seed is not None}}
+
+    def _released(self, site: str, what: str) -> bytes | None:
+        """What a site released to the server, if the server is a member that kept its key."""
+        private = self._states.get(SERVER, {}).get("hop")
+        if not self._with_server or private is None:
+            return None
+        for message in self._messages:
+            if message.stage == "release" and message.kind == "reply" and message.sender == site and what in message.body:
+                try:
+                    return unseal(private, message.body[what], released_place(self._digest, what, site))
+                except PppmlError:
+                    return None
+        return None
+
+    def _without(self) -> tuple[str, ...]:
+        """The sites left out, as the last message says."""
+        named = [m.body["without"] for m in self._messages if "without" in m.body]
+        return tuple(max(named, key=len, default=()))

@@ -1,0 +1,83 @@
+"""The rings of a cohort: who follows whom, who decrypts, what stays protected when sites are left out, and a site's own rules for it.
+
+Everything here follows from the names of the cohort and the number of rings; the server chooses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+from pppml_core.errors import PolicyRefusal
+from pppml_core.interfaces.aggregation import SumPolicy
+from pppml_core.wire.codec import sha256_of
+from pppml_cyclic_he import bound
+from pppml_cyclic_he.template import template
+
+
+@dataclass(frozen=True)
+class Rings:
+    """``count`` rings over ``order``, the names of the cohort in alphabetical order."""
+
+    order: tuple[str, ...]
+    count: int
+
+    @cached_property
+    def cycles(self) -> tuple[tuple[int, ...], ...]:
+        """Each ring as positions in ``order``, beginning at its initiator."""
+        return template(len(self.order), self.count).cycles
+
+    @cached_property
+    def initiators(self) -> tuple[str, ...]:
+        """The site that starts, closes and decrypts each ring."""
+        return tuple(self.order[cycle[0]] for cycle in self.cycles)
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """What adverts name the rings by."""
+        return sha256_of({"order": self.order, "cycles": self.cycles})
+
+    def path(self, ring: int, without: Collection[str] = ()) -> tuple[str, ...]:
+        """The sites of a ring in order, its initiator first, without those left out."""
+        return tuple(self.order[i] for i in self.cycles[ring] if self.order[i] not in without)
+
+    def next(self, ring: int, site: str, without: Collection[str] = ()) -> str:
+        """The site after ``site``; after the last one comes the initiator."""
+        path = self.path(ring, without)
+        return path[(path.index(site) + 1) % len(path)]
+
+    def ring_of(self, site: str) -> int | None:
+        """The ring that ``site`` initiates, counted from 0."""
+        return self.initiators.index(site) if site in self.initiators else None
+
+    def curious(self, without: Collection[str] = ()) -> int:
+        """How many sites may work with the server and learn only the sum of the others, if everybody follows the protocol."""
+        starters = [cycle[0] for cycle in self.cycles]
+        return bound.curious(self._contracted(without), starters, len(self.order) - len(without))
+
+    def active(self, without: Collection[str] = ()) -> int:
+        """The same for parties that lie."""
+        return bound.active(self._contracted(without), len(self.order) - len(without))
+
+    def components(self, coalition: Collection[str], without: Collection[str] = ()) -> list[tuple[str, ...]]:
+        """The groups of other sites whose sums a coalition that holds all initiators can tell apart."""
+        found = bound.components(self._contracted(without), [i for i, site in enumerate(self.order) if site in coalition])
+        return [tuple(self.order[i] for i in sorted(group)) for group in found]
+
+    def check(self, policy: SumPolicy, without: Collection[str] = ()) -> None:
+        """Raise PolicyRefusal unless a sum without these sites keeps what this site insists on."""
+        left = len(self.order) - len(without)
+        if not set(without) < set(self.order) or set(without) & set(self.initiators):
+            raise PolicyRefusal("only sites of the cohort that start no ring can be left out")
+        least = max(3, policy.min_cohort)
+        if left < least:
+            raise PolicyRefusal(f"min_cohort: a sum over {left} sites, at least {least} are required")
+        if left - policy.max_colluders < max(2, policy.min_honest):
+            raise PolicyRefusal(f"min_honest: {left} sites with {policy.max_colluders} colluders leave fewer than {policy.min_honest}")
+        if (held := self.curious(without)) < policy.max_colluders:
+            raise PolicyRefusal(f"max_colluders: {len(self.cycles)} rings of {left} sites withstand {held}, not {policy.max_colluders}")
+
+    def _contracted(self, without: Collection[str]) -> tuple[tuple[int, ...], ...]:
+        starters = [cycle[0] for cycle in self.cycles]
+        return bound.contract(self.cycles, starters, [i for i, site in enumerate(self.order) if site in without])

@@ -1,0 +1,249 @@
+"""A site's part in the sum, one method a stage: advertise, check everybody, add to each ring, agree (initiators), release.
+
+The state is plain data: ``hop`` (X25519 private key), ``secret`` (an initiator's), ``agreed`` (see :func:`.adverts.check_all`), ``seed`` of
+the self-mask, ``shares`` (seeds of all shares but the last ring's), ``box`` (key of the last box sent), ``links`` (ring -> signed link of
+the hop sent), ``seen`` (sites before this one in the first ring), ``without`` (sites left out), ``closing`` (an initiator's ciphertext to
+decrypt) and ``chain`` (hash of the one it agreed to). What is no longer needed is forgotten at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pppml_core.errors import PolicyRefusal, WireError
+from pppml_core.federation.identity import agreement_key, seal, statement, verify
+from pppml_core.interfaces.aggregation import SiteContext
+from pppml_core.randomness import Secret
+from pppml_core.wire.codec import sha256_of
+from pppml_core.wire.messages import Body
+from pppml_cyclic_he import adverts, hops, uniform
+from pppml_cyclic_he.setting import Setting, read, read_names
+
+State = dict[str, Any]
+Step = tuple[State, dict[str, Any]]
+
+#: noise budget, in bits, that must be left in what is about to be decrypted.
+LEAST_BUDGET = 4.0
+#: farthest that a decrypted number may lie from an integer: nine standard deviations of the largest planned error, 1/24.
+FARTHEST = 0.375
+
+
+def forget(state: Mapping[str, Any], *names: str) -> State:
+    """The state without secrets that have served."""
+    return {name: value for name, value in state.items() if name not in names}
+
+
+class Site:
+    """One message at one site: each method takes the message's body and returns the new state and the answer."""
+
+    def __init__(self, setting: Setting, state: Mapping[str, Any], ctx: SiteContext) -> None:
+        self._setting, self._state, self._ctx, self._rings = setting, dict(state), ctx, setting.rings
+        self._own_ring = self._rings.ring_of(ctx.site)
+        if sorted(ctx.cohort) != list(self._rings.order):
+            raise WireError("the session is not of this cohort", place=ctx.site)
+
+    # -- 1: advertise -----------------------------------------------------------------------------------------------------------------
+
+    def advertise(self) -> Step:
+        """Fresh keys of this attempt."""
+        self._rings.check(self._ctx.policy)
+        private, hop = agreement_key(self._ctx.entropy)
+        state: State = {"hop": private}
+        public = b""
+        if self._own_ring is not None:
+            public, secret = self._setting.backend.keygen(self._setting.params)
+            state["secret"] = secret.reveal()
+            secret.wipe()
+        advert = adverts.make(self._setting, self._ctx.site, self._ctx.binding, self._ctx.sign, hop, public)
+        return {**state, "advert": sha256_of(advert)}, advert
+
+    def keys(self, body: Body) -> Step:
+        """Check everybody's adverts, train, and draw what hides the contribution."""
+        agreed = adverts.check_all(self._setting, body, self._ctx.binding, self._ctx.roster)
+        if sha256_of(body["adverts"][self._ctx.site]) != self._held("advert"):
+            raise WireError("this site's own advert was exchanged", place=self._ctx.site)
+        self._ctx.contribution()  # trained here, where all sites work at once; in a ring they would wait for each other
+        state = {**forget(self._state, "advert"), "agreed": agreed, "links": {}, "without": []}
+        if self._setting.exact:
+            state["seed"] = self._ctx.entropy(uniform.SEED_BYTES)
+            state["shares"] = [self._ctx.entropy(uniform.SEED_BYTES) for _ in range(self._rings.count - 1)]
+        return state, {}
+
+    # -- 2: relay ---------------------------------------------------------------------------------------------------------------------
+
+    def ring(self, ring: int, body: Body) -> Step:
+        """Add this site's share of one ring to what came, and send it on."""
+        agreed, links = self._held("agreed"), self._held("links")
+        if len(links) != ring:
+            raise PolicyRefusal("rings are walked one after another, each site once in each")
+        without = self._left_out(body)
+        chain, path = read(body, "chain", list), self._rings.path(ring, without)
+        so_far = path[: path.index(self._ctx.site) + 1]
+        before = self._check_chain(ring, chain, so_far)
+        received = hops.receive(self._held("hop"), body, agreed["digest"], ring, chain[-1]) if chain else None
+
+        backend, params = self._setting.backend, self._setting.params
+        ciphertext = backend.encrypt(params, agreed["publics"][ring], self._share(ring))
+        if received is not None:
+            ciphertext = backend.add(params, received, ciphertext)
+        if not self._setting.exact:
+            # Without self-masks a ciphertext is all that its key holder needs: no second attempt with another set, ever.
+            self._ctx.release(self._rings.order)
+
+        sent = self._signed(ring, self._rings.next(ring, self._ctx.site, without), before, hashlib.sha256(ciphertext).digest())
+        box, key = hops.close(ciphertext, agreed["digest"], ring, self._ctx.site, self._ctx.entropy)
+        handed = self._hand(ring, key, sent)
+        state = {**self._state, "links": {**links, str(ring): sent}, "without": list(without)}
+        state["box"] = key
+        if ring == 0:
+            state["seen"] = list(so_far[:-1])
+        if ring == self._rings.count - 1:
+            state = forget(state, "shares", *(["hop"] if self._own_ring is None else []))
+        return state, {"box": box, "key": handed, "chain": [*chain, sent], "without": list(without)}
+
+    def reseal(self, body: Body) -> Step:
+        """The site after this one was never handed its box: hand it to the one after that. The same ciphertext, once."""
+        links, without = self._held("links"), read_names(body, "without")
+        if len(links) != 1 or "box" not in self._state:
+            raise PolicyRefusal("a site is bridged only while the first ring is walked, and not two in a row")
+        left = links["0"]
+        if set(without) != {*self._held("without"), left["next"]}:
+            raise PolicyRefusal("only the site after this one can be bridged by it")
+        self._check_left_out(without)
+        sent = self._signed(0, self._rings.next(0, self._ctx.site, without), left["before"], left["after"])
+        handed = self._hand(0, self._held("box"), sent)
+        state = {**forget(self._state, "box"), "links": {"0": sent}, "without": list(without)}
+        return state, {"key": handed, "link": sent}
+
+    # -- 3: agree ---------------------------------------------------------------------------------------------------------------------
+
+    def agree(self, body: Body) -> Step:
+        """An initiator's ring has come back: check its whole chain and sign who is in it. Nothing is decrypted."""
+        ring = self._own_ring
+        if ring is None or len(self._held("links")) != self._rings.count:
+            raise PolicyRefusal("only an initiator that has added to every ring closes its own")
+        agreed, without = self._held("agreed"), self._left_out(body)
+        chain, path = read(body, "chain", list), self._rings.path(ring, without)
+        self._check_whole(ring, chain, path)
+        closing = hops.receive(self._held("hop"), body, agreed["digest"], ring, chain[-1])
+        budget = self._setting.backend.noise_budget(self._setting.params, Secret(self._held("secret")), closing)
+        if budget is not None and budget < LEAST_BUDGET:
+            raise WireError(f"{budget:.1f} bits of noise budget are left; the sum might not decrypt", place=f"ring {ring + 1}")
+        state = forget(self._state, "hop", "box")
+        return (
+            {**state, "closing": closing, "chain": sha256_of(chain), "without": list(without)},
+            {"signature": self._ctx.sign(list_statement(self._ctx.binding, agreed["digest"], ring, path, chain))},
+        )
+
+    # -- 4: release -------------------------------------------------------------------------------------------------------------------
+
+    def release(self, body: Body) -> Step:
+        """All rings list the same sites, this one among them: give up the self-mask; an initiator decrypts, once."""
+        agreed, without = self._held("agreed"), self._left_out(body)
+        chains = read(body, "chains", list, length=self._rings.count)
+        signatures = read(body, "signatures", list, length=self._rings.count)
+        for ring, (chain, signature) in enumerate(zip(chains, signatures, strict=True)):
+            path = self._rings.path(ring, without)
+            if not isinstance(chain, list):
+                raise WireError("a chain is malformed", place=f"ring {ring + 1}")
+            self._check_whole(ring, chain, path)
+            starter = self._rings.initiators[ring]
+            verify(self._ctx.roster[starter], signature, list_statement(self._ctx.binding, agreed["digest"], ring, path, chain), starter)
+        if self._own_ring is not None and sha256_of(chains[self._own_ring]) != self._held("chain"):
+            raise WireError("another chain than the one this site agreed to", place=self._ctx.site)
+
+        self._ctx.release([site for site in self._rings.order if site not in without])
+        out: dict[str, Any] = {}
+        if self._own_ring is not None:
+            out["sum"] = self._for_server("sum", self._decrypted().tobytes())
+        if self._setting.exact:
+            out["seed"] = self._for_server("seed", self._held("seed"))
+        return {}, out
+
+    # -- parts ------------------------------------------------------------------------------------------------------------------------
+
+    def _held(self, name: str) -> Any:
+        if name not in self._state:
+            raise WireError("this is not the stage that comes next", place=self._ctx.site)
+        return self._state[name]
+
+    def _share(self, ring: int) -> np.ndarray[Any, Any]:
+        """What this site adds to a ring: integers as floats, or a uniform share of integers plus self-mask."""
+        integers, setting = self._ctx.contribution(), self._setting
+        if not setting.exact:
+            return integers.astype(np.float64)
+        length, modulus = setting.params.length, setting.modulus
+        if ring < self._rings.count - 1:
+            return uniform.residues(self._held("shares")[ring], length, modulus)
+        share = setting.params.residues(integers)
+        uniform.add(share, uniform.residues(self._held("seed"), length, modulus), modulus)
+        for seed in self._held("shares"):
+            uniform.subtract(share, uniform.residues(seed, length, modulus), modulus)
+        return share
+
+    def _decrypted(self) -> np.ndarray[Any, Any]:
+        """The ring's sum: residues, or nearest integers, so that the output says nothing about the noise."""
+        setting = self._setting
+        values = setting.backend.decrypt(setting.params, Secret(self._held("secret")), self._held("closing"))
+        if setting.exact:
+            return values.astype(setting.sum_dtype)
+        nearest = np.rint(values)
+        largest = setting.value.sum_bound(len(self._rings.order)) or 0
+        if not (np.abs(values - nearest) <= FARTHEST).all() or (np.abs(nearest) > largest).any():
+            raise WireError("the decrypted sum is not near integers of its range", place=self._ctx.site)
+        return nearest.astype(setting.sum_dtype)
+
+    def _left_out(self, body: Body) -> tuple[str, ...]:
+        """The sites left out as the server says, if this site's rules and what it has seen allow it."""
+        without = read_names(body, "without")
+        self._check_left_out(without)
+        if not set(self._held("without")) <= set(without):
+            raise PolicyRefusal("a site that was left out is in it again")
+        return without
+
+    def _check_left_out(self, without: tuple[str, ...]) -> None:
+        if self._ctx.site in without:
+            raise PolicyRefusal("this site is left out")
+        if without and not self._setting.exact:
+            raise PolicyRefusal("without self-masks no site is ever left out")
+        if contributed := set(without) & set(self._state.get("seen", ())):
+            raise PolicyRefusal(f"{min(contributed)} has contributed and cannot be left out")
+        self._rings.check(self._ctx.policy, without)
+
+    def _check_chain(self, ring: int, chain: list[Any], path: tuple[str, ...]) -> bytes:
+        held = self._held("agreed")
+        return hops.check_chain(self._ctx.roster, self._ctx.binding, held["digest"], ring, chain, path)
+
+    def _check_whole(self, ring: int, chain: list[Any], path: tuple[str, ...]) -> None:
+        """The chain of a closed ring, with the very link this site sent."""
+        self._check_chain(ring, chain, (*path, path[0]))
+        if chain[path.index(self._ctx.site)] != self._held("links").get(str(ring)):
+            raise WireError("this site's own hop was exchanged", place=f"ring {ring + 1}")
+
+    def _signed(self, ring: int, following: str, before: bytes, after: bytes) -> dict[str, Any]:
+        unsigned = hops.link(self._ctx.site, following, before, after)
+        signed = self._ctx.sign(hops.link_statement(self._ctx.binding, self._held("agreed")["digest"], ring, unsigned))
+        return {**unsigned, "signature": signed}
+
+    def _hand(self, ring: int, key: bytes, sent: Mapping[str, Any]) -> bytes:
+        agreed = self._held("agreed")
+        return hops.hand(key, agreed["hops"][sent["next"]], agreed["digest"], ring, sent, self._ctx.entropy)
+
+    def _for_server(self, what: str, plain: bytes) -> bytes:
+        agreed = self._held("agreed")
+        return seal(agreed["server"], plain, released_place(agreed["digest"], what, self._ctx.site), self._ctx.entropy)
+
+
+def list_statement(binding: bytes, digest: bytes, ring: int, path: tuple[str, ...], chain: list[Any]) -> bytes:
+    """What the initiator of a ring signs when it is closed: exactly these sites are in it, along this chain."""
+    body = {"ring": ring, "sites": sorted(path), "chain": sha256_of(chain), "adverts": digest}
+    return statement("cyclic-he list", binding, body)
+
+
+def released_place(digest: bytes, what: str, site: str) -> bytes:
+    """The context of what a site seals to the server: ``sum`` or ``seed``."""
+    return sha256_of(["cyclic-he", "released", what, digest, site])
