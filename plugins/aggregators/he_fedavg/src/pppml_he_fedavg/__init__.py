@@ -1,0 +1,1 @@
+"""Homomorphic sums at the server: the sites share one key, the server adds ciphertexts."""

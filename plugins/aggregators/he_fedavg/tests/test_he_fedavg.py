@@ -1,0 +1,486 @@
+"""``he-fedavg``: the suite with the transparent back end, the server's lies that sites must refuse, and what is not protected."""
+
+import importlib
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from pppml_core.component import ComponentConfig
+from pppml_core.config import resolve
+from pppml_core.errors import InconsistentModel, PlanRefused, RoundAborted, RoundLost, TooFewSurvivors, WireError
+from pppml_core.federation.policy import Policy
+from pppml_core.interfaces.he import HEBackend, HEParams
+from pppml_core.randomness import Secret, entropy
+from pppml_core.registry import Registry
+from pppml_core.testing import AggregatorSuite, PluginSuite, SessionHarness
+from pppml_core.testing.insecure_plugin import TransparentConfig
+from pppml_core.testing.lying import edited
+from pppml_core.testing.transparent_he import TransparentBackend
+from pppml_core.values import ValueSpec
+from pppml_core.wire.messages import SERVER, Exchange
+from pppml_he_fedavg.plugin import pppml_aggregators
+from pppml_he_fedavg.session import HeFedAvg
+
+
+class TestPlugin(PluginSuite):
+    plugin = "pppml_he_fedavg.plugin"
+
+
+class TestSuite(AggregatorSuite):
+    component = pppml_aggregators()[0]
+    config: ClassVar = {"backend": TransparentConfig()}
+    choices: ClassVar = {"backend": TransparentBackend(TransparentConfig(security_bits=128))}
+    min_sites = 3
+    max_sites = 6
+
+
+class Wobbly(HEBackend):
+    """An approximate double: the numbers in the clear; each sum is off by a known amount, below half a unit."""
+
+    error_std, off = 0.04, 0.4
+
+    def plan(self, value, additions):
+        length = value.length
+        return HEParams("wobbly", "ckks", "approximate", length, None, 1, 16, additions, 128, None, self.error_std, 8 * length + 16)
+
+    def keygen(self, params):
+        name = entropy(16)
+        return name, Secret(name)
+
+    def encrypt(self, params, public, values):
+        assert values.dtype == np.float64
+        return public + values.tobytes()
+
+    def add(self, params, left, right):
+        if left[:16] != right[:16] or len(left) != len(right):
+            raise WireError("not of one key")
+        return left[:16] + (np.frombuffer(left[16:]) + np.frombuffer(right[16:])).tobytes()
+
+    def decrypt(self, params, secret, ciphertext):
+        if ciphertext[:16] != secret.reveal():
+            raise WireError("another key's")
+        return np.frombuffer(ciphertext[16:]) + self.off
+
+
+def aggregator(backend=None):
+    return HeFedAvg(ComponentConfig(), backend=backend or TransparentBackend(TransparentConfig(security_bits=128)))
+
+
+def lying(edit, **more):
+    """A harness whose server performs ``edit(operation)`` instead of every operation."""
+    return SessionHarness(aggregator(), coordinate=lambda session, ctx: edited(session, ctx, edit), **{"sites": 4, "length": 20, **more})
+
+
+def at(stage, change):
+    """Change every body of one stage: ``change(site, body) -> body``, where the body is what the site will get."""
+
+    def edit(operation):
+        if operation.stage != stage:
+            return operation
+        bodies = {site: change(site, {**operation.common, **body}) for site, body in operation.bodies.items()}
+        return replace(operation, bodies=bodies, common={})
+
+    return edit
+
+
+def reasons(result, stage):
+    return {site: reason for at, site, reason in result.losses if at == stage}
+
+
+def nobody_encrypted(result):
+    return not any(p.message.stage == "encrypt" and p.message.kind == "reply" for p in result.transcript.passages)
+
+
+# -- plan ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_approximate_sums_are_released_as_integers():
+    result = SessionHarness(aggregator(Wobbly(ComponentConfig())), 4, 30).run()
+    assert result.aborted is None
+    assert result.sum.dtype == np.int64
+    assert result.correct
+
+
+def test_too_large_an_error_is_refused():
+    value, wobbly = ValueSpec(10, "integer", 100), Wobbly(ComponentConfig())
+    assert aggregator(wobbly).misfits(value, "abc") == []
+    for error in (0.0417, None, float("nan")):
+        wobbly.error_std = error
+        assert "at most 1/24 can be rounded away" in " ".join(aggregator(wobbly).misfits(value, "abc"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"security_bits": 127}, "127 bits of security"),
+        ({"log2_failure": -63.0}, r"above 2\^-64"),
+        ({"log2_failure": None}, r"above 2\^-64"),
+    ],
+)
+def test_weak_parameters_are_refused(monkeypatch, changes, reason):
+    backend = TransparentBackend(TransparentConfig(security_bits=128))
+    plan = backend.plan
+    monkeypatch.setattr(backend, "plan", lambda value, additions: replace(plan(value, additions), **changes))
+    with pytest.raises(PlanRefused, match=reason):
+        aggregator(backend).plan(ValueSpec(10, "integer", 100), "abc")
+
+
+def test_what_cannot_be_summed_is_refused_in_words():
+    integers = ValueSpec(10, "integer", 100)
+    assert "at least 3 sites" in aggregator().misfits(integers, "ab")[0]
+    assert "bounded integers" in aggregator().misfits(ValueSpec(10, "integer", None), "abc")[0]
+    assert "63 bits" in aggregator().misfits(ValueSpec(10, "integer", 2**62), "abc")[0]
+    assert len(aggregator().misfits(ValueSpec(10, "real", None), "ab")) == 2
+
+
+def test_one_addition_more_is_planned_for_the_servers_zero():
+    asked = []
+
+    class Noted(TransparentBackend):
+        def plan(self, value, additions):
+            asked.append(additions)
+            return super().plan(value, additions)
+
+    aggregator(Noted(TransparentConfig(security_bits=128))).plan(ValueSpec(10, "integer", 100), "abcd")
+    assert asked == [5]
+
+
+def test_the_registry_builds_it_with_its_back_end():
+    registry = Registry.only(
+        importlib.import_module("pppml_he_fedavg.plugin"), importlib.import_module("pppml_core.testing.insecure_plugin")
+    )
+    config = resolve(
+        {
+            "task": {"use": "tiny"},
+            "aggregator": {"use": "he-fedavg", "backend": {"use": "insecure-transparent", "modulus": 97, "security_bits": 128}},
+        },
+        registry=registry,
+    )
+    built = registry.build("aggregator", config.aggregator)
+    assert isinstance(built, HeFedAvg)
+    session = built.plan(ValueSpec(10, "integer", 100), "abc")
+    assert session.guarantees.coalition_curious == session.guarantees.coalition_active == 0
+
+
+# -- losses --------------------------------------------------------------------------------------------------------------------------------
+
+
+def gone(site, stage):
+    return {"site": site, "stage": stage, "do": "drop", "times": 100}
+
+
+def test_the_next_site_makes_the_key_and_the_next_one_decrypts():
+    result = SessionHarness(aggregator(), 5, 20, faults=[gone("a", "key"), gone("a", "encrypt"), gone("b", "decrypt")]).run()
+    assert result.correct
+    assert result.survivors == ("b", "c", "d", "e")
+    assert result.released == {"a": (), "b": (), "c": (result.survivors,), "d": (), "e": ()}
+
+
+def test_losses_up_to_the_promise_and_one_more():
+    promised = SessionHarness(aggregator(), 6).session().guarantees.dropouts
+    assert promised == 3
+    for stage in ("advertise", "encrypt"):
+        lost = [gone(site, stage) for site in "bdf"]
+        result = SessionHarness(aggregator(), 6, 20, faults=lost).run()
+        assert result.correct
+        assert result.survivors == ("a", "c", "e")
+        result = SessionHarness(aggregator(), 6, 20, faults=[*lost, gone("a", stage)]).run()
+        assert isinstance(result.aborted, TooFewSurvivors)
+        assert not any(result.released.values())
+
+
+def test_a_sum_that_nobody_decrypts_is_lost():
+    result = SessionHarness(aggregator(), 4, 20, faults=[gone(site, "decrypt") for site in "abcd"], attempts=3).run()
+    assert isinstance(result.aborted, RoundLost)
+    assert len(result.attempts) == 1
+
+
+def test_no_key_maker_is_an_abort():
+    result = SessionHarness(aggregator(), 4, 20, faults=[gone(site, "key") for site in "abcd"]).run()
+    assert type(result.aborted) is RoundAborted
+    assert "no site made a key" in str(result.aborted)
+
+
+def test_restart_makes_everything_anew():
+    broken = [{"site": site, "stage": "key", "do": "drop", "attempt": 1} for site in "abcd"]
+    result = SessionHarness(aggregator(), 4, 20, faults=broken, attempts=2).run()
+    assert result.correct
+    adverts = [p.message.body["key"] for p in result.transcript.passages if p.message.stage == "advertise" and p.message.kind == "reply"]
+    assert len(adverts) == len(set(adverts)) == 8
+
+
+# -- policy --------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [Policy(min_cohort=5), Policy(min_honest=4)])
+def test_a_site_refuses_a_small_cohort_before_it_makes_or_uses_a_key(policy):
+    result = SessionHarness(aggregator(), 4, 20, policies=dict.fromkeys("abcd", policy)).run()
+    assert type(result.aborted) is RoundAborted
+    assert all("a sum over 4 sites, at least 5" in reason for reason in reasons(result, "key").values())
+    one = SessionHarness(aggregator(), 4, 20, policies={"b": policy}).run()
+    assert one.survivors == ("a", "c", "d")
+    assert one.correct
+    assert "at least 5" in reasons(one, "encrypt")["b"]
+
+
+@pytest.mark.parametrize("policy", [Policy(min_cohort=4), Policy(min_honest=3)])
+def test_a_site_refuses_to_decrypt_for_too_few(policy):
+    result = SessionHarness(aggregator(), 4, 20, policies={"a": policy}, faults=[gone("d", "encrypt")]).run()
+    assert result.survivors == ("a", "b", "c")
+    assert "a sum over 3 sites, at least 4" in reasons(result, "decrypt")["a"]
+    assert result.released["a"] == ()
+    assert result.released["b"] == (result.survivors,)
+
+
+# -- a server that lies --------------------------------------------------------------------------------------------------------------------
+
+
+def test_substituted_agreement_key():
+    """The server puts a key of its own in the place of site d's, to open the secret key's box."""
+    forged = {"key": bytes(31) + b"\x09"}
+    result = lying(at("key", lambda site, body: {"adverts": {**body["adverts"], "d": {**body["adverts"]["d"], **forged}}})).run()
+    assert all("signature of d does not fit" in reason for reason in reasons(result, "key").values())
+    assert len(reasons(result, "key")) == 4
+    assert result.aborted is not None
+
+
+def test_own_agreement_key_of_another_attempt_or_left_out():
+    """An advert as signed, but not the one this site holds the key of; and a list without this site."""
+    for change in (lambda adverts: {k: v for k, v in adverts.items() if k != "a"}, lambda adverts: {**adverts, "a": adverts["b"]}):
+        result = lying(at("key", lambda site, body, change=change: {"adverts": change(body["adverts"])})).run()
+        assert reasons(result, "key")["a"]
+        assert "a" not in {p.message.sender for p in result.transcript.passages if p.message.stage == "key" and p.message.kind == "reply"}
+
+
+@pytest.mark.parametrize("field", ["public", "maker", "signature", "box"])
+def test_substituted_key(field):
+    """Another public key, another maker, another's signature, another site's box: nobody encrypts."""
+    backend = TransparentBackend(TransparentConfig(security_bits=128))
+    own, _ = backend.keygen(SessionHarness(aggregator(), 4, 20).session()._params)
+    boxes = {}
+
+    def edit(operation):
+        if operation.stage != "encrypt":
+            return operation
+        boxes.update({site: body["box"] for site, body in operation.bodies.items()})
+        swapped = dict(zip("abcd", "bcda", strict=True))
+        false = {"public": lambda s: own, "maker": lambda s: "b", "signature": lambda s: bytes(64), "box": lambda s: boxes[swapped[s]]}
+        return at("encrypt", lambda site, body: {**body, field: false[field](site)})(operation)
+
+    result = lying(edit).run()
+    assert nobody_encrypted(result)
+    assert isinstance(result.aborted, TooFewSurvivors)
+    expected = "sealed box was changed" if field == "box" else "does not fit its pinned identity"
+    assert all(expected in reason for reason in reasons(result, "encrypt").values())
+
+
+def test_holders_other_than_the_key_makers():
+    """The server shows the sites fewer holders than it showed the key maker."""
+    change = at("encrypt", lambda site, body: {**body, "adverts": {k: v for k, v in body["adverts"].items() if k != "d" or site == "d"}})
+    result = lying(change).run()
+    assert set(reasons(result, "encrypt")) == set("abc")
+    assert isinstance(result.aborted, TooFewSurvivors)
+
+
+def test_a_sybil_is_no_holder():
+    forged = {**dict.fromkeys(("binding", "parameters", "key"), bytes(32)), "signature": bytes(64)}
+    for name in ("eve", SERVER):
+        result = lying(at("key", lambda site, body, name=name: {"adverts": {**body["adverts"], name: forged}})).run()
+        assert all("is not in the cohort" in reason for reason in reasons(result, "key").values())
+        assert result.aborted is not None
+
+
+def test_replayed_key_of_an_earlier_round():
+    """Everything the server recorded in round 1 is shown again in round 2: adverts, public key, boxes and signatures."""
+    recorded = {}
+
+    def record(operation):
+        if operation.stage == "encrypt":
+            recorded.update({site: {**operation.common, **body} for site, body in operation.bodies.items()})
+        return operation
+
+    assert lying(record).run().correct
+    result = lying(at("encrypt", lambda site, body: recorded[site]), round=2).run()
+    assert nobody_encrypted(result)
+    assert all("another model, other terms or in another round" in reason for reason in reasons(result, "encrypt").values())
+
+
+def test_foreign_ciphertexts_are_not_decrypted():
+    backend, params = TransparentBackend(TransparentConfig(security_bits=128)), SessionHarness(aggregator(), 4, 20).session()._params
+    public, _ = backend.keygen(params)
+    foreign = backend.encrypt(params, public, np.zeros(params.length, np.uint64))
+    for total in (foreign, foreign[:-1], b"", 7, None):
+        result = lying(at("decrypt", lambda site, body, total=total: {**body, "total": total})).run()
+        assert isinstance(result.aborted, RoundLost)
+        assert not result.crashes
+        assert not any(result.released.values())
+
+
+def test_a_number_no_sum_can_have_is_not_released():
+    """The server multiplies by adding: what it then asks to be decrypted cannot be a sum over these sites."""
+    backend = TransparentBackend(TransparentConfig(security_bits=128))
+    largest = {site: np.full(20, 32_767, np.int32) for site in "abcd"}
+
+    def twice(site, body):
+        return {**body, "total": backend.add(SessionHarness(aggregator(), 4, 20).session()._params, body["total"], body["total"])}
+
+    result = lying(at("decrypt", twice), contributions=largest).run()
+    assert isinstance(result.aborted, RoundLost)
+    assert all("is not a sum over these sites" in reason for reason in reasons(result, "decrypt").values())
+    assert not any(result.released.values())
+
+
+@pytest.mark.parametrize(
+    "sites", [["a"], ["a", "b"], ["a", "a", "a"], ["a", "b", "eve"], ["b", "c", "d"], "abc", [1, 2, 3], None, {"a": 1, "b": 1, "c": 1}]
+)
+def test_lists_of_sites_that_are_none(sites):
+    """Too few, doubled, foreign, without the site that is asked, or no list at all."""
+
+    def coordinate(session, ctx):
+        honest, outcome = session.coordinate(ctx), None
+        while (operation := honest.send(outcome)).stage != "decrypt":
+            outcome = yield operation
+        yield Exchange("decrypt", {"a": {**operation.bodies["a"], "sites": sites}})
+        raise RoundLost("the lies end here")
+
+    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
+    assert set(reasons(result, "decrypt")) == {"a"}
+    assert not result.crashes
+    assert not any(result.released.values())
+
+
+def test_only_one_decryption_an_attempt():
+    """A second list, or a second ciphertext, is refused by a site that has decrypted."""
+
+    def coordinate(session, ctx):
+        honest, outcome = session.coordinate(ctx), None
+        while (operation := honest.send(outcome)).stage != "decrypt":
+            outcome = yield operation
+        body = operation.bodies["a"]
+        yield operation
+        yield Exchange("decrypt", {"a": {**body, "sites": ["a", "b", "c"]}})
+        yield Exchange("decrypt", {"a": {**body, "total": seen["b"]}})
+        outcome = yield operation
+        assert outcome.answered == ("a",)
+        raise RoundLost("the lies end here")
+
+    seen = {}
+
+    def noting(session, ctx):
+        def replies(stage, site, body):
+            seen[site] = body.get("ciphertext")
+            return body
+
+        return edited(session, ctx, replies=replies)
+
+    SessionHarness(aggregator(), 4, 20, coordinate=noting).run()
+    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
+    assert [site for stage, site, reason in result.losses if "already answered for another request" in reason] == ["a", "a"]
+    assert result.released["a"] == (("a", "b", "c", "d"),)
+
+
+def test_stages_out_of_turn_and_malformed_requests_are_refused():
+    def coordinate(session, ctx):
+        yield Exchange("encrypt", {"a": {}})
+        yield Exchange("decrypt", {"b": {"sites": ["a", "b", "c"], "total": b""}})
+        yield Exchange("key", {"c": {}})
+        yield Exchange("reveal", {"d": {}})
+        yield Exchange("advertise", {site: {} for site in "abcd"})
+        for adverts in ({}, None, [], {"c": None}, {"c": {"key": 1}}, {"c": {"key": b"", "binding": b""}}):
+            yield Exchange("key", {"c": {"adverts": adverts}})
+        raise RoundAborted("the lies end here")
+
+    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
+    assert not result.crashes
+    assert [site for _, site, _ in result.losses][:4] == ["a", "b", "c", "d"]
+    assert len(reasons(result, "key")) == 1
+    assert {p.message.stage for p in result.transcript.passages if p.message.kind == "reply"} == {"advertise"}
+
+
+# -- models, identities --------------------------------------------------------------------------------------------------------------------
+
+
+def test_another_model_at_a_site_ends_the_attempt():
+    result = SessionHarness(aggregator(), 4, 20, models={"c": b"another"}).run()
+    assert isinstance(result.aborted, InconsistentModel)
+    assert "c takes part with another model" in str(result.aborted)
+
+
+def test_a_server_that_hides_another_model_is_found_out_by_the_sites():
+    """The server shares c's model and tells nobody; a site sees c's own signed word."""
+    result = SessionHarness(aggregator(), 4, 20, models={"c": b"another", SERVER: b"another"}).run()
+    assert isinstance(result.aborted, InconsistentModel)
+
+    def coordinate(session, ctx):
+        outcome = yield Exchange("advertise", {site: {} for site in ctx.cohort})
+        yield Exchange("key", {"a": {"adverts": outcome.replies}})
+        raise RoundAborted("the lies end here")
+
+    result = SessionHarness(aggregator(), 4, 20, models={"c": b"another"}, coordinate=coordinate).run()
+    assert "c takes part with another model" in reasons(result, "key")["a"]
+
+
+def test_other_parameters_at_a_site_end_the_attempt():
+    made = []
+
+    def make(value, cohort):
+        made.append(None)
+        odd = TransparentConfig(security_bits=128, modulus=786_433 if len(made) == 3 else 1_032_193)
+        return aggregator(TransparentBackend(odd)).plan(value, cohort)
+
+    result = SessionHarness(make, 4, 20).run()
+    assert isinstance(result.aborted, InconsistentModel)
+    assert "other parameters" in str(result.aborted)
+
+
+def test_an_impostor_is_left_out():
+    result = SessionHarness(aggregator(), 4, 20, impostors=["c"]).run()
+    assert result.survivors == ("a", "b", "d")
+    assert result.correct
+
+
+# -- what it does not protect --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_server_and_one_site_read_every_update():
+    result = SessionHarness(aggregator(), 4, 20).run()
+    session = SessionHarness(aggregator(), 4, 20).session()
+    for site in "abcd":
+        read = {e.sites: e.value for e in session.exposed(result.view([SERVER, site]))}
+        for other in "abcd":
+            assert np.array_equal(read[(other,)], result.contributions[other])
+    assert [e.sites for e in session.exposed(result.view([SERVER]))] == [tuple("abcd")]
+    assert {e.sites for e in session.exposed(result.view(["b", "c"]))} == {("b",), ("c",)}
+
+
+def test_a_lying_server_has_one_update_decrypted():
+    """Why ``coalition_active`` is 0 and means nothing: no site can tell one update from a sum."""
+    seen = {}
+
+    def coordinate(session, ctx):
+        def replies(stage, site, body):
+            if stage == "encrypt":
+                seen[site] = body["ciphertext"]
+            return body
+
+        return edited(session, ctx, at("decrypt", lambda site, body: {**body, "total": seen["b"]}), replies=replies)
+
+    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
+    assert np.array_equal(result.sum, result.contributions["b"])
+    guarantees = SessionHarness(aggregator(), 4, 20).session().guarantees
+    text = " ".join([guarantees.adversary, *guarantees.assumes])
+    assert "not a server that lies" in text
+    assert "cannot tell it from a single update" in text
+
+
+def test_the_secret_key_is_in_no_message():
+    result = SessionHarness(aggregator(), 4, 20).run()
+    secrets = {state["secret"] for state in result.states.values()}
+    assert len(secrets) == 1
+    sent = b"".join(
+        p.message.body[name] for p in result.transcript.sent_by_sites() for name in ("public", "ciphertext") if name in p.message.body
+    )
+    boxes = b"".join(box for p in result.transcript.sent_by_sites() for box in p.message.body.get("boxes", {}).values())
+    assert secrets.pop()[-32:] not in sent + boxes
