@@ -131,14 +131,20 @@ class HarnessResult:
         """What a coalition holds: messages through its hands and its members' states, as :meth:`Session.exposed` takes it.
 
         ``attempt``: the number of one attempt; default: the messages of all attempts, ``states`` of the last one, and in ``attempts``
-        for each one its ``number``, ``cohort`` and ``states``.
+        for each one its ``number``, ``cohort`` and ``states``, and ``history``: all states its members remember, where the harness does.
         """
         members = set(parties)
         chosen = [a for a in self.attempts if attempt in (None, a.number)]
         numbers = {a.number for a in chosen}
         passages = [p for p in self.transcript.passages if members.intersection(p.parties)]
         each = [
-            {"number": a.number, "cohort": a.cohort, "states": {s: state for s, state in a.states.items() if s in members}} for a in chosen
+            {
+                "number": a.number,
+                "cohort": a.cohort,
+                "states": {s: state for s, state in a.states.items() if s in members},
+                "history": {s: states for s, states in a.history.items() if s in members},
+            }
+            for a in chosen
         ]
         return {
             "parties": tuple(sorted(members)),
