@@ -174,9 +174,9 @@ def _refuse_other_config(path: Path, config: RunConfig, registry: Registry) -> N
 
 
 def _from_anywhere(config: RunConfig) -> RunConfig:
-    """The config with its paths of data and initial weights made absolute, so that the run goes on from any working directory."""
+    """The config with its paths of data, initial weights and homes made absolute, so that the run goes on from any working directory."""
     sections = {}
-    for name, field in (("task", "path"), ("training", "init")):
+    for name, field in (("task", "path"), ("training", "init"), ("engine", "homes")):
         section = getattr(config, name)
         given = getattr(section, field, None)
         if given and not Path(given).is_absolute() and Path(given).exists():

@@ -8,7 +8,7 @@ from pppml_core.builtin import configs
 from pppml_core.builtin.console import ConsoleConfig
 from pppml_core.builtin.jsonl import JsonlConfig
 from pppml_core.component import Component
-from pppml_core.engines.config import LocalConfig
+from pppml_core.engines.config import LocalConfig, ProcessesConfig
 from pppml_core.hookspecs import hookimpl
 
 
@@ -60,11 +60,17 @@ def pppml_models() -> Sequence[Component]:
 
 @hookimpl
 def pppml_engines() -> Sequence[Component]:
-    """``local``."""
+    """``local`` and ``processes``."""
     return [
         Component(
             "local", LocalConfig, "pppml_core.engines.local:LocalEngine", "all sites on this machine, one after another or in workers"
-        )
+        ),
+        Component(
+            "processes",
+            ProcessesConfig,
+            "pppml_core.engines.processes:ProcessesEngine",
+            "each site a process of its own, with its own keys and policy, over loopback sockets",
+        ),
     ]
 
 

@@ -23,8 +23,25 @@ Deed = Literal["drop", "drop-reply", "delay", "duplicate", "tamper", "tamper-bod
 DUPLICATE_DIFFERS = "duplicate answered differently"
 
 
-class Fault(BaseModel):
-    """One fault: where it strikes and what it does. A place that is not given is any place.
+class _Place(BaseModel):
+    """Where something strikes. A place that is not given is any place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    site: str = Field(description="the site it strikes")
+    stage: str | None = Field(None, description="stage of the message; default: any")
+    round: int | None = Field(None, ge=0, description="round; default: any")
+    attempt: int | None = Field(None, ge=1, description="attempt within the round; default: any")
+    times: int = Field(1, ge=1, description="how often it strikes")
+
+    def strikes(self, site: str, message: Message) -> bool:
+        """Whether this request is one it is meant for."""
+        wanted = ((self.stage, message.stage), (self.round, message.round), (self.attempt, message.attempt))
+        return self.site == site and all(place is None or place == actual for place, actual in wanted)
+
+
+class Fault(_Place):
+    """One fault of the network, or of a site that lies: where it strikes and what it does.
 
     ``drop``: the request never reaches the site. ``drop-reply``: the site has handled it, the reply is lost. ``delay``: the reply comes
     after all others of its exchange. ``duplicate``: the request arrives twice and must be answered with the same bytes. ``tamper``: one
@@ -33,20 +50,18 @@ class Fault(BaseModel):
     none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    site: str = Field(description="the site it strikes")
-    stage: str | None = Field(None, description="stage of the message; default: any")
-    round: int | None = Field(None, ge=0, description="round; default: any")
-    attempt: int | None = Field(None, ge=1, description="attempt within the round; default: any")
     do: Deed = Field(description="what happens")
     seconds: float = Field(0.0, ge=0, le=600, description="how long `delay` holds the reply back")
-    times: int = Field(1, ge=1, description="how often it strikes")
 
-    def strikes(self, site: str, message: Message) -> bool:
-        """Whether this request is one it is meant for."""
-        wanted = ((self.stage, message.stage), (self.round, message.round), (self.attempt, message.attempt))
-        return self.site == site and all(place is None or place == actual for place, actual in wanted)
+
+class Strike(_Place):
+    """What befalls the process of a site; for engines that give each site one.
+
+    ``kill-before``: it is killed (SIGKILL) before the request is handed to it. ``kill``: once it has the request. ``kill-after``: once
+    its reply is here. ``stall``: it is stopped before the request and goes on when nobody waits for its reply any more.
+    """
+
+    do: Literal["kill-before", "kill", "kill-after", "stall"] = Field(description="what happens")
 
 
 class FaultyTransport:

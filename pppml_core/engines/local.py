@@ -82,11 +82,15 @@ class InProcess:
                 raise _broken(self._job, site, frame, error) from error
             yield site, reply
 
+    def site(self, name: str) -> Site:
+        """The living site of that name, brought to life at the first call. Raises ConfigError where its home is not in order."""
+        if name not in self._sites:
+            self._sites[name] = self._host.site(name)
+        return self._sites[name]
+
     def _receive(self, name: str, frame: bytes) -> bytes:
         if not self._amnesia:
-            if name not in self._sites:
-                self._sites[name] = self._host.site(name)
-            return self._sites[name].receive(frame)
+            return self.site(name).receive(frame)
         site = Site.thaw(name, self._host, self._frozen[name]) if name in self._frozen else self._host.site(name)
         reply = site.receive(frame)
         self._frozen[name] = site.freeze()
@@ -119,15 +123,16 @@ def _broken(job: Job, site: str, frame: bytes, error: Exception) -> RunFailed:
     with suppress(WireError):
         message = decode_message(frame)
         where += f", round {message.round}, stage {message.stage}"
-    return RunFailed(f"{type(error).__name__}: {error}", place=where, hint=_hint(job))
+    return RunFailed(f"{type(error).__name__}: {error}", place=where, hint=resume_hint(job))
 
 
-def _hint(job: Job) -> str:
+def resume_hint(job: Job) -> str:
+    """What to do when a fault in a part's code ended a run."""
     return f"remove the cause (--debug shows where it is), then go on with --resume {job.folder.parent}"
 
 
-class _RemoteTraceback(Exception):
-    """Carries the traceback of a worker, as text, into this process's."""
+class RemoteTraceback(Exception):
+    """Carries the traceback of another process, as text, into this process's."""
 
 
 def spread(sizes: Mapping[str, int], workers: int) -> dict[str, int]:
@@ -195,8 +200,8 @@ class Workers:
             self._clocks[index] = about["clock"]
             if about["error"]:
                 place = about["place"] or f"worker {index + 1}, site {site}"
-                hint = about["hint"] or _hint(self._job)
-                raise RunFailed(about["error"], place=place, hint=hint) from _RemoteTraceback("\n" + about["traceback"])
+                hint = about["hint"] or resume_hint(self._job)
+                raise RunFailed(about["error"], place=place, hint=hint) from RemoteTraceback("\n" + about["traceback"])
             return site, read_frame(process.stdout)
         except (OSError, EOFError) as error:
             code = process.poll()
