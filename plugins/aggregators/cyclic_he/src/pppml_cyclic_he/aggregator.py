@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from pppml_core.component import ComponentConfig
 from pppml_core.errors import PlanRefused
@@ -59,12 +59,11 @@ class CyclicHE(Aggregator):
             raise PlanRefused(misfits)
         settings = cast("CyclicHEConfig", self.config)
         if settings.variant == "paper":
-            return _paper().PaperSession(value, cohort, self._backend)
+            session: Session = _paper().PaperSession(value, cohort, self._backend)
+            return session
         params = self._params(value, len(cohort))
-        rings = settings.rings
-        if rings == "auto":
-            rings = min(2, largest_rings(len(cohort))) if params.arithmetic == "exact" else 1
-        return HardenedSession(value, cohort, rings, params, self._backend)
+        most = min(2, largest_rings(len(cohort))) if params.arithmetic == "exact" else 1
+        return HardenedSession(value, cohort, most if settings.rings == "auto" else settings.rings, params, self._backend)
 
     def _params(self, value: ValueSpec, additions: int) -> HEParams:
         """The encryption's parameters; planned once, for a session is planned several times a round."""
@@ -86,13 +85,13 @@ def _misfits_of(params: HEParams, settings: CyclicHEConfig) -> list[str]:
     if params.error_std is None or params.error_std > LARGEST_ERROR:
         error = "unknown" if params.error_std is None else f"{params.error_std:.3g}"
         out.append(
-            f"aggregator.backend: the error of a sum ({error}) is above 1/24 of a unit, so it cannot be released as integers; raise the scale,"
-            " lower `encoding.bits`, or use an exact scheme (bfv)"
+            f"aggregator.backend: the error of a sum ({error}) is above 1/24 of a unit, so nearest integers are not exact; raise the"
+            " scale, lower `encoding.bits`, or use an exact scheme (bfv)"
         )
     return out
 
 
-def _paper():  # type: ignore[no-untyped-def]
+def _paper() -> Any:
     from pppml_cyclic_he import paper
 
     return paper

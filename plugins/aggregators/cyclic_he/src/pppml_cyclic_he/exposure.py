@@ -22,7 +22,8 @@ from pppml_core.federation.identity import unseal
 from pppml_core.interfaces.aggregation import Exposure, Message
 from pppml_core.randomness import Secret
 from pppml_core.wire.messages import SERVER
-from pppml_cyclic_he import adverts, hops, uniform
+from pppml_cyclic_he import adverts, uniform
+from pppml_cyclic_he.hops import LINK_BYTES, Hop, hops_of
 from pppml_cyclic_he.setting import Setting, stage_of
 from pppml_cyclic_he.site import released_place
 
@@ -115,28 +116,29 @@ class _Coalition:
         """Site -> the decrypted sum of the shares up to it, of every ciphertext in the coalition's hands."""
         cuts: dict[str, Vector] = {}
         for message in self._messages:
-            initiator = message.stage == "agree" and message.recipient == self._rings.initiators[ring]
-            if not (message.stage == stage_of(ring) or initiator) or not message.body.get("chain"):
+            closing = message.stage == "agree" and message.recipient == self._rings.initiators[ring]
+            if not (message.stage == stage_of(ring) or closing) or not message.body.get("chain"):
                 continue
-            sent = message.body["chain"][-1]
-            if sent["site"] in cuts:
-                continue
-            key = self._box_key(ring, message, sent)
+            hop = self._last_hop(ring, message)
+            key = None if hop.sender in cuts else self._box_key(hop, message)
             if key is not None:
-                ciphertext = hops.uncover(key, message.body["box"], self._digest, ring, sent["site"])
-                values = self._setting.backend.decrypt(self._setting.params, secret, ciphertext)
-                cuts[sent["site"]] = values.astype(np.uint64 if self._setting.exact else np.float64)
+                values = self._setting.backend.decrypt(self._setting.params, secret, hop.uncover(key, message.body["box"]))
+                cuts[hop.sender] = values.astype(np.uint64 if self._setting.exact else np.float64)
         return cuts
 
-    def _box_key(self, ring: int, message: Message, sent: Mapping[str, Any]) -> bytes | None:
+    def _last_hop(self, ring: int, message: Message) -> Hop:
+        chain, path = message.body["chain"], self._rings.path(ring, message.body["without"])
+        return hops_of(self._digest, ring, chain, [*path, path[0]][: len(chain) // LINK_BYTES + 1])[-1]
+
+    def _box_key(self, hop: Hop, message: Message) -> bytes | None:
         """The key of a box that a member sent or can open."""
-        own = self._states.get(sent["site"], {}).get("boxes", {}).get(str(ring))
-        private = self._states.get(sent["next"], {}).get("hop")
-        if own is not None and sent["site"] in self._sites:
+        own = self._states.get(hop.sender, {}).get("boxes", {}).get(str(hop.ring))
+        private = self._states.get(hop.recipient, {}).get("hop")
+        if own is not None and hop.sender in self._sites:
             return bytes(own)
-        if private is None or sent["next"] not in self._sites:
+        if private is None or hop.recipient not in self._sites:
             return None
-        return hops.unlock(private, message.body["key"], self._digest, ring, sent)
+        return hop.unlock(private, message.body["key"])
 
     def _seeds(self) -> dict[str, bytes]:
         """Self-mask seeds in the coalition's hands: its members' own, and those released to the server."""
@@ -160,4 +162,4 @@ class _Coalition:
     def _without(self) -> tuple[str, ...]:
         """The sites left out, as the last message says."""
         named = [m.body["without"] for m in self._messages if "without" in m.body]
-        return tuple(max(named, key=len, default=()))
+        return max((tuple(one) for one in named), key=len, default=())

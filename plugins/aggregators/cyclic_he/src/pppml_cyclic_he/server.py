@@ -18,6 +18,7 @@ from pppml_core.interfaces.he import Residues
 from pppml_core.wire.codec import Encoded
 from pppml_core.wire.messages import Body, Exchange, ExchangeOutcome, Relay, RelayOutcome
 from pppml_cyclic_he import adverts, uniform
+from pppml_cyclic_he.hops import LINK_BYTES
 from pppml_cyclic_he.setting import Setting, read, stage_of
 from pppml_cyclic_he.site import released_place
 
@@ -66,7 +67,7 @@ class Coordination:
         for ring in range(self._rings.count):
             self._stage, self._may_restart = stage_of(ring), self._setting.exact
             path = self._rings.path(ring, self._without)
-            body: Body | None = {"chain": [], "without": list(self._without)}
+            body: Body | None = {"chain": b"", "without": list(self._without)}
             while path:
                 outcome: RelayOutcome = yield Relay(self._stage, path, body or {})
                 if not outcome.lost:
@@ -87,20 +88,21 @@ class Coordination:
         """The site before one that was never handed the sum hands it to the one after."""
         if len(self._rings.order) - len(self._without) <= 3:
             raise TooFewSurvivors(f"{site} cannot be reached, and fewer than 3 sites would be left", place=self._place)
+        path = self._rings.path(0, self._without)
         self._without = tuple(sorted({*self._without, site}))
-        chain = read(body, "chain", list)
-        before = read(chain[-1] if chain else {}, "site", str)
+        chain = read(body, "chain", bytes)
+        before = path[path.index(site) - 1]
         answers = yield from self._ask("reseal", {before: {"without": list(self._without)}})
         self._stage = stage_of(0)
-        key, link = read(answers[before], "key", bytes), read(answers[before], "link", dict)
-        return {**body, "key": key, "chain": [*chain[:-1], link], "without": list(self._without)}
+        key, link = read(answers[before], "key", bytes), read(answers[before], "link", bytes)
+        return {**body, "key": key, "chain": chain[:-LINK_BYTES] + link, "without": list(self._without)}
 
     def _agree(self, closings: Closings) -> Generator[Exchange, ExchangeOutcome, dict[str, Any]]:
         """The initiators get their rings back and sign who is in them."""
         starters, without = self._rings.initiators, list(self._without)
         bodies = {site: {**body, "without": without} for site, body in zip(starters, closings, strict=True)}
         answers = yield from self._ask("agree", bodies)
-        chains = [read(body, "chain", list) for body in closings]
+        chains = [read(body, "chain", bytes) for body in closings]
         return {"chains": chains, "signatures": [read(answers[site], "signature", bytes) for site in starters], "without": without}
 
     def _release(self, lists: Mapping[str, Any]) -> Generator[Exchange, ExchangeOutcome, np.ndarray[Any, Any]]:

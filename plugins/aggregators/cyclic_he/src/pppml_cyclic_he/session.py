@@ -105,8 +105,7 @@ class HardenedSession(Session):
         """Everything a site sends."""
         signed, exact, cohort = "in the clear, signed", self.setting.exact, self.setting.rings.order
         box = self.setting.params.ciphertext_bytes
-        chain, names = hops.chain_bytes(cohort), encoded_size(list(cohort))
-        handed = KEY_BYTES + SEAL_OVERHEAD
+        chain, names = hops.LINK_BYTES * len(cohort), encoded_size(list(cohort))
         fields = [
             WireField("advertise", "binding", "bytes", (), 32, signed, "hash of run, round, attempt, model, terms and identities"),
             WireField("advertise", "params", "bytes", (), 32, signed, "hash of the encryption parameters"),
@@ -119,14 +118,14 @@ class HardenedSession(Session):
         for stage in self._ring_stages:
             fields += [
                 WireField(stage, "box", "bytes", (), box + box // 16 + 4096, sealed, "sum of the shares so far"),
-                WireField(stage, "key", "bytes", (), handed, "sealed to the next site", "key of the box"),
-                WireField(stage, "chain", "list", (), chain, signed, "hops so far: sender, recipient, hashes"),
+                WireField(stage, "key", "bytes", (), hops.HANDED_BYTES, "sealed to the next site", "key of the box"),
+                WireField(stage, "chain", "bytes", (), chain, signed, "hops so far: sender, recipient, hashes"),
                 WireField(stage, "without", "list", (), names, "in the clear", "sites that were left out"),
             ]
         if exact:
             fields += [
-                WireField("reseal", "key", "bytes", (), handed, "sealed to the site after", "key of the box, where a site is bridged"),
-                WireField("reseal", "link", "map", (), chain, signed, "the hop that leads past that site"),
+                WireField("reseal", "key", "bytes", (), hops.HANDED_BYTES, "sealed to the site after", "key of the box, bridging a site"),
+                WireField("reseal", "link", "bytes", (), hops.LINK_BYTES, signed, "the hop that leads past that site"),
             ]
         fields.append(WireField("agree", "signature", "bytes", (), SIGNATURE_BYTES, "in the clear", "signature of the list of sites"))
         what = "masked, sealed to the server" if exact else "sealed to the server"
@@ -146,13 +145,7 @@ class HardenedSession(Session):
         sites = len(rings.order)
         public, secret = self.setting.backend.keygen(params)
         secret.wipe()
-        hop = (
-            params.ciphertext_bytes
-            + hops.BOX_OVERHEAD
-            + KEY_BYTES
-            + SEAL_OVERHEAD
-            + hops.chain_bytes(rings.order) * (sites + 1) // (2 * sites)
-        )
+        hop = params.ciphertext_bytes + hops.BOX_OVERHEAD + hops.HANDED_BYTES + hops.LINK_BYTES * (sites + 1) // 2
         seeds = uniform.SEED_BYTES + SEAL_OVERHEAD if self.setting.exact else 0
         return {
             "advertise": 3 * 32 + KEY_BYTES + SIGNATURE_BYTES + len(public) * rings.count // sites,

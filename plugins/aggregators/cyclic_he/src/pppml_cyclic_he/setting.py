@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -47,10 +47,13 @@ def stage_of(ring: int) -> str:
     return f"ring-{ring + 1}"
 
 
-def read(body: Mapping[str, Any], name: str, kind: type, *, length: int | None = None) -> Any:
+Kind = TypeVar("Kind", str, bytes, list, dict)  # type: ignore[type-arg]
+
+
+def read(body: Any, name: str, kind: type[Kind], *, length: int | None = None) -> Kind:
     """A field of a peer's message. Raises WireError where it is missing, of another type or of another length."""
     value = body.get(name) if isinstance(body, Mapping) else None
-    if not isinstance(value, kind) or isinstance(value, bool) or (length is not None and len(value) != length):
+    if not isinstance(value, kind) or (length is not None and len(value) != length):
         raise WireError(f"{name!r} is missing or malformed", place="cyclic-he")
     return value
 

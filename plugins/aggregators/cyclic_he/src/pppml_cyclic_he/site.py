@@ -1,9 +1,9 @@
 """A site's part in the sum, one method a stage: advertise, check everybody, add to each ring, agree (initiators), release.
 
 The state is plain data: ``hop`` (X25519 private key), ``secret`` (an initiator's), ``agreed`` (see :func:`.adverts.check_all`), ``seed`` of
-the self-mask, ``shares`` (seeds of all shares but the last ring's), ``box`` (key of the last box sent), ``links`` (ring -> signed link of
-the hop sent), ``seen`` (sites before this one in the first ring), ``without`` (sites left out), ``closing`` (an initiator's ciphertext to
-decrypt) and ``chain`` (hash of the one it agreed to). What is no longer needed is forgotten at once.
+the self-mask, ``shares`` (seeds of all shares but the last ring's), ``box`` (key of the last box sent), ``links`` (signed links of the
+hops sent, by ring), ``before`` and ``seen`` (hash received, and sites before this one, in the first ring), ``without`` (sites left out),
+``closing`` (an initiator's ciphertext to decrypt) and ``chain`` (hash of the one it agreed to). What is no longer needed is forgotten.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pppml_core.errors import PolicyRefusal, WireError
 from pppml_core.federation.identity import agreement_key, seal, statement, verify
@@ -20,7 +21,8 @@ from pppml_core.interfaces.aggregation import SiteContext
 from pppml_core.randomness import Secret
 from pppml_core.wire.codec import sha256_of
 from pppml_core.wire.messages import Body
-from pppml_cyclic_he import adverts, hops, uniform
+from pppml_cyclic_he import adverts, uniform
+from pppml_cyclic_he.hops import HASH_BYTES, LINK_BYTES, NOTHING, Hop, check_chain, hops_of
 from pppml_cyclic_he.setting import Setting, read, read_names
 
 State = dict[str, Any]
@@ -67,7 +69,7 @@ class Site:
         if sha256_of(body["adverts"][self._ctx.site]) != self._held("advert"):
             raise WireError("this site's own advert was exchanged", place=self._ctx.site)
         self._ctx.contribution()  # trained here, where all sites work at once; in a ring they would wait for each other
-        state = {**forget(self._state, "advert"), "agreed": agreed, "links": {}, "without": []}
+        state = {**forget(self._state, "advert"), "agreed": agreed, "links": [], "without": []}
         if self._setting.exact:
             state["seed"] = self._ctx.entropy(uniform.SEED_BYTES)
             state["shares"] = [self._ctx.entropy(uniform.SEED_BYTES) for _ in range(self._rings.count - 1)]
@@ -81,10 +83,10 @@ class Site:
         if len(links) != ring:
             raise PolicyRefusal("rings are walked one after another, each site once in each")
         without = self._left_out(body)
-        chain, path = read(body, "chain", list), self._rings.path(ring, without)
+        path = self._rings.path(ring, without)
         so_far = path[: path.index(self._ctx.site) + 1]
-        before = self._check_chain(ring, chain, so_far)
-        received = hops.receive(self._held("hop"), body, agreed["digest"], ring, chain[-1]) if chain else None
+        chain, hops = self._chain(ring, body, so_far)
+        received = hops[-1].receive(self._held("hop"), body) if hops else None
 
         backend, params = self._setting.backend, self._setting.params
         ciphertext = backend.encrypt(params, agreed["publics"][ring], self._share(ring))
@@ -94,30 +96,32 @@ class Site:
             # Without self-masks a ciphertext is all that its key holder needs: no second attempt with another set, ever.
             self._ctx.release(self._rings.order)
 
-        sent = self._signed(ring, self._rings.next(ring, self._ctx.site, without), before, hashlib.sha256(ciphertext).digest())
-        box, key = hops.close(ciphertext, agreed["digest"], ring, self._ctx.site, self._ctx.entropy)
-        handed = self._hand(ring, key, sent)
-        state = {**self._state, "links": {**links, str(ring): sent}, "without": list(without)}
-        state["box"] = key
+        following = self._rings.next(ring, self._ctx.site, without)
+        before = hops[-1].after if hops else NOTHING
+        sent = Hop(agreed["digest"], ring, self._ctx.site, following, before, hashlib.sha256(ciphertext).digest())
+        box, key = sent.close(ciphertext, self._ctx.entropy)
+        link, handed = self._sent(sent, key)
+        state = {**self._state, "links": [*links, link], "without": list(without), "box": key}
         if ring == 0:
-            state["seen"] = list(so_far[:-1])
+            state |= {"before": before, "seen": list(so_far[:-1])}
         if ring == self._rings.count - 1:
             state = forget(state, "shares", *(["hop"] if self._own_ring is None else []))
-        return state, {"box": box, "key": handed, "chain": [*chain, sent], "without": list(without)}
+        return state, {"box": box, "key": handed, "chain": chain + link, "without": list(without)}
 
     def reseal(self, body: Body) -> Step:
         """The site after this one was never handed its box: hand it to the one after that. The same ciphertext, once."""
-        links, without = self._held("links"), read_names(body, "without")
+        agreed, links = self._held("agreed"), self._held("links")
         if len(links) != 1 or "box" not in self._state:
             raise PolicyRefusal("a site is bridged only while the first ring is walked, and not two in a row")
-        left = links["0"]
-        if set(without) != {*self._held("without"), left["next"]}:
+        before, without = self._held("without"), read_names(body, "without")
+        bridged = self._rings.next(0, self._ctx.site, before)
+        if set(without) != {*before, bridged}:
             raise PolicyRefusal("only the site after this one can be bridged by it")
         self._check_left_out(without)
-        sent = self._signed(0, self._rings.next(0, self._ctx.site, without), left["before"], left["after"])
-        handed = self._hand(0, self._held("box"), sent)
-        state = {**forget(self._state, "box"), "links": {"0": sent}, "without": list(without)}
-        return state, {"key": handed, "link": sent}
+        after = self._rings.next(0, self._ctx.site, without)
+        hop = Hop(agreed["digest"], 0, self._ctx.site, after, self._held("before"), links[0][:HASH_BYTES])
+        link, handed = self._sent(hop, self._held("box"))
+        return {**forget(self._state, "box"), "links": [link], "without": list(without)}, {"key": handed, "link": link}
 
     # -- 3: agree ---------------------------------------------------------------------------------------------------------------------
 
@@ -126,33 +130,25 @@ class Site:
         ring = self._own_ring
         if ring is None or len(self._held("links")) != self._rings.count:
             raise PolicyRefusal("only an initiator that has added to every ring closes its own")
-        agreed, without = self._held("agreed"), self._left_out(body)
-        chain, path = read(body, "chain", list), self._rings.path(ring, without)
-        self._check_whole(ring, chain, path)
-        closing = hops.receive(self._held("hop"), body, agreed["digest"], ring, chain[-1])
+        without = self._left_out(body)
+        chain, hops = self._whole_chain(ring, body, without)
+        closing = hops[-1].receive(self._held("hop"), body)
         budget = self._setting.backend.noise_budget(self._setting.params, Secret(self._held("secret")), closing)
         if budget is not None and budget < LEAST_BUDGET:
             raise WireError(f"{budget:.1f} bits of noise budget are left; the sum might not decrypt", place=f"ring {ring + 1}")
-        state = forget(self._state, "hop", "box")
-        return (
-            {**state, "closing": closing, "chain": sha256_of(chain), "without": list(without)},
-            {"signature": self._ctx.sign(list_statement(self._ctx.binding, agreed["digest"], ring, path, chain))},
-        )
+        state = {**forget(self._state, "hop", "box"), "closing": closing, "chain": sha256_of(chain), "without": list(without)}
+        return state, {"signature": self._ctx.sign(self._list(ring, without, chain))}
 
     # -- 4: release -------------------------------------------------------------------------------------------------------------------
 
     def release(self, body: Body) -> Step:
         """All rings list the same sites, this one among them: give up the self-mask; an initiator decrypts, once."""
-        agreed, without = self._held("agreed"), self._left_out(body)
+        without, starters = self._left_out(body), self._rings.initiators
         chains = read(body, "chains", list, length=self._rings.count)
         signatures = read(body, "signatures", list, length=self._rings.count)
-        for ring, (chain, signature) in enumerate(zip(chains, signatures, strict=True)):
-            path = self._rings.path(ring, without)
-            if not isinstance(chain, list):
-                raise WireError("a chain is malformed", place=f"ring {ring + 1}")
-            self._check_whole(ring, chain, path)
-            starter = self._rings.initiators[ring]
-            verify(self._ctx.roster[starter], signature, list_statement(self._ctx.binding, agreed["digest"], ring, path, chain), starter)
+        for ring, starter in enumerate(starters):
+            chain, _ = self._whole_chain(ring, {"chain": chains[ring]}, without)
+            verify(self._ctx.roster[starter], signatures[ring], self._list(ring, without, chain), starter)
         if self._own_ring is not None and sha256_of(chains[self._own_ring]) != self._held("chain"):
             raise WireError("another chain than the one this site agreed to", place=self._ctx.site)
 
@@ -171,9 +167,10 @@ class Site:
             raise WireError("this is not the stage that comes next", place=self._ctx.site)
         return self._state[name]
 
-    def _share(self, ring: int) -> np.ndarray[Any, Any]:
+    def _share(self, ring: int) -> npt.NDArray[Any]:
         """What this site adds to a ring: integers as floats, or a uniform share of integers plus self-mask."""
-        integers, setting = self._ctx.contribution(), self._setting
+        integers: npt.NDArray[Any] = self._ctx.contribution()
+        setting = self._setting
         if not setting.exact:
             return integers.astype(np.float64)
         length, modulus = setting.params.length, setting.modulus
@@ -185,13 +182,13 @@ class Site:
             uniform.subtract(share, uniform.residues(seed, length, modulus), modulus)
         return share
 
-    def _decrypted(self) -> np.ndarray[Any, Any]:
+    def _decrypted(self) -> npt.NDArray[Any]:
         """The ring's sum: residues, or nearest integers, so that the output says nothing about the noise."""
         setting = self._setting
-        values = setting.backend.decrypt(setting.params, Secret(self._held("secret")), self._held("closing"))
+        values: npt.NDArray[Any] = setting.backend.decrypt(setting.params, Secret(self._held("secret")), self._held("closing"))
         if setting.exact:
             return values.astype(setting.sum_dtype)
-        nearest = np.rint(values)
+        nearest: npt.NDArray[Any] = np.rint(values)
         largest = setting.value.sum_bound(len(self._rings.order)) or 0
         if not (np.abs(values - nearest) <= FARTHEST).all() or (np.abs(nearest) > largest).any():
             raise WireError("the decrypted sum is not near integers of its range", place=self._ctx.site)
@@ -214,34 +211,36 @@ class Site:
             raise PolicyRefusal(f"{min(contributed)} has contributed and cannot be left out")
         self._rings.check(self._ctx.policy, without)
 
-    def _check_chain(self, ring: int, chain: list[Any], path: tuple[str, ...]) -> bytes:
-        held = self._held("agreed")
-        return hops.check_chain(self._ctx.roster, self._ctx.binding, held["digest"], ring, chain, path)
+    def _chain(self, ring: int, body: Body, path: tuple[str, ...]) -> tuple[bytes, list[Hop]]:
+        """The chain of a message, verified along ``path``, and its hops."""
+        chain = read(body, "chain", bytes)
+        hops = hops_of(self._held("agreed")["digest"], ring, chain, path)
+        check_chain(self._ctx.roster, self._ctx.binding, hops, chain)
+        return chain, hops
 
-    def _check_whole(self, ring: int, chain: list[Any], path: tuple[str, ...]) -> None:
-        """The chain of a closed ring, with the very link this site sent."""
-        self._check_chain(ring, chain, (*path, path[0]))
-        if chain[path.index(self._ctx.site)] != self._held("links").get(str(ring)):
+    def _whole_chain(self, ring: int, body: Body, without: tuple[str, ...]) -> tuple[bytes, list[Hop]]:
+        """The chain of a closed ring, which holds the very link this site sent."""
+        path = self._rings.path(ring, without)
+        chain, hops = self._chain(ring, body, (*path, path[0]))
+        start = LINK_BYTES * path.index(self._ctx.site)
+        if [chain[start : start + LINK_BYTES]] != self._held("links")[ring : ring + 1]:
             raise WireError("this site's own hop was exchanged", place=f"ring {ring + 1}")
+        return chain, hops
 
-    def _signed(self, ring: int, following: str, before: bytes, after: bytes) -> dict[str, Any]:
-        unsigned = hops.link(self._ctx.site, following, before, after)
-        signed = self._ctx.sign(hops.link_statement(self._ctx.binding, self._held("agreed")["digest"], ring, unsigned))
-        return {**unsigned, "signature": signed}
+    def _sent(self, hop: Hop, key: bytes) -> tuple[bytes, bytes]:
+        """(signed link, key of the box sealed to the next site)."""
+        recipient = self._held("agreed")["hops"][hop.recipient]
+        return hop.sign(self._ctx.binding, self._ctx.sign), hop.hand(key, recipient, self._ctx.entropy)
 
-    def _hand(self, ring: int, key: bytes, sent: Mapping[str, Any]) -> bytes:
-        agreed = self._held("agreed")
-        return hops.hand(key, agreed["hops"][sent["next"]], agreed["digest"], ring, sent, self._ctx.entropy)
+    def _list(self, ring: int, without: tuple[str, ...], chain: bytes) -> bytes:
+        """What the initiator of a ring signs when it is closed: exactly these sites are in it, along this chain."""
+        sites = [site for site in self._rings.order if site not in without]
+        body = {"ring": ring, "sites": sites, "chain": sha256_of(chain), "adverts": self._held("agreed")["digest"]}
+        return statement("cyclic-he list", self._ctx.binding, body)
 
     def _for_server(self, what: str, plain: bytes) -> bytes:
         agreed = self._held("agreed")
         return seal(agreed["server"], plain, released_place(agreed["digest"], what, self._ctx.site), self._ctx.entropy)
-
-
-def list_statement(binding: bytes, digest: bytes, ring: int, path: tuple[str, ...], chain: list[Any]) -> bytes:
-    """What the initiator of a ring signs when it is closed: exactly these sites are in it, along this chain."""
-    body = {"ring": ring, "sites": sorted(path), "chain": sha256_of(chain), "adverts": digest}
-    return statement("cyclic-he list", binding, body)
 
 
 def released_place(digest: bytes, what: str, site: str) -> bytes:

@@ -1,0 +1,57 @@
+"""The conformance kit, on a back end that encrypts nothing: with one ring, with two, and approximate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pppml_core.testing import AggregatorSuite, HarnessResult, PluginSuite, SessionHarness
+from pppml_core.testing.harness import exact_sum
+from pppml_core.testing.insecure_plugin import TransparentConfig
+from pppml_core.testing.transparent_he import TransparentBackend
+from pppml_cyclic_he.plugin import pppml_aggregators
+
+CONFIG = TransparentConfig(security_bits=128)
+
+
+class Curious(AggregatorSuite):
+    """Coalitions that remember what an honest party forgets."""
+
+    component = pppml_aggregators()[0]
+    choices = {"backend": TransparentBackend(CONFIG)}
+    min_sites = 3
+    length = 5
+
+    @pytest.fixture(autouse=True)
+    def _memory(self, memory: Any) -> None:
+        self.memory = memory
+
+    def harness(self, sites: int | Sequence[str] | None = None, **options: Any) -> SessionHarness:
+        return super().harness(sites, remember=True, **options)
+
+    def honest_parts(self, result: HarnessResult, coalition: Sequence[str]) -> set[frozenset[str]]:
+        out = set()
+        for exposure in self.harness().session().exposed(self.memory.view(result, coalition)):
+            truth = exact_sum((result.contributions[site] for site in exposure.sites), self.length)
+            assert np.array_equal(exposure.value.astype(object), truth), f"{coalition}: {exposure.sites}: not their sum"
+            out.add(frozenset(exposure.sites) - set(coalition))
+        return out - {frozenset()}
+
+
+class TestOneRing(Curious):
+    config = {"rings": 1, "backend": CONFIG}
+    max_sites = 6
+
+
+class TestTwoRings(Curious):
+    config = {"rings": 2, "backend": CONFIG}
+    sites = 5
+    min_sites = 4
+    max_sites = 6
+
+
+class TestPlugin(PluginSuite):
+    plugin = "pppml_cyclic_he.plugin"
