@@ -3,7 +3,7 @@
 #   make install             create .venv and install the core, every plugin and the development tools (again only when inputs change)
 #   make demo                train on the phantom and write a report
 #   make test [ARGS=...]     all tests of the core and the plugins; ARGS goes to pytest
-#   make bench [ARGS=...]    the benchmarks
+#   make bench [ARGS=...]    the benchmarks, beside peers (requirements/peers.txt) where those install; ARGS=--full for every size
 #   make lint                ruff, mypy (strict for the core), import-linter
 #   make alone P=<plugin>    wheels of the core and of that plugin in an environment of their own; runs the plugin's tests there
 #   make alone-all           the same for every plugin, one after another
@@ -21,8 +21,10 @@ ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c requirements/constraints.txt
+PIP_BARE := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
+PIP := $(PIP_BARE) -c requirements/constraints.txt
 INSTALLED := $(VENV)/.installed
+PEERS := .cache/peers/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/*/pyproject.toml))
 INPUTS := pyproject.toml pppml_core/__init__.py $(wildcard requirements/*.txt) $(PLUGINS:=/pyproject.toml)
 
@@ -53,8 +55,14 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	@$(QUIET) $(PY) -m pytest $(ARGS)
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(PEERS)
 	@$(QUIET) $(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+# Without peers the benchmarks run all the same, and say which comparisons they left out.
+$(PEERS): requirements/peers.txt | $(INSTALLED)
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@echo "peers to compare with: $(@D)"
+	@if $(PIP_BARE) --no-deps --target $(@D) -r $<; then touch $@; else echo "they could not be installed; comparisons with them are skipped" >&2; fi
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
