@@ -13,6 +13,8 @@ _PUBLIC = {
     "SessionHarness": "pppml_core.testing.harness",
     "HarnessResult": "pppml_core.testing.harness",
     "HEBackendSuite": "pppml_core.testing.he_suite",
+    "Basis": "pppml_core.testing.knowledge",
+    "KnowledgeSuite": "pppml_core.testing.knowledge_suite",
     "edited": "pppml_core.testing.lying",
     "Fault": "pppml_core.engines.faults",
     "overrides_suite_test": "pppml_core.testing.suite",

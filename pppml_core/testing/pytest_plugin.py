@@ -5,6 +5,8 @@ import pytest
 pytest.register_assert_rewrite(
     "pppml_core.testing.aggregator_suite",
     "pppml_core.testing.he_suite",
+    "pppml_core.testing.knowledge",
+    "pppml_core.testing.knowledge_suite",
     "pppml_core.testing.personalization_suite",
     "pppml_core.testing.plugin_suite",
     "pppml_core.testing.suite",
