@@ -7,7 +7,7 @@ run; contributions are given instead of trained, nothing is written to disk, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -96,7 +96,9 @@ class Rehearsal:
         session: the session; all parties share the object, which holds no state.
         contributions: site -> what it calls for its numbers, within the time that is measured; default: ready-made ones.
         vanish: site -> the stage from which on it does not answer any more.
-        keep: whether requests, replies and states are kept, for :meth:`again_at_site` and :meth:`again_at_server`.
+        policy: of all sites; default: the default one.
+        keep_sites: whose requests and states are kept, for :meth:`again_at_site`.
+        keep_replies: whether all replies are kept, for :meth:`again_at_server`.
     """
 
     def __init__(
@@ -106,9 +108,11 @@ class Rehearsal:
         *,
         vanish: Mapping[str, str] | None = None,
         policy: Policy | None = None,
-        keep: bool = False,
+        keep_sites: Collection[str] = (),
+        keep_replies: bool = False,
     ) -> None:
-        self.session, self.vanish, self._keep = session, dict(vanish or {}), keep
+        self.session, self.vanish = session, dict(vanish or {})
+        self.keep_sites, self.keep_replies = keep_sites, keep_replies
         if contributions is None:
             contributions = {site: _ready(numbers_for(session.value, seed)) for seed, site in enumerate(session.cohort)}
         identities = {party: Identity(Secret(entropy(KEY_BYTES))) for party in (*session.cohort, SERVER)}
@@ -118,7 +122,10 @@ class Rehearsal:
         self.sites = {
             s: Site(s, session.cohort, binding, roster, policy or Policy(), identities[s].sign, contributions[s]) for s in session.cohort
         }
-        self.kept: dict[tuple[str, str], _Kept] = {}
+        #: (stage, site) -> the site's state before the request, and the request.
+        self.moments: dict[tuple[str, str], tuple[bytes, bytes]] = {}
+        #: (stage, site) -> reply.
+        self.replies: dict[tuple[str, str], bytes] = {}
 
     def run(self) -> Rehearsed:
         """From the first message to the sum. Raises RoundAborted where there is none."""
@@ -143,15 +150,15 @@ class Rehearsal:
 
         Call it once; each call here gives another one.
         """
-        kept = self.kept[stage, site]
+        state, request = self.moments[stage, site]
         side = SessionSide(self.session, self.sites[site])
-        side.thaw(kept.state)
-        return lambda: side.answer(decode_message(kept.request), kept.request)
+        side.thaw(state)
+        return lambda: side.answer(decode_message(request), request)
 
     def again_at_server(self, stage: str) -> Callable[[], Sum]:
         """A function that does once more what the server did from that stage on, all replies as they were. Call it once."""
         coordinator = self.session.coordinate(self.context)
-        courier, manifest = _courier(_Replies(self.kept)), Manifest(self.session.fields)
+        courier, manifest = _courier(_Replies(self.replies)), Manifest(self.session.fields)
         operations = next(coordinator)
         while _stage(operations) != stage:
             operations = coordinator.send(courier.perform(operations, ADDRESS, manifest))
@@ -165,13 +172,6 @@ class Rehearsal:
                 return cast("Sum", stop.value)
 
         return rest
-
-
-@dataclass(frozen=True)
-class _Kept:
-    state: bytes
-    request: bytes
-    reply: bytes
 
 
 @dataclass
@@ -204,7 +204,8 @@ class _Room:
                 yield site, Loss("it vanished", handed=False)
                 continue
             side = self.sides[site]
-            state = side.freeze() if self.rehearsal._keep else b""
+            if site in self.rehearsal.keep_sites:
+                self.rehearsal.moments[stage, site] = side.freeze(), frame
             began = time.perf_counter()
             message = decode_message(frame)
             reply = side.answer(message, frame)
@@ -214,8 +215,8 @@ class _Room:
                 # On a relay the reply of one site is the request of the next: it is counted where it is sent.
                 if (sender == SERVER) == (data is frame):
                     self.sent[sender][stage] = self.sent[sender].get(stage, 0) + len(data)
-            if self.rehearsal._keep:
-                self.rehearsal.kept[stage, site] = _Kept(state, frame, reply)
+            if self.rehearsal.keep_replies:
+                self.rehearsal.replies[stage, site] = reply
             self.outside += time.perf_counter() - arrived
             yield site, reply
 
@@ -236,14 +237,14 @@ class _Room:
 class _Replies:
     """A transport that answers with what was kept."""
 
-    def __init__(self, kept: Mapping[tuple[str, str], _Kept]) -> None:
-        self._kept = kept
+    def __init__(self, replies: Mapping[tuple[str, str], bytes]) -> None:
+        self._replies = replies
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """The reply of that stage and site; a loss where it had vanished."""
         for site, frame in frames:
-            kept = self._kept.get((decode_message(frame).stage, site))
-            yield site, Loss("it vanished", handed=False) if kept is None else kept.reply
+            reply = self._replies.get((decode_message(frame).stage, site))
+            yield site, Loss("it vanished", handed=False) if reply is None else reply
 
     def clock(self) -> Mapping[str, float]:
         """Nothing is trained."""

@@ -95,9 +95,10 @@ def test_vanished_sites_are_left_out() -> None:
 
 
 def test_a_stage_is_done_again_and_again() -> None:
-    rehearsal = Rehearsal(InsecureMaskedSession(VALUE, ("a", "b", "c")), vanish={"b": "masked"}, keep=True)
+    rehearsal = Rehearsal(InsecureMaskedSession(VALUE, ("a", "b", "c")), vanish={"b": "masked"}, keep_sites=("a",), keep_replies=True)
     done = rehearsal.run()
-    reply = rehearsal.kept["masked", "a"].reply
+    reply = rehearsal.replies["masked", "a"]
+    assert ("masked", "c") not in rehearsal.moments
     for _ in range(2):
         assert rehearsal.again_at_site("masked", "a")() == reply
         for stage in ("advertise", "masked", "reveal"):
