@@ -16,6 +16,7 @@ _PUBLIC = {
     "Basis": "pppml_core.testing.knowledge",
     "KnowledgeSuite": "pppml_core.testing.knowledge_suite",
     "edited": "pppml_core.testing.lying",
+    "distinguish": "pppml_core.testing.worlds",
     "Fault": "pppml_core.engines.faults",
     "overrides_suite_test": "pppml_core.testing.suite",
 }

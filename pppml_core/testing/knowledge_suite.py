@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pppml_core.engines.faults import Deed
+from pppml_core.errors import RoundLost
 from pppml_core.interfaces.aggregation import Aggregator, Guarantees
 from pppml_core.interfaces.engine import Topology
 from pppml_core.testing.aggregator_suite import both_topologies
@@ -58,11 +59,15 @@ class KnowledgeSuite(Suite):
     def expected(self, result: HarnessResult, coalition: Sequence[str]) -> Iterable[Collection[str]]:
         """The sets of honest sites whose sums the coalition must know, and nothing else. ``coalition`` may contain ``server``.
 
-        Default: the server learns the sum over the honest survivors of a completed session. Coalitions beyond the promise know more:
-        say here what, from the structure of the protocol. What is given for an aborted session may be known, and nothing else.
+        Default: the server learns the sum over the honest survivors of a completed session, and may know what sites have released where
+        the round was lost. Coalitions beyond the promise know more: say here what, from the structure of the protocol. What is given for
+        an aborted session may be known, and nothing else.
         """
-        honest = set(result.survivors) - set(coalition)
-        return [honest] if SERVER in coalition and honest else []
+        sums = [result.survivors]
+        if isinstance(result.aborted, RoundLost):
+            sums = [over for sets in result.released.values() for over in sets]
+        honest = [set(over) - set(coalition) for over in sums]
+        return [sites for sites in honest if sites] if SERVER in coalition else []
 
     # -- helpers ----------------------------------------------------------------------------------------------------------------------
 
