@@ -15,7 +15,7 @@ from pppml_core.testing.transparent_he import TransparentBackend
 from pppml_core.values import ValueSpec
 from pppml_core.wire.codec import decode, encode
 from pppml_core.wire.messages import SERVER, Exchange, Relay
-from pppml_cyclic_he.paper import MASK_STD, PaperSession, mask, misfits
+from pppml_cyclic_he.paper import MASK_STD, PAPER, PaperSession, mask, misfits
 
 UNIT = 32_767
 #: error of a sum of up to five updates in the scheme's own arithmetic, in units of a real-valued update: largest of some thousand numbers.
@@ -34,7 +34,7 @@ class PaperTenSEAL(HEBackend):
 
     def plan(self, value, additions):
         size = 470_000 * -(-value.length // 4096)
-        return HEParams("tenseal", "ckks", "approximate", value.length, None, 1, 18, additions, 128, None, 2e-4, size)
+        return HEParams("tenseal", "ckks", "approximate", value.length, None, 1, 18, additions, 128, None, 2e-4, size, PAPER)
 
     def keygen(self, params):
         context = self.ts.context(self.ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[31, *[26] * 6, 31])
@@ -67,8 +67,11 @@ class PaperTenSEAL(HEBackend):
 class Clear(HEBackend):
     """Reals in the clear, for the cases where encryption does not matter. A key is a name."""
 
+    details = PAPER
+
     def plan(self, value, additions):
-        return HEParams("clear", "ckks", "approximate", value.length, None, 1, 18, additions, 128, None, 1e-9, 8 * value.length + 8)
+        size = 8 * value.length + 8
+        return HEParams("clear", "ckks", "approximate", value.length, None, 1, 18, additions, 128, None, 1e-9, size, self.details)
 
     def keygen(self, params):
         name = entropy(8)
@@ -96,11 +99,17 @@ def harness(sites=5, **options):
     return SessionHarness(options.pop("make", clear), sites, **{"length": 40, "bound": UNIT, **options})
 
 
-@pytest.fixture(scope="module")
-def real():
+def plugin_tenseal():
+    """The back end that users have, with its preset."""
+    plugin = pytest.importorskip("pppml_he_tenseal.plugin")
+    (component,) = plugin.pppml_he_backends()
+    return component.load()(component.config(scheme="ckks", preset="paper"))
+
+
+@pytest.fixture(scope="module", params=["raw TenSEAL", "pppml-he-tenseal"])
+def real(request):
     """One round over five sites with real encryption, hops from site to site."""
-    pytest.importorskip("tenseal")
-    backend = PaperTenSEAL(ComponentConfig())
+    backend = PaperTenSEAL(ComponentConfig()) if request.param == "raw TenSEAL" else plugin_tenseal()
     harness = SessionHarness(lambda value, cohort: PaperSession(value, cohort, backend), 5, 5_000, UNIT, topology="p2p", round=2)
     return harness.run(), harness.session()
 
@@ -139,8 +148,7 @@ def test_without_both_neighbours_the_update_stays_hidden(real):
     for site, middle in [("b", "c"), ("c", "d"), ("e", "d")]:
         assert (middle,) not in {e.sites for e in session.exposed(result.view([site]))}
     masked = next(p.message.body["ciphertext"] for p in result.transcript.passages if p.message.stage == "ring" and p.message.sender == "b")
-    secret = Secret(result.states["c"]["secret"])
-    seen = PaperTenSEAL(ComponentConfig()).decrypt(None, secret, masked)
+    seen = session._backend.decrypt(session._params, Secret(result.states["c"]["secret"]), masked)
     assert abs(np.corrcoef(seen, result.contributions["b"])[0, 1]) < 0.1
     assert seen.std() == pytest.approx(MASK_STD, rel=0.1)
 
@@ -211,7 +219,7 @@ def test_guarantees_are_honest():
         (Clear, ValueSpec(9, "integer", 5), "ab", "2 sites"),
         (Clear, ValueSpec(9, "integer", None), "abc", "no bound"),
         (Clear, ValueSpec(9, "real", None), "abc", "no bound"),
-        (TransparentBackend, ValueSpec(9, "integer", 5), "abc", "encrypts real numbers"),
+        (TransparentBackend, ValueSpec(9, "integer", 5), "abc", "is CKKS with ring degree 8192"),
     ],
 )
 def test_what_it_cannot_sum_is_refused_in_words(backend, value, cohort, reason):
@@ -219,7 +227,15 @@ def test_what_it_cannot_sum_is_refused_in_words(backend, value, cohort, reason):
     assert reason in " ".join(misfits(built, value, cohort))
     with pytest.raises(PlanRefused, match=reason):
         PaperSession(value, cohort, built)
-    assert misfits(Clear(ComponentConfig()), ValueSpec(9, "integer", 5), "abc") == []
+
+
+@pytest.mark.parametrize("other", [{"degree": 4096}, {"modulus_bits": 120}, {"scale": 2.0**40}, {"scale": None}])
+def test_other_parameters_than_the_papers_are_refused(other):
+    """A scale planned for integers would leave an error of several percent on numbers in [-1, 1]."""
+    backend, value = Clear(ComponentConfig()), ValueSpec(9, "integer", 5)
+    assert misfits(backend, value, "abc") == []
+    backend.details = {**PAPER, **other}
+    assert "preset: paper" in misfits(backend, value, "abc")[0]
 
 
 def test_what_is_sent_is_declared_and_predicted():

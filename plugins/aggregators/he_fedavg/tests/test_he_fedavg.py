@@ -1,4 +1,4 @@
-"""``he-fedavg``: the suite with the transparent back end, the server's lies that sites must refuse, and what is not protected."""
+"""``he-fedavg``: the suites with the transparent back end, plan, losses, policy, and what is not protected."""
 
 import importlib
 from dataclasses import replace
@@ -16,7 +16,6 @@ from pppml_core.randomness import Secret, entropy
 from pppml_core.registry import Registry
 from pppml_core.testing import AggregatorSuite, PluginSuite, SessionHarness
 from pppml_core.testing.insecure_plugin import TransparentConfig
-from pppml_core.testing.lying import edited
 from pppml_core.testing.transparent_he import TransparentBackend
 from pppml_core.values import ValueSpec
 from pppml_core.wire.messages import SERVER, Exchange
@@ -68,29 +67,8 @@ def aggregator(backend=None):
     return HeFedAvg(ComponentConfig(), backend=backend or TransparentBackend(TransparentConfig(security_bits=128)))
 
 
-def lying(edit, **more):
-    """A harness whose server performs ``edit(operation)`` instead of every operation."""
-    return SessionHarness(aggregator(), coordinate=lambda session, ctx: edited(session, ctx, edit), **{"sites": 4, "length": 20, **more})
-
-
-def at(stage, change):
-    """Change every body of one stage: ``change(site, body) -> body``, where the body is what the site will get."""
-
-    def edit(operation):
-        if operation.stage != stage:
-            return operation
-        bodies = {site: change(site, {**operation.common, **body}) for site, body in operation.bodies.items()}
-        return replace(operation, bodies=bodies, common={})
-
-    return edit
-
-
 def reasons(result, stage):
     return {site: reason for at, site, reason in result.losses if at == stage}
-
-
-def nobody_encrypted(result):
-    return not any(p.message.stage == "encrypt" and p.message.kind == "reply" for p in result.transcript.passages)
 
 
 # -- plan ----------------------------------------------------------------------------------------------------------------------------------
@@ -234,171 +212,6 @@ def test_a_site_refuses_to_decrypt_for_too_few(policy):
     assert result.released["b"] == (result.survivors,)
 
 
-# -- a server that lies --------------------------------------------------------------------------------------------------------------------
-
-
-def test_substituted_agreement_key():
-    """The server puts a key of its own in the place of site d's, to open the secret key's box."""
-    forged = {"key": bytes(31) + b"\x09"}
-    result = lying(at("key", lambda site, body: {"adverts": {**body["adverts"], "d": {**body["adverts"]["d"], **forged}}})).run()
-    assert all("signature of d does not fit" in reason for reason in reasons(result, "key").values())
-    assert len(reasons(result, "key")) == 4
-    assert result.aborted is not None
-
-
-def test_own_agreement_key_of_another_attempt_or_left_out():
-    """An advert as signed, but not the one this site holds the key of; and a list without this site."""
-    for change in (lambda adverts: {k: v for k, v in adverts.items() if k != "a"}, lambda adverts: {**adverts, "a": adverts["b"]}):
-        result = lying(at("key", lambda site, body, change=change: {"adverts": change(body["adverts"])})).run()
-        assert reasons(result, "key")["a"]
-        assert "a" not in {p.message.sender for p in result.transcript.passages if p.message.stage == "key" and p.message.kind == "reply"}
-
-
-@pytest.mark.parametrize("field", ["public", "maker", "signature", "box"])
-def test_substituted_key(field):
-    """Another public key, another maker, another's signature, another site's box: nobody encrypts."""
-    backend = TransparentBackend(TransparentConfig(security_bits=128))
-    own, _ = backend.keygen(SessionHarness(aggregator(), 4, 20).session()._params)
-    boxes = {}
-
-    def edit(operation):
-        if operation.stage != "encrypt":
-            return operation
-        boxes.update({site: body["box"] for site, body in operation.bodies.items()})
-        swapped = dict(zip("abcd", "bcda", strict=True))
-        false = {"public": lambda s: own, "maker": lambda s: "b", "signature": lambda s: bytes(64), "box": lambda s: boxes[swapped[s]]}
-        return at("encrypt", lambda site, body: {**body, field: false[field](site)})(operation)
-
-    result = lying(edit).run()
-    assert nobody_encrypted(result)
-    assert isinstance(result.aborted, TooFewSurvivors)
-    expected = "sealed box was changed" if field == "box" else "does not fit its pinned identity"
-    assert all(expected in reason for reason in reasons(result, "encrypt").values())
-
-
-def test_holders_other_than_the_key_makers():
-    """The server shows the sites fewer holders than it showed the key maker."""
-    change = at("encrypt", lambda site, body: {**body, "adverts": {k: v for k, v in body["adverts"].items() if k != "d" or site == "d"}})
-    result = lying(change).run()
-    assert set(reasons(result, "encrypt")) == set("abc")
-    assert isinstance(result.aborted, TooFewSurvivors)
-
-
-def test_a_sybil_is_no_holder():
-    forged = {**dict.fromkeys(("binding", "parameters", "key"), bytes(32)), "signature": bytes(64)}
-    for name in ("eve", SERVER):
-        result = lying(at("key", lambda site, body, name=name: {"adverts": {**body["adverts"], name: forged}})).run()
-        assert all("is not in the cohort" in reason for reason in reasons(result, "key").values())
-        assert result.aborted is not None
-
-
-def test_replayed_key_of_an_earlier_round():
-    """Everything the server recorded in round 1 is shown again in round 2: adverts, public key, boxes and signatures."""
-    recorded = {}
-
-    def record(operation):
-        if operation.stage == "encrypt":
-            recorded.update({site: {**operation.common, **body} for site, body in operation.bodies.items()})
-        return operation
-
-    assert lying(record).run().correct
-    result = lying(at("encrypt", lambda site, body: recorded[site]), round=2).run()
-    assert nobody_encrypted(result)
-    assert all("another model, other terms or in another round" in reason for reason in reasons(result, "encrypt").values())
-
-
-def test_foreign_ciphertexts_are_not_decrypted():
-    backend, params = TransparentBackend(TransparentConfig(security_bits=128)), SessionHarness(aggregator(), 4, 20).session()._params
-    public, _ = backend.keygen(params)
-    foreign = backend.encrypt(params, public, np.zeros(params.length, np.uint64))
-    for total in (foreign, foreign[:-1], b"", 7, None):
-        result = lying(at("decrypt", lambda site, body, total=total: {**body, "total": total})).run()
-        assert isinstance(result.aborted, RoundLost)
-        assert not result.crashes
-        assert not any(result.released.values())
-
-
-def test_a_number_no_sum_can_have_is_not_released():
-    """The server multiplies by adding: what it then asks to be decrypted cannot be a sum over these sites."""
-    backend = TransparentBackend(TransparentConfig(security_bits=128))
-    largest = {site: np.full(20, 32_767, np.int32) for site in "abcd"}
-
-    def twice(site, body):
-        return {**body, "total": backend.add(SessionHarness(aggregator(), 4, 20).session()._params, body["total"], body["total"])}
-
-    result = lying(at("decrypt", twice), contributions=largest).run()
-    assert isinstance(result.aborted, RoundLost)
-    assert all("is not a sum over these sites" in reason for reason in reasons(result, "decrypt").values())
-    assert not any(result.released.values())
-
-
-@pytest.mark.parametrize(
-    "sites", [["a"], ["a", "b"], ["a", "a", "a"], ["a", "b", "eve"], ["b", "c", "d"], "abc", [1, 2, 3], None, {"a": 1, "b": 1, "c": 1}]
-)
-def test_lists_of_sites_that_are_none(sites):
-    """Too few, doubled, foreign, without the site that is asked, or no list at all."""
-
-    def coordinate(session, ctx):
-        honest, outcome = session.coordinate(ctx), None
-        while (operation := honest.send(outcome)).stage != "decrypt":
-            outcome = yield operation
-        yield Exchange("decrypt", {"a": {**operation.bodies["a"], "sites": sites}})
-        raise RoundLost("the lies end here")
-
-    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
-    assert set(reasons(result, "decrypt")) == {"a"}
-    assert not result.crashes
-    assert not any(result.released.values())
-
-
-def test_only_one_decryption_an_attempt():
-    """A second list, or a second ciphertext, is refused by a site that has decrypted."""
-
-    def coordinate(session, ctx):
-        honest, outcome = session.coordinate(ctx), None
-        while (operation := honest.send(outcome)).stage != "decrypt":
-            outcome = yield operation
-        body = operation.bodies["a"]
-        yield operation
-        yield Exchange("decrypt", {"a": {**body, "sites": ["a", "b", "c"]}})
-        yield Exchange("decrypt", {"a": {**body, "total": seen["b"]}})
-        outcome = yield operation
-        assert outcome.answered == ("a",)
-        raise RoundLost("the lies end here")
-
-    seen = {}
-
-    def noting(session, ctx):
-        def replies(stage, site, body):
-            seen[site] = body.get("ciphertext")
-            return body
-
-        return edited(session, ctx, replies=replies)
-
-    SessionHarness(aggregator(), 4, 20, coordinate=noting).run()
-    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
-    assert [site for stage, site, reason in result.losses if "already answered for another request" in reason] == ["a", "a"]
-    assert result.released["a"] == (("a", "b", "c", "d"),)
-
-
-def test_stages_out_of_turn_and_malformed_requests_are_refused():
-    def coordinate(session, ctx):
-        yield Exchange("encrypt", {"a": {}})
-        yield Exchange("decrypt", {"b": {"sites": ["a", "b", "c"], "total": b""}})
-        yield Exchange("key", {"c": {}})
-        yield Exchange("reveal", {"d": {}})
-        yield Exchange("advertise", {site: {} for site in "abcd"})
-        for adverts in ({}, None, [], {"c": None}, {"c": {"key": 1}}, {"c": {"key": b"", "binding": b""}}):
-            yield Exchange("key", {"c": {"adverts": adverts}})
-        raise RoundAborted("the lies end here")
-
-    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
-    assert not result.crashes
-    assert [site for _, site, _ in result.losses][:4] == ["a", "b", "c", "d"]
-    assert len(reasons(result, "key")) == 1
-    assert {p.message.stage for p in result.transcript.passages if p.message.kind == "reply"} == {"advertise"}
-
-
 # -- models, identities --------------------------------------------------------------------------------------------------------------------
 
 
@@ -453,26 +266,6 @@ def test_the_server_and_one_site_read_every_update():
             assert np.array_equal(read[(other,)], result.contributions[other])
     assert [e.sites for e in session.exposed(result.view([SERVER]))] == [tuple("abcd")]
     assert {e.sites for e in session.exposed(result.view(["b", "c"]))} == {("b",), ("c",)}
-
-
-def test_a_lying_server_has_one_update_decrypted():
-    """Why ``coalition_active`` is 0 and means nothing: no site can tell one update from a sum."""
-    seen = {}
-
-    def coordinate(session, ctx):
-        def replies(stage, site, body):
-            if stage == "encrypt":
-                seen[site] = body["ciphertext"]
-            return body
-
-        return edited(session, ctx, at("decrypt", lambda site, body: {**body, "total": seen["b"]}), replies=replies)
-
-    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
-    assert np.array_equal(result.sum, result.contributions["b"])
-    guarantees = SessionHarness(aggregator(), 4, 20).session().guarantees
-    text = " ".join([guarantees.adversary, *guarantees.assumes])
-    assert "not a server that lies" in text
-    assert "cannot tell it from a single update" in text
 
 
 def test_the_secret_key_is_in_no_message():

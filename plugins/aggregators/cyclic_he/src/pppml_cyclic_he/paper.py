@@ -45,8 +45,10 @@ from pppml_cyclic_he.setting import read
 #: Standard deviation of the mask, in units of a real-valued update.
 MASK_STD = 1e4
 FEWEST = 3
-#: Largest key on the wire; real ones have at most a few MiB.
-KEY_LIMIT = 1 << 24
+#: The code's CKKS parameters, as a back end names them in ``HEParams.details``.
+PAPER = {"degree": 8192, "modulus_bits": 218, "scale": 2.0**26}
+#: Largest key on the wire: with the rotation keys that the code makes, and no sum needs, a public key has about 93 MiB.
+KEY_LIMIT = 1 << 27
 
 
 def misfits(backend: HEBackend, value: ValueSpec, cohort: Sequence[str]) -> list[str]:
@@ -60,9 +62,9 @@ def misfits(backend: HEBackend, value: ValueSpec, cohort: Sequence[str]) -> list
         params = _parameters(backend, value, cohort)
     except PlanRefused as refused:
         return [*out, *refused.misfits]
-    if params.arithmetic != "approximate":
+    if params.arithmetic != "approximate" or any(params.details.get(name) != value for name, value in PAPER.items()):
         hint = "use `backend: {use: tenseal, scheme: ckks, preset: paper}`, or `variant: hardened`"
-        out.append(f"aggregator.backend: `variant: paper` encrypts real numbers (CKKS), not residues ({params.scheme}); {hint}")
+        out.append(f"aggregator.backend: `variant: paper` is CKKS with ring degree 8192, 218 bits and scale 2^26; {hint}")
     return out
 
 

@@ -296,6 +296,8 @@ class HeFedAvg(Aggregator):
         if params.arithmetic == "approximate" and not (error is not None and error <= LARGEST_ERROR):
             reason = f"the error of a sum has a standard deviation of {error} units, at most 1/24 can be rounded away"
             reasons.append(f"{place}: {reason}; raise the scale or use `scheme: bfv`")
+        if params.details.get("preset") == "paper":
+            reasons.append(f"{place}: preset paper is for `cyclic-he` with `variant: paper` only; leave `preset` out")
         if params.arithmetic == "exact" and not (failure is not None and failure <= LOG2_FAILURE):
             reasons.append(f"{place}: a sum may be decrypted wrongly with a chance above 2^{LOG2_FAILURE}; use larger parameters")
         if reasons:
