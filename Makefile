@@ -26,7 +26,8 @@ PIP := $(PIP_BARE) -c requirements/constraints.txt
 INSTALLED := $(VENV)/.installed
 PEERS := .cache/peers/.installed
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/*/pyproject.toml))
-INPUTS := pyproject.toml pppml_core/__init__.py $(wildcard requirements/*.txt) $(PLUGINS:=/pyproject.toml)
+BUILD_PYFHEL := plugins/aggregators/he_pyfhel/scripts/build_pyfhel.py
+INPUTS := pyproject.toml pppml_core/__init__.py $(wildcard requirements/*.txt) $(PLUGINS:=/pyproject.toml) $(BUILD_PYFHEL)
 
 # One torch thread and no display: what bit-identical results and a fair count of two cores depend on.
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg
@@ -38,15 +39,20 @@ install: $(INSTALLED)
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with the venv module was found. Install one, or: make install PYTHON=/path/to/python" >&2; exit 1; }
-	@echo "1/3 $(VENV), made with $(PYTHON)"
+	@echo "1/4 $(VENV), made with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 
-# torch comes first, so that the build chosen for it is settled; hatchling builds the packages of this repository in the second step.
+# torch comes first, so that the build chosen for it is settled; hatchling builds the packages of this repository in the last step. Pyfhel is
+# compiled once and its wheel kept in .cache/wheels; where that is not possible, its plugin alone is left out.
 $(INSTALLED): $(INPUTS) | $(PY)
-	@echo "2/3 torch: the CPU build is about 200 MB, others more"
-	@$(PIP) torch==2.13.0 hatchling editables
-	@echo "3/3 the core, its plugins and the tools in requirements/dev.txt"
-	@$(PIP) --no-build-isolation -r requirements/dev.txt
+	@echo "2/4 torch: the CPU build is about 200 MB, others more"
+	@$(PIP) torch==2.13.0 numpy hatchling editables
+	@echo "3/4 Pyfhel, which is published as source only"
+	@if $(PY) $(BUILD_PYFHEL) .cache/wheels; then cp requirements/dev.txt $(VENV)/dev.txt; else \
+		grep -v he_pyfhel requirements/dev.txt > $(VENV)/dev.txt; \
+		echo "pppml-he-pyfhel is left out; everything else works without it. To try again: rm $(INSTALLED) && make install" >&2; fi
+	@echo "4/4 the core, its plugins and the tools in requirements/dev.txt"
+	@$(PIP) --no-build-isolation -r $(VENV)/dev.txt
 	@touch $@
 
 demo: $(INSTALLED)
