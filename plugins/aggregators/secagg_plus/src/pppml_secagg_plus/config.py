@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": {"neighbours": "auto"},
 }
 
-Threshold = Literal["auto"] | int
-Neighbours = Literal["all", "auto"] | int
+Threshold = Literal["auto"] | Annotated[int, Field(ge=2)]
+Neighbours = Literal["all", "auto"] | Annotated[int, Field(ge=2)]
 
 
 class SecAggPlusConfig(ComponentConfig):
@@ -28,10 +28,10 @@ class SecAggPlusConfig(ComponentConfig):
         description="default: everybody with everybody; paper: 5 shares, 4 needed; large: a sparse graph, for over 100 sites",
     )
     threshold: Threshold = Field(
-        "auto", description="shares that rebuild a secret, 2 or more; auto: more than two thirds of the share holders", ge=2
+        "auto", description="shares that rebuild a secret, 2 or more; auto: more than two thirds of the share holders"
     )
     neighbours: Neighbours = Field(
-        "all", description="sites each site shares masks with: all, an even number, or auto: computed from the four settings below", ge=2
+        "all", description="sites each site shares masks with: all, an even number, or auto: computed from the four settings below"
     )
     corrupt: float = Field(0.2, ge=0, le=0.5, description="sparse graph: part of the sites that may work together with the server")
     dropout: float = Field(0.1, ge=0, le=0.5, description="sparse graph: part of the sites that may vanish")
