@@ -82,10 +82,11 @@ class Memory:
         self.server_keys[public] = private
         return private, public
 
-    def view(self, result: Any, parties: Any) -> dict[str, Any]:
-        """The view of a coalition that forgets nothing. The result must be of a harness with ``remember``."""
-        view = result.view(parties)
-        for entry, attempt in zip(view["attempts"], result.attempts, strict=True):
+    def view(self, result: Any, parties: Any, number: int) -> dict[str, Any]:
+        """The view of a coalition that forgets nothing, of one attempt. The result must be of a harness with ``remember``."""
+        view = result.view(parties, number)
+        for entry in view["attempts"]:
+            attempt = next(a for a in result.attempts if a.number == number)
             entry["states"] = {site: _remembered(attempt.history[site]) for site in attempt.cohort if site in parties}
             adverts = [m for m in view["messages"] if m.attempt == attempt.number and m.stage == "keys" and m.kind == "session"]
             if SERVER in parties and adverts:

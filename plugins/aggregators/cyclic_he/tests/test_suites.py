@@ -26,29 +26,27 @@ class Curious(AggregatorSuite):
     length = 5
 
     @pytest.fixture(autouse=True)
-    def _memory(self, memory: Any) -> None:
-        self.memory = memory
+    def _memory(self, memory: Any, request: pytest.FixtureRequest) -> None:
+        # Remembering costs time; these are the tests that ask what is exposed.
+        asked = ("coalition", "another_model", "release", "attempts")
+        self.memory, self.remember = memory, any(word in request.node.name for word in asked)
 
     def harness(self, sites: int | Sequence[str] | None = None, **options: Any) -> SessionHarness:
-        return super().harness(sites, remember=True, **options)
+        return super().harness(sites, remember=self.remember, **options)
 
     def honest_parts(self, result: HarnessResult, coalition: Sequence[str]) -> set[frozenset[str]]:
         out = set()
-        for exposure in self.harness().session().exposed(self.memory.view(result, coalition)):
-            truth = exact_sum((result.contributions[site] for site in exposure.sites), self.length)
-            assert np.array_equal(exposure.value.astype(object), truth), f"{coalition}: {exposure.sites}: not their sum"
-            out.add(frozenset(exposure.sites) - set(coalition))
+        for attempt in result.attempts:
+            view = self.memory.view(result, coalition, attempt.number)
+            for exposure in self.harness().session(attempt.cohort).exposed(view):
+                truth = exact_sum((result.contributions[site] for site in exposure.sites), self.length)
+                assert np.array_equal(exposure.value.astype(object), truth), f"{coalition}: {exposure.sites}: not their sum"
+                out.add(frozenset(exposure.sites) - set(coalition))
         return out - {frozenset()}
-
-
-class TestOneRing(Curious):
-    config = {"rings": 1, "backend": CONFIG}
-    max_sites = 6
 
 
 class TestTwoRings(Curious):
     config = {"rings": 2, "backend": CONFIG}
-    sites = 5
     min_sites = 4
     max_sites = 6
 

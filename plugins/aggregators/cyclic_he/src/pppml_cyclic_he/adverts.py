@@ -32,8 +32,9 @@ def check(setting: Setting, site: str, advert: Body, binding: bytes, roster: Ros
 
     InconsistentModel: a genuine advert for another model or other terms. WireError, PolicyRefusal: anything else.
     """
-    for name in ("binding", "params", "rings", "hop", "public", "signature"):
+    for name in ("binding", "params", "rings", "public", "signature"):
         read(advert, name, bytes)
+    read(advert, "hop", bytes, length=KEY_BYTES)
     if site not in roster:
         raise PolicyRefusal(f"no identity is pinned for {site}")
     verify(roster[site], advert["signature"], _statement(site, advert), site)
@@ -41,7 +42,7 @@ def check(setting: Setting, site: str, advert: Body, binding: bytes, roster: Ros
         raise InconsistentModel(f"{site} takes part with another model, other terms, or in another attempt", place="advertise")
     if advert["params"] != setting.params.sha256 or advert["rings"] != setting.rings.sha256:
         raise PolicyRefusal(f"{site} uses other encryption parameters or other rings")
-    if len(advert["hop"]) != KEY_BYTES or bool(advert["public"]) != (setting.rings.ring_of(site) is not None):
+    if bool(advert["public"]) != (setting.rings.ring_of(site) is not None):
         raise WireError(f"the advert of {site} does not have the keys of its role", place="advertise")
 
 

@@ -5,14 +5,15 @@ A member's state may therefore hold more than an honest one's: ``boxes`` (ring -
 
 - The ciphertexts a member sent or was handed are *cuts* of their ring: the sum of the shares of all sites up to there. With the secret key
   of the ring's initiator, the difference of two cuts is the sum of the shares of the sites between them.
-- A group of sites is cut off where the coalition holds every ring on all sides of it. With all secret keys the shares add up to the masked
-  sum of the group; with the seeds of its self-masks, which go to the server, to its sum.
+- A group of sites is cut off where the coalition knows the cuts of every ring on all sides of it. With all secret keys the shares add up
+  to the masked sum of the group; with the seeds of its self-masks, which go to the server, to its sum.
 - Where the secret key of one ring is missing, the released ring sums and seeds give the sum of the list, and nothing more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,17 +60,31 @@ class _Coalition:
         if not self._digest:
             return []
         seeds, without = self._seeds(), self._without()
-        secrets = {r: self._states.get(starter, {}).get("secret") for r, starter in enumerate(self._rings.initiators)}
-        if any(starter not in self._sites or secrets[r] is None for r, starter in enumerate(self._rings.initiators)):
+        secrets = {ring: self._states[site]["secret"] for ring, site in enumerate(self._rings.initiators) if self._has(site, "secret")}
+        if len(secrets) < self._rings.count:
             return self._listed(seeds, without)
-        cuts = {ring: self._cuts(ring, Secret(secret)) for ring, secret in secrets.items() if secret is not None}
+        cuts = [self._cuts(ring, Secret(secrets[ring])) for ring in sorted(secrets)]
         found = []
-        for group in self._rings.components(self._sites, without):
-            parts = [self._part(cuts[ring], self._rings.path(ring, without), frozenset(group)) for ring in cuts]
-            known = [part for part in parts if part is not None]
-            if len(known) == len(parts) and (not self._setting.exact or set(group) <= set(seeds)):
-                found.append(self._exposure(group, known, seeds))
+        for group in self._groups(cuts, without):
+            if self._setting.exact and not group <= set(seeds):
+                continue
+            parts = [self._part(cuts[ring], self._rings.path(ring, without), group) for ring in sorted(secrets)]
+            found.append(self._exposure(sorted(group), parts, seeds))
         return found
+
+    def _groups(self, cuts: Sequence[Mapping[str, Vector]], without: Sequence[str]) -> list[set[str]]:
+        """Other sites that the coalition cannot tell apart: joined, in one ring or several, by hops whose cut it does not know."""
+        groups = [{site} for site in self._rings.order if site not in without]
+        for ring, known in enumerate(cuts):
+            path = self._rings.path(ring, without)
+            for site, after in zip(path, [*path[1:], path[0]], strict=True):
+                if site not in known:
+                    joined = [group for group in groups if group & {site, after}]
+                    groups = [group for group in groups if group not in joined] + [set().union(*joined)]
+        return [group for group in groups if not group & self._sites]
+
+    def _has(self, site: str, what: str) -> bool:
+        return site in self._sites and what in self._states.get(site, {})
 
     def _listed(self, seeds: Mapping[str, bytes], without: Sequence[str]) -> list[Exposure]:
         """The sum over the list, from what was released to the server."""
@@ -87,30 +102,26 @@ class _Coalition:
             return Exposure(tuple(group), np.rint(sum(parts)).astype(np.int64))
         total = np.zeros(setting.params.length, np.uint64)
         for part in parts:
-            uniform.add(total, part, setting.modulus)
+            self._add(total, part)
         for site in group:
             uniform.subtract(total, uniform.residues(seeds[site], setting.params.length, setting.modulus), setting.modulus)
         return Exposure(tuple(group), setting.params.integers(total))
 
-    def _part(self, cuts: Mapping[str, Vector], path: Sequence[str], group: frozenset[str]) -> Vector | None:
-        """The sum of a group's shares in one ring: last cut minus first of each stretch of the path in it. None where a cut is missing."""
-        total: Vector | None = None
-        for before, site, after in zip([path[-1], *path], path, [*path[1:], path[0]], strict=False):
-            for place, sign in ((before, -1), (site, 1)):
-                at_edge = site in group and (before if sign < 0 else after) not in group
-                if not at_edge:
-                    continue
-                if place not in cuts:
-                    return None
-                total = self._moved(total, cuts[place], sign)
+    def _part(self, cuts: Mapping[str, Vector], path: Sequence[str], group: set[str]) -> Vector:
+        """The sum of a group's shares in one ring: each stretch of it is the cut after its last site less the one before its first."""
+        total: Vector = np.zeros(self._setting.params.length, np.uint64 if self._setting.exact else np.float64)
+        for before, site in pairwise(path):
+            if site in group and site in cuts:
+                self._add(total, cuts[site])
+            if site in group and before in cuts:
+                self._add(total, cuts[before], negative=True)
         return total
 
-    def _moved(self, total: Vector | None, cut: Vector, sign: int) -> Vector:
-        if not self._setting.exact:
-            return sign * cut if total is None else total + sign * cut
-        moved = np.zeros(self._setting.params.length, np.uint64) if total is None else total
-        (uniform.add if sign > 0 else uniform.subtract)(moved, cut, self._setting.modulus)
-        return moved
+    def _add(self, total: Vector, other: Vector, *, negative: bool = False) -> None:
+        if self._setting.exact:
+            (uniform.subtract if negative else uniform.add)(total, other, self._setting.modulus)
+        else:
+            total += -other if negative else other
 
     def _cuts(self, ring: int, secret: Secret) -> dict[str, Vector]:
         """Site -> the decrypted sum of the shares up to it, of every ciphertext in the coalition's hands."""
@@ -142,7 +153,7 @@ class _Coalition:
 
     def _seeds(self) -> dict[str, bytes]:
         """Self-mask seeds in the coalition's hands: its members' own, and those released to the server."""
-        held = {site: self._states[site]["seed"] for site in self._sites if "seed" in self._states.get(site, {})}
+        held = {site: self._states[site]["seed"] for site in self._sites if self._has(site, "seed")}
         released = {site: self._released(site, "seed") for site in self._rings.order}
         return {**held, **{site: seed for site, seed in released.items() if seed is not None}}
 

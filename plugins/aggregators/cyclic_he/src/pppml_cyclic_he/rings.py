@@ -60,11 +60,6 @@ class Rings:
         """The same for parties that lie."""
         return bound.active(self._contracted(without), len(self.order) - len(without))
 
-    def components(self, coalition: Collection[str], without: Collection[str] = ()) -> list[tuple[str, ...]]:
-        """The groups of other sites whose sums a coalition that holds all initiators can tell apart."""
-        found = bound.components(self._contracted(without), [i for i, site in enumerate(self.order) if site in coalition])
-        return [tuple(self.order[i] for i in sorted(group)) for group in found]
-
     def check(self, policy: SumPolicy, without: Collection[str] = ()) -> None:
         """Raise PolicyRefusal unless a sum without these sites keeps what this site insists on."""
         left = len(self.order) - len(without)

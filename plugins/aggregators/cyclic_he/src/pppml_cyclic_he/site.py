@@ -3,7 +3,7 @@
 The state is plain data: ``hop`` (X25519 private key), ``secret`` (an initiator's), ``agreed`` (see :func:`.adverts.check_all`), ``seed`` of
 the self-mask, ``shares`` (seeds of all shares but the last ring's), ``box`` (key of the last box sent), ``links`` (signed links of the
 hops sent, by ring), ``before`` and ``seen`` (hash received, and sites before this one, in the first ring), ``without`` (sites left out),
-``closing`` (an initiator's ciphertext to decrypt) and ``chain`` (hash of the one it agreed to). What is no longer needed is forgotten.
+``closing`` (an initiator's ciphertext to decrypt). What is no longer needed is forgotten.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pppml_core.randomness import Secret
 from pppml_core.wire.codec import sha256_of
 from pppml_core.wire.messages import Body
 from pppml_cyclic_he import adverts, uniform
-from pppml_cyclic_he.hops import HASH_BYTES, LINK_BYTES, NOTHING, Hop, check_chain, hops_of
+from pppml_cyclic_he.hops import HASH_BYTES, NOTHING, Hop, check_chain, hops_of
 from pppml_cyclic_he.setting import Setting, read, read_names
 
 State = dict[str, Any]
@@ -61,15 +61,13 @@ class Site:
             state["secret"] = secret.reveal()
             secret.wipe()
         advert = adverts.make(self._setting, self._ctx.site, self._ctx.binding, self._ctx.sign, hop, public)
-        return {**state, "advert": sha256_of(advert)}, advert
+        return state, advert
 
     def keys(self, body: Body) -> Step:
         """Check everybody's adverts, train, and draw what hides the contribution."""
         agreed = adverts.check_all(self._setting, body, self._ctx.binding, self._ctx.roster)
-        if sha256_of(body["adverts"][self._ctx.site]) != self._held("advert"):
-            raise WireError("this site's own advert was exchanged", place=self._ctx.site)
         self._ctx.contribution()  # trained here, where all sites work at once; in a ring they would wait for each other
-        state = {**forget(self._state, "advert"), "agreed": agreed, "links": [], "without": []}
+        state = {**self._state, "agreed": agreed, "links": [], "without": []}
         if self._setting.exact:
             state["seed"] = self._ctx.entropy(uniform.SEED_BYTES)
             state["shares"] = [self._ctx.entropy(uniform.SEED_BYTES) for _ in range(self._rings.count - 1)]
@@ -136,7 +134,7 @@ class Site:
         budget = self._setting.backend.noise_budget(self._setting.params, Secret(self._held("secret")), closing)
         if budget is not None and budget < LEAST_BUDGET:
             raise WireError(f"{budget:.1f} bits of noise budget are left; the sum might not decrypt", place=f"ring {ring + 1}")
-        state = {**forget(self._state, "hop", "box"), "closing": closing, "chain": sha256_of(chain), "without": list(without)}
+        state = {**forget(self._state, "hop", "box"), "closing": closing, "without": list(without)}
         return state, {"signature": self._ctx.sign(self._list(ring, without, chain))}
 
     # -- 4: release -------------------------------------------------------------------------------------------------------------------
@@ -149,8 +147,6 @@ class Site:
         for ring, starter in enumerate(starters):
             chain, _ = self._whole_chain(ring, {"chain": chains[ring]}, without)
             verify(self._ctx.roster[starter], signatures[ring], self._list(ring, without, chain), starter)
-        if self._own_ring is not None and sha256_of(chains[self._own_ring]) != self._held("chain"):
-            raise WireError("another chain than the one this site agreed to", place=self._ctx.site)
 
         self._ctx.release([site for site in self._rings.order if site not in without])
         out: dict[str, Any] = {}
@@ -219,13 +215,9 @@ class Site:
         return chain, hops
 
     def _whole_chain(self, ring: int, body: Body, without: tuple[str, ...]) -> tuple[bytes, list[Hop]]:
-        """The chain of a closed ring, which holds the very link this site sent."""
+        """The chain of a closed ring: one link of each site, this one's own among them, which it signed once."""
         path = self._rings.path(ring, without)
-        chain, hops = self._chain(ring, body, (*path, path[0]))
-        start = LINK_BYTES * path.index(self._ctx.site)
-        if [chain[start : start + LINK_BYTES]] != self._held("links")[ring : ring + 1]:
-            raise WireError("this site's own hop was exchanged", place=f"ring {ring + 1}")
-        return chain, hops
+        return self._chain(ring, body, (*path, path[0]))
 
     def _sent(self, hop: Hop, key: bytes) -> tuple[bytes, bytes]:
         """(signed link, key of the box sealed to the next site)."""
