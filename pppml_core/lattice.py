@@ -148,7 +148,7 @@ def plan_exact(value: ValueSpec, additions: int, shapes: Sequence[Shape]) -> Exa
                     if left >= BUDGET:
                         failure = log2_failure(ring, modulus, additions, coefficients)
                         return Exact(ring, modulus, limbs, bits, failure, left)
-    reason = f"sums of {additions} integers up to {value.bound:,} do not fit {MOST_LIMBS} limbs: lower `encoding.bits` or add fewer"
+    reason = f"sums of {additions:,} integers up to {value.bound:,} do not fit {MOST_LIMBS} limbs: lower `encoding.bits` or add fewer"
     raise PlanRefused([reason])
 
 
@@ -163,7 +163,7 @@ def plan_approximate(value: ValueSpec, additions: int, shapes: Sequence[Shape]) 
             scale = 2.0 ** math.ceil(math.log2(error_std(ring, 1.0, additions) / RELEASE_STD))
             if holds(ring, scale, additions, value.bound):
                 return Approximate(ring, scale, error_std(ring, scale, additions))
-    raise PlanRefused([f"no ring holds sums of {additions} integers up to {value.bound:,} with an error of at most 1/24 of a unit"])
+    raise PlanRefused([f"no ring holds sums of {additions:,} integers up to {value.bound:,} with an error of at most 1/24 of a unit"])
 
 
 def log2_failure(ring: Ring, modulus: int, additions: int, coefficients: int) -> float:
@@ -298,7 +298,7 @@ def _misfits(value: ValueSpec, additions: int) -> list[str]:
     if value.kind != "integer" or value.bound is None:
         reasons.append("a lattice scheme adds integers of a known bound here: use `encoding: fixed`")
     elif value.bound * max(1, additions) >= 2**63:
-        reasons.append(f"sums of {additions} integers up to {value.bound:,} do not fit 63 bits: lower `encoding.bits`")
+        reasons.append(f"sums of {additions:,} integers up to {value.bound:,} do not fit 63 bits: lower `encoding.bits`")
     if value.length < 1:
         reasons.append("there is nothing to encrypt: the value has no coordinates")
     if additions < 1:

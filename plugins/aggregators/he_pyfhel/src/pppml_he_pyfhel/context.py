@@ -90,15 +90,14 @@ def create(setting: Setting) -> Pyfhel:
 
     check_security(setting.ring)
     library = Pyfhel()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about rescaling, which a sum never does
-        status = library.contextGen(
-            scheme=setting.scheme,
-            n=setting.ring.degree,
-            sec=128,  # SEAL then refuses what the security standard's table refuses
-            qi=list(setting.ring.primes),
-            **({"scale": setting.scale} if setting.scale is not None else {"t": setting.modulus}),
-        )
+    what = {"t": setting.modulus} if setting.scale is None else {"scale": setting.scale}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about rescaling, which a sum never does
+            # sec: SEAL then refuses what the security standard's table refuses
+            status = library.contextGen(scheme=setting.scheme, n=setting.ring.degree, sec=128, qi=list(setting.ring.primes), **what)
+    except (RuntimeError, ValueError) as error:
+        raise PlanRefused([f"pyfhel does not accept the parameters: {error}"]) from None
     check(setting, library, status)
     return library
 
