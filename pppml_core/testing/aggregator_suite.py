@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,81 +13,24 @@ from pppml_core.engines.faults import Deed
 from pppml_core.errors import RoundLost
 from pppml_core.interfaces.aggregation import Aggregator, Guarantees, Session, State
 from pppml_core.interfaces.engine import Topology
-from pppml_core.testing.harness import HarnessResult, SessionHarness, coalitions, exact_sum, site_names
-from pppml_core.testing.suite import Suite
+from pppml_core.testing.harness import HarnessResult, SessionHarness, coalitions, site_names
+from pppml_core.testing.hostile_peers import HostilePeers
+from pppml_core.testing.sum_suite import both_topologies, released_parts
 from pppml_core.values import ValueSpec
 from pppml_core.wire.messages import SERVER, Body, Message
-
-both_topologies = pytest.mark.parametrize("topology", get_args(Topology))
 
 #: words a guarantee may use besides the names of the cohort.
 PARTIES = frozenset({SERVER, "sites", "initiator", "initiators", "neighbours"})
 
 
-class AggregatorSuite(Suite):
+class AggregatorSuite(HostilePeers):
     """Subclass it with ``component`` and, where needed, ``config``, ``choices`` and smaller sizes for a slow protocol.
 
     ``min_sites`` to ``max_sites``: cohorts summed without faults; ``sites``: the cohort the faults are tried on; ``length`` and ``bound``
     of a contribution; ``kind``: ``integer``, or ``real`` for aggregators that also sum floats; ``largest_bound``: the largest one the
-    aggregator takes, at which nothing may overflow.
+    aggregator takes, at which nothing may overflow; ``too_many_lost``, ``dropouts_exact``, ``schedules``, ``variants``, ``lies``: see
+    :class:`~pppml_core.testing.sum_suite.SumSuite`.
     """
-
-    sites: ClassVar[int] = 4
-    min_sites: ClassVar[int] = 2
-    max_sites: ClassVar[int] = 8
-    length: ClassVar[int] = 50
-    bound: ClassVar[int] = 32_767
-    largest_bound: ClassVar[int] = 2**23 - 1
-    kind: ClassVar[str] = "integer"
-
-    # -- helpers ----------------------------------------------------------------------------------------------------------------------
-
-    def harness(self, sites: int | Sequence[str] | None = None, **options: Any) -> SessionHarness:
-        """A harness for this component."""
-        options = {"length": self.length, "bound": self.bound, "kind": self.kind, **options}
-        return SessionHarness(self.make(), self.sites if sites is None else sites, **options)
-
-    def run(self, sites: int | Sequence[str] | None = None, *faults: Mapping[str, Any], **options: Any) -> HarnessResult:
-        """One session."""
-        return self.harness(sites, faults=faults, **options).run()
-
-    def stages(self) -> tuple[str, ...]:
-        """All stages: those of an undisturbed session in their order, then those declared besides."""
-        declared = (field.stage for field in self.harness().session().fields)
-        return tuple(dict.fromkeys([*self.run().transcript.stages(), *declared]))
-
-    def single_faults(self, *deeds: Deed) -> Iterator[dict[str, Any]]:
-        """Each deed, at each site, at each stage."""
-        for stage in self.stages():
-            for site in site_names(self.sites):
-                yield from ({"site": site, "stage": stage, "do": deed} for deed in deeds)
-
-    def vanished_twice(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """A first drop, and a second one in a stage that only the first brings about (the recovery of a vanished site)."""
-        usual = set(self.run().transcript.stages())
-        seen: set[str] = set()
-        for first in self.single_faults("drop"):
-            for stage in self.run(None, first).transcript.stages():
-                if stage not in usual | seen:
-                    seen.add(stage)
-                    others = [site for site in site_names(self.sites) if site != first["site"]]
-                    yield from ((first, {"site": site, "stage": stage, "do": "drop"}) for site in others)
-
-    def assert_sum(self, result: HarnessResult, case: object) -> None:
-        """The right sum over exactly the survivors."""
-        assert result.aborted is None, f"{case}: aborted: {result.aborted}"
-        assert result.correct, f"{case}: the sum is not that of the survivors {result.survivors}"
-
-    def assert_sum_or_abort(self, result: HarnessResult, case: object) -> None:
-        """The right sum over the survivors, or an abort; never a wrong sum, never a crash at a site."""
-        assert not result.crashes, f"{case}: crashed instead of refusing: {result.crashes}"
-        assert result.aborted is not None or result.correct, f"{case}: a wrong sum, said to be over {result.survivors}"
-
-    def assert_undisturbed(self, result: HarnessResult, case: object) -> None:
-        """The right sum over all sites; no site was lost."""
-        assert not result.losses, f"{case}: sites were lost: {result.losses}"
-        self.assert_sum(result, case)
-        assert set(result.survivors) == set(result.contributions), f"{case}: survivors are {result.survivors}"
 
     # -- what it is -------------------------------------------------------------------------------------------------------------------
 
@@ -126,6 +69,14 @@ class AggregatorSuite(Suite):
                 names = site_names(self.max_sites)
                 given = {site: np.full(self.length, signs[i % 2] * bound, np.int32) for i, site in enumerate(names)}
                 self.assert_undisturbed(self.run(names, bound=bound, contributions=given), f"{name}, bound {bound}")
+
+    def test_overflow_is_refused_by_the_plan(self) -> None:
+        """If this fails: ``misfits`` must refuse bounds whose sum does not fit a signed 64-bit integer, before any site trains."""
+        if self.kind == "real":
+            pytest.skip("reals have no bound")
+        names = site_names(self.max_sites)
+        for bound in (2**63 // self.max_sites + 1, 2**62, 2**63 - 1):
+            assert self.make().misfits(ValueSpec(self.length, "integer", bound), names), f"bound {bound:,} for {len(names)} sites"
 
     def test_order_of_sites_is_irrelevant(self) -> None:
         """If this fails: the sum depends on the order of the cohort or on which reply comes first; fold must be order-free."""
@@ -172,6 +123,50 @@ class AggregatorSuite(Suite):
         """If this fails: a site lost in a recovery stage must end the round in an abort where its answer was needed."""
         for first, second in self.vanished_twice():
             self.assert_sum_or_abort(self.run(None, first, second), (first, second))
+
+    def test_as_many_dropouts_as_promised_and_one_more(self) -> None:
+        """If this fails: up to ``guarantees.dropouts`` sites may vanish in any stage, and one more ends in ``too_many_lost``, never in a
+        wrong sum; ``dropouts_exact = False`` if more than promised may survive.
+        """
+        promised, names = self.guarantees.dropouts, site_names(self.sites)
+        fatal = False
+        for stage in self.stages():
+            for gone in (names[:promised], names[len(names) - promised :]):
+                result = self.run(None, *({"site": s, "stage": stage, "do": "drop", "times": 100} for s in gone))
+                self.assert_sum(result, f"{gone} vanish in {stage}, {promised} may")
+            for gone in (names[: promised + 1], names[len(names) - promised - 1 :]):
+                result = self.run(None, *({"site": s, "stage": stage, "do": "drop", "times": 100} for s in gone))
+                self.assert_sum_or_abort(result, f"{gone} vanish in {stage}")
+                if result.aborted is not None:
+                    fatal = True
+                    assert isinstance(result.aborted, (self.too_many_lost, RoundLost)), f"{gone} vanish in {stage}: {result.aborted!r}"
+        assert fatal or not self.dropouts_exact, f"{promised + 1} sites may vanish in any stage, and the promise says {promised}"
+
+    def test_random_schedules(self) -> None:
+        """If this fails: the message names the schedule; run it by hand with ``SessionHarness(..., faults=[...])``."""
+        stages, names, promised = self.stages(), site_names(self.sites), self.guarantees.dropouts
+        draw = np.random.Generator(np.random.PCG64(1))
+        deeds = ("drop", "drop-reply", "delay", "duplicate", "tamper", "truncate", "replay")
+        for number in range(self.schedules):
+            count = int(draw.integers(1, 4))
+            faults = [
+                {"site": str(draw.choice(names)), "stage": str(draw.choice(stages)), "do": str(draw.choice(deeds))} for _ in range(count)
+            ]
+            topology: Topology = "star" if number % 2 else "p2p"
+            result = self.run(None, *faults, topology=topology, seed=number, attempts=int(draw.integers(1, 3)))
+            self.assert_sum_or_abort(result, (faults, topology))
+            harmless = all(f["do"] in ("drop", "delay", "duplicate") for f in faults)
+            if harmless and len({f["site"] for f in faults if f["do"] == "drop"}) <= promised:
+                self.assert_sum(result, (faults, topology))
+
+    def test_restarts_end_in_a_sum(self) -> None:
+        """If this fails: whatever ends an attempt before anything was released raises RoundAborted, so that fresh attempts follow and
+        succeed; after a release it is RoundLost, and no further attempt may follow.
+        """
+        for fault in self.single_faults("drop", "drop-reply"):
+            result = self.run(None, {**fault, "attempt": 1}, attempts=2)
+            self.assert_sum_or_abort(result, fault)
+            assert result.correct or isinstance(result.aborted, RoundLost), f"{fault}: {result.aborted!r}"
 
     def test_all_but_one_vanish(self) -> None:
         """If this fails: too few survivors must raise TooFewSurvivors; a sum over one site is that site's update."""
@@ -274,16 +269,6 @@ class AggregatorSuite(Suite):
 
     # -- what is exposed --------------------------------------------------------------------------------------------------------------
 
-    def honest_parts(self, result: HarnessResult, coalition: Sequence[str]) -> set[frozenset[str]]:
-        """The sets of sites outside the coalition whose sum it can decode; each exposed value is checked against the truth."""
-        out = set()
-        for exposure in self.harness().session().exposed(result.view(coalition)):
-            truth = exact_sum((result.contributions[site] for site in exposure.sites), self.length)
-            close = np.allclose(exposure.value.astype(float), truth.astype(float), rtol=1e-6, atol=1e-3)
-            assert close, f"{coalition}: the value exposed for {exposure.sites} is not their sum"
-            out.add(frozenset(exposure.sites) - set(coalition))
-        return out - {frozenset()}
-
     def test_a_coalition_learns_only_the_sum(self) -> None:
         """If this fails: ``coalition_curious`` is too large, or ``exposed`` claims too much. A coalition is the server and that many
         sites; what it may decode is the sum over all honest survivors.
@@ -318,15 +303,6 @@ class AggregatorSuite(Suite):
                 if self.honest_parts(result, (*always, *coalition)) - {honest}:
                     return
         pytest.fail(f"no coalition of {always} and {size} sites decodes more than the sum")
-
-
-def released_parts(result: HarnessResult, coalition: Sequence[str]) -> set[frozenset[str]]:
-    """The sums that a lost round may have given away: those that sites released, less the coalition's own parts. None of a round that
-    may start again.
-    """
-    if not isinstance(result.aborted, RoundLost):
-        return set()
-    return {frozenset(over) - set(coalition) for sets in result.released.values() for over in sets}
 
 
 class _Leaky(Session):

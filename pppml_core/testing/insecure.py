@@ -9,7 +9,7 @@ site that cannot be reached is bridged. Any two neighbours of a site, and a serv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,28 @@ def _seed(ctx: SiteContext) -> int:
     return int.from_bytes(ctx.entropy(SEED_BYTES), "big")
 
 
+def _seeds(value: object, names: Collection[str], place: str) -> dict[str, int]:
+    """A map of exactly these names to seeds, or WireError."""
+    if not isinstance(value, Mapping) or set(value) != set(names):
+        raise WireError("not one seed for each", place=place)
+    if not all(type(seed) is int and 0 <= seed < 2 ** (8 * SEED_BYTES) for seed in value.values()):
+        raise WireError("a seed is an integer of 7 bytes", place=place)
+    return dict(value)
+
+
+def _names(value: object, known: Collection[str], place: str) -> list[str]:
+    """A list of different names that are known, or WireError."""
+    if not isinstance(value, list) or not all(isinstance(n, str) and n in known for n in value) or len(set(value)) < len(value):
+        raise WireError("not a list of sites, each once", place=place)
+    return value
+
+
+def _array(value: object, length: int, place: str) -> Words:
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint64 or value.shape != (length,):
+        raise WireError(f"not {length} words", place=place)
+    return value
+
+
 class InsecureMaskedSession(Session):
     """Pairwise masks that cancel in the sum; a vanished site's are rebuilt from the seeds its peers reveal.
 
@@ -85,14 +107,15 @@ class InsecureMaskedSession(Session):
     def coordinate(self, ctx: ServerContext) -> Coordinator:
         """Exchange seeds, collect masked values, take out what the vanished sites' masks left in the sum."""
         adverts = yield Exchange("advertise", {site: {} for site in ctx.cohort})
-        peers = list(adverts.answered)
+        drawn = {site: seeds for site in adverts.answered if (seeds := self._advertised(site, adverts.replies[site])) is not None}
+        peers = list(drawn)
         if len(peers) < 2:
             raise TooFewSurvivors("fewer than two sites advertised", place=f"round {ctx.round}, stage advertise")
-        given = {site: {other: adverts.replies[other]["seeds"][site] for other in peers if self._before(other, site)} for site in peers}
+        given = {site: {other: drawn[other][site] for other in peers if self._before(other, site)} for site in peers}
         total = np.zeros(self.value.length, np.uint64)
 
         def add(site: str, body: Body) -> None:
-            np.add(total, body["values"], out=total)
+            np.add(total, _array(body.get("values"), self.value.length, site), out=total)
 
         uploads = yield Exchange("masked", {site: {"given": given[site]} for site in peers}, add, common={"peers": peers})
         alive = list(uploads.answered)
@@ -104,8 +127,17 @@ class InsecureMaskedSession(Session):
             if len(reveals.answered) < len(alive):
                 raise TooFewSurvivors("a survivor vanished before it revealed", place=f"round {ctx.round}, stage reveal")
             for site in alive:
-                total -= self._masks(site, reveals.replies[site]["seeds"])
+                try:
+                    total -= self._masks(site, _seeds(reveals.replies[site].get("seeds"), vanished, site))
+                except WireError as error:
+                    raise RoundAborted(str(error), place=f"round {ctx.round}, stage reveal") from error
         return Sum(total.view(np.int64), tuple(alive))
+
+    def _advertised(self, site: str, body: Body) -> dict[str, int] | None:
+        try:
+            return _seeds(body.get("seeds"), [other for other in self.cohort if self._before(site, other)], site)
+        except WireError:
+            return None  # as if it had not answered
 
     def open(self, ctx: SiteContext) -> State:
         """Draw a seed for each later site."""
@@ -116,13 +148,16 @@ class InsecureMaskedSession(Session):
         if message.stage == "advertise":
             return state, {"seeds": state["drawn"]}
         if message.stage == "masked":
-            peers = message.body["peers"]
-            seeds = {**message.body["given"], **{other: seed for other, seed in state["drawn"].items() if other in peers}}
-            if set(seeds) != set(peers) - {ctx.site}:
-                raise WireError("the seeds do not fit the list of peers", place=ctx.site)
+            peers = _names(message.body.get("peers"), self.cohort, ctx.site)
+            if ctx.site not in peers:
+                raise WireError("this site is not among the peers", place=ctx.site)
+            given = _seeds(message.body.get("given"), [other for other in peers if self._before(other, ctx.site)], ctx.site)
+            seeds = {**given, **{other: seed for other, seed in state["drawn"].items() if other in peers}}
             return {**state, "seeds": seeds}, {"values": _words(ctx.contribution()) + self._masks(ctx.site, seeds)}
         if message.stage == "reveal":
-            return state, {"seeds": {other: state["seeds"][other] for other in message.body["vanished"]}}
+            return state, {
+                "seeds": {other: state["seeds"][other] for other in _names(message.body.get("vanished"), state.get("seeds", {}), ctx.site)}
+            }
         raise WireError(f"there is no stage {message.stage!r}", place=ctx.site)
 
     def exposed(self, view: Mapping[str, Any]) -> list[Exposure]:
@@ -190,14 +225,23 @@ class InsecureRingSession(Session):
         answer = yield Exchange("unmask", {first: {}})
         if first not in answer.replies:
             raise RoundAborted(f"{first} kept its mask: {answer.lost[first]}", place=f"round {ctx.round}, stage unmask")
-        return Sum((ring.body["running"] - answer.replies[first]["mask"]).view(np.int64), ring.visited)
+        try:
+            mask = _array(answer.replies[first].get("mask"), self.value.length, first)
+            running = _array((ring.body or {}).get("running"), self.value.length, ring.visited[-1])
+        except WireError as error:
+            raise RoundAborted(str(error), place=f"round {ctx.round}, stage unmask") from error
+        return Sum((running - mask).view(np.int64), ring.visited)
 
     def handle(self, state: State, message: Message, ctx: SiteContext) -> tuple[State, Body]:
         """Add to the running sum, or start it under a mask; hand the mask out at the end."""
         if message.stage == "ring":
             own = _words(ctx.contribution())
             if message.sender != SERVER:
-                return state, {"running": message.body["running"] + own, "path": [*message.body["path"], ctx.site]}
+                running = _array(message.body.get("running"), self.value.length, ctx.site)
+                path = _names(message.body.get("path"), self.cohort, ctx.site)
+                if not path or ctx.site in path:
+                    raise WireError("the sum was here before, or nowhere", place=ctx.site)
+                return state, {"running": running + own, "path": [*path, ctx.site]}
             mask = _mask(_seed(ctx), self.value.length)
             return {"mask": mask}, {"running": own + mask, "path": [ctx.site]}
         if message.stage == "unmask" and "mask" in state:

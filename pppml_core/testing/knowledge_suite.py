@@ -12,11 +12,11 @@ from pppml_core.engines.faults import Deed
 from pppml_core.errors import RoundLost
 from pppml_core.interfaces.aggregation import Aggregator, Guarantees
 from pppml_core.interfaces.engine import Topology
-from pppml_core.testing.aggregator_suite import both_topologies
 from pppml_core.testing.harness import SessionFactory, SessionHarness, site_names
 from pppml_core.testing.knowledge import Basis, Holdings, Matrix, Row, indicators, known_sums, spans, subsets, words
 from pppml_core.testing.recording import HarnessResult
 from pppml_core.testing.suite import Suite
+from pppml_core.testing.sum_suite import both_topologies
 from pppml_core.wire.messages import SERVER
 
 NAMES_SHOWN = 4

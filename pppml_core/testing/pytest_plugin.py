@@ -5,10 +5,12 @@ import pytest
 pytest.register_assert_rewrite(
     "pppml_core.testing.aggregator_suite",
     "pppml_core.testing.he_suite",
+    "pppml_core.testing.hostile_peers",
     "pppml_core.testing.knowledge",
     "pppml_core.testing.knowledge_suite",
     "pppml_core.testing.personalization_suite",
     "pppml_core.testing.plugin_suite",
     "pppml_core.testing.suite",
+    "pppml_core.testing.sum_suite",
     "pppml_core.testing.task_suite",
 )
