@@ -39,7 +39,7 @@ def malformed(body: Body, most: int) -> list[dict[str, Any]]:
     whole = plain(body)
     every = list(_changed(whole))
     step = max(1, -(-len(every) // max(1, most - 2)))
-    return [{}, {**whole, "more": 1}, *every[::step]]
+    return [{}, *every[::step], {**whole, "more": 1}]
 
 
 def _changed(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
