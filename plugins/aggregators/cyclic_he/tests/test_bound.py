@@ -7,7 +7,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from pppml_cyclic_he.bound import active, components, contract, curious
+from pppml_cyclic_he.bound import _graph, _smallest_cut, active, components, contract, curious
 from pppml_cyclic_he.template import decomposition
 
 
@@ -50,6 +50,14 @@ def test_equal_networkx_for_larger_cohorts(n):
         outside = graph.subgraph(set(graph) - set(initiators))
         assert active(cycles, n) == nx.node_connectivity(graph) - 1
         assert curious(cycles, initiators, n) == 3 + nx.node_connectivity(outside) - 1
+
+
+def test_the_site_of_fewest_neighbours_may_be_the_cut_itself():
+    """Two groups of six in which everybody knows everybody, and one site that knows two of each: alone it holds them together."""
+    pairs = [*itertools.combinations(range(6), 2), *itertools.combinations(range(6, 12), 2), (12, 0), (12, 1), (12, 6), (12, 7)]
+    assert _smallest_cut(_graph(pairs, frozenset())) == nx.node_connectivity(nx.Graph(pairs)) == 1
+    assert _smallest_cut(_graph([*pairs, (5, 11)], frozenset())) == 2
+    assert _smallest_cut(_graph([*pairs, (5, 11)], frozenset({5}))) == 1
 
 
 def test_one_ring_protects_against_one_site():

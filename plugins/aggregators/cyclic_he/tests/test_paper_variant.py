@@ -178,6 +178,54 @@ def test_everyone_holds_the_same_key_and_the_server_none():
     assert not any(secret in box for box in boxes.values())
 
 
+def test_the_sum_is_released_once_and_never_beyond_its_range():
+    """The largest sum, off by the scheme's error: what leaves the initiator is still a number that a sum can be."""
+
+    class Off(Clear):
+        def decrypt(self, params, secret, ciphertext):
+            return super().decrypt(params, secret, ciphertext) + SCHEME_ERROR
+
+    given = {site: np.full(40, UNIT, np.int32) for site in "abcd"}
+    result = harness(4, make=lambda value, cohort: PaperSession(value, cohort, Off(ComponentConfig())), contributions=given).run()
+    assert result.correct
+    assert result.released == dict.fromkeys("abcd", (tuple("abcd"),))
+
+
+def test_no_second_sum_over_other_sites():
+    """The server stops after it has the sum, and tries again without a: nobody takes part."""
+
+    def stop(session, ctx):
+        def outcomes(operation, outcome):
+            if ctx.attempt == 1 and operation.stage == "decrypt":
+                raise RoundAborted("by the server")
+            return outcome
+
+        return edited(session, ctx, outcomes=outcomes)
+
+    away = {"site": "a", "stage": "open", "do": "drop", "attempt": 2}
+    result = harness(5, coordinate=stop, attempts=2, faults=[away]).run()
+    assert [attempt.number for attempt in result.attempts] == [1, 2]
+    assert result.aborted is not None
+    assert {e.sites for e in harness(5).session().exposed(result.view([SERVER]))} == {tuple("abcde")}
+
+
+def test_what_is_no_sum_is_not_released():
+    class Broken(Clear):
+        def decrypt(self, params, secret, ciphertext):
+            return np.full(params.length, np.nan)
+
+    result = harness(4, make=lambda value, cohort: PaperSession(value, cohort, Broken(ComponentConfig()))).run()
+    assert isinstance(result.aborted, RoundLost)
+    assert "is no sum" in result.losses[0][2]
+
+
+def test_a_sum_beyond_its_range_is_not_taken_by_the_server():
+    for false in (np.full(40, 4 * UNIT + 1, np.int32), np.zeros(40, np.float64), np.zeros(39, np.int32), None):
+        lies = {"replies": lambda stage, site, body, false=false: {"total": false} if stage == "decrypt" else body}
+        result = harness(4, coordinate=lambda session, ctx, lies=lies: edited(session, ctx, **lies)).run()
+        assert isinstance(result.aborted, RoundLost)
+
+
 def test_the_mask_is_gaussian_and_new_each_time():
     draws = mask(b"1" * 32, 200_000)
     assert draws.std() == pytest.approx(MASK_STD, rel=0.01)
@@ -258,8 +306,9 @@ def test_no_site_may_be_lost(stage):
         if stage in ("key", "decrypt") and site != "a":
             assert result.correct
             continue
-        assert isinstance(result.aborted, RoundLost if stage == "decrypt" else RoundAborted)
-        assert not any(result.released.values())
+        assert type(result.aborted) is (RoundLost if stage in ("ring", "decrypt") else RoundAborted)
+        visited = [s for s, state in result.states.items() if state and stage in ("ring", "decrypt") and (stage == "decrypt" or s < site)]
+        assert [s for s, over in result.released.items() if over] == visited
 
 
 def test_damaged_replies_never_give_a_wrong_sum():
@@ -299,7 +348,7 @@ def test_keys_are_signed_and_for_this_attempt():
         assert result.aborted is not None, name
         assert any(at == stage for at, _, _ in result.losses), name
         assert not result.crashes, name
-        assert not any(result.released.values()), name
+        assert not any(p.message.stage == "decrypt" and p.message.kind == "reply" for p in result.transcript.passages), name
 
 
 def test_own_key_replaced_by_another_genuine_one():

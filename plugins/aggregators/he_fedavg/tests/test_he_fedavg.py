@@ -16,11 +16,12 @@ from pppml_core.randomness import Secret, entropy
 from pppml_core.registry import Registry
 from pppml_core.testing import AggregatorSuite, PluginSuite, SessionHarness
 from pppml_core.testing.insecure_plugin import TransparentConfig
+from pppml_core.testing.lying import edited
 from pppml_core.testing.transparent_he import TransparentBackend
 from pppml_core.values import ValueSpec
 from pppml_core.wire.messages import SERVER, Exchange
+from pppml_he_fedavg.aggregator import HeFedAvg
 from pppml_he_fedavg.plugin import pppml_aggregators
-from pppml_he_fedavg.session import HeFedAvg
 
 
 class TestPlugin(PluginSuite):
@@ -153,7 +154,7 @@ def test_the_next_site_makes_the_key_and_the_next_one_decrypts():
     result = SessionHarness(aggregator(), 5, 20, faults=[gone("a", "key"), gone("a", "encrypt"), gone("b", "decrypt")]).run()
     assert result.correct
     assert result.survivors == ("b", "c", "d", "e")
-    assert result.released == {"a": (), "b": (), "c": (result.survivors,), "d": (), "e": ()}
+    assert result.released == {"a": (), **dict.fromkeys("bcde", (result.survivors,))}
 
 
 def test_losses_up_to_the_promise_and_one_more():
@@ -167,6 +168,29 @@ def test_losses_up_to_the_promise_and_one_more():
         result = SessionHarness(aggregator(), 6, 20, faults=[*lost, gone("a", stage)]).run()
         assert isinstance(result.aborted, TooFewSurvivors)
         assert not any(result.released.values())
+
+
+def test_a_site_lost_in_agree_stays_in_the_sum():
+    lost = [gone(site, "agree") for site in "af"]
+    result = SessionHarness(aggregator(), 6, 20, faults=lost).run()
+    assert result.correct
+    assert result.survivors == tuple("abcdef")
+    assert result.released == {"a": (), "f": (), **dict.fromkeys("bcde", (result.survivors,))}
+    assert SessionHarness(aggregator(), 6, 20, faults=[*lost, gone("b", "agree")]).run().correct
+    result = SessionHarness(aggregator(), 6, 20, faults=[*lost, gone("b", "agree"), gone("c", "agree")], attempts=3).run()
+    assert isinstance(result.aborted, RoundLost)
+    assert "2 sites agreed to decrypt, at least 3" in str(result.aborted)
+    assert len(result.attempts) == 1
+
+
+def test_a_false_agreement_counts_as_none():
+    def false(stage, site, body):
+        return {"signature": bytes(64)} if (stage, site) == ("agree", "a") else body
+
+    result = SessionHarness(aggregator(), 4, 20, coordinate=lambda session, ctx: edited(session, ctx, replies=false)).run()
+    assert result.correct
+    asked = next(p.message for p in result.transcript.passages if p.message.stage == "decrypt")
+    assert (asked.recipient, set(asked.body["signatures"])) == ("b", set("bcd"))
 
 
 def test_a_sum_that_nobody_decrypts_is_lost():
@@ -193,23 +217,19 @@ def test_restart_makes_everything_anew():
 
 
 @pytest.mark.parametrize("policy", [Policy(min_cohort=5), Policy(min_honest=4)])
-def test_a_site_refuses_a_small_cohort_before_it_makes_or_uses_a_key(policy):
-    result = SessionHarness(aggregator(), 4, 20, policies=dict.fromkeys("abcd", policy)).run()
-    assert type(result.aborted) is RoundAborted
-    assert all("a sum over 4 sites, at least 5" in reason for reason in reasons(result, "key").values())
-    one = SessionHarness(aggregator(), 4, 20, policies={"b": policy}).run()
-    assert one.survivors == ("a", "c", "d")
-    assert one.correct
-    assert "at least 5" in reasons(one, "encrypt")["b"]
-
-
-@pytest.mark.parametrize("policy", [Policy(min_cohort=4), Policy(min_honest=3)])
-def test_a_site_refuses_to_decrypt_for_too_few(policy):
-    result = SessionHarness(aggregator(), 4, 20, policies={"a": policy}, faults=[gone("d", "encrypt")]).run()
-    assert result.survivors == ("a", "b", "c")
-    assert "a sum over 3 sites, at least 4" in reasons(result, "decrypt")["a"]
-    assert result.released["a"] == ()
-    assert result.released["b"] == (result.survivors,)
+def test_no_sum_that_is_too_small_for_one_of_its_sites(policy):
+    """What a site demands is in its advert, so everybody holds to it: before anything is encrypted, and again before it is released."""
+    result = SessionHarness(aggregator(), 4, 20, policies={"b": policy}).run()
+    assert isinstance(result.aborted, TooFewSurvivors)
+    assert "4 sites advertised, at least 5 are demanded" in str(result.aborted)
+    assert {p.message.stage for p in result.transcript.passages} == {"advertise"}
+    result = SessionHarness(aggregator(), 6, 20, policies={"b": policy}, faults=[gone("d", "encrypt")]).run()
+    assert result.correct
+    result = SessionHarness(aggregator(), 6, 20, policies={"b": policy}, faults=[gone("d", "encrypt"), gone("f", "encrypt")]).run()
+    assert isinstance(result.aborted, TooFewSurvivors)
+    assert not any(result.released.values())
+    without_it = [gone("d", "encrypt"), gone("f", "encrypt"), gone("b", "encrypt")]
+    assert SessionHarness(aggregator(), 6, 20, policies={"b": policy}, faults=without_it).run().survivors == ("a", "c", "e")
 
 
 # -- models, identities --------------------------------------------------------------------------------------------------------------------

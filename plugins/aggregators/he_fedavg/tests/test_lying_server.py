@@ -7,12 +7,13 @@ import pytest
 
 from pppml_core.component import ComponentConfig
 from pppml_core.errors import RoundAborted, RoundLost, TooFewSurvivors
+from pppml_core.federation.policy import Policy
 from pppml_core.testing import SessionHarness
 from pppml_core.testing.insecure_plugin import TransparentConfig
 from pppml_core.testing.lying import edited
 from pppml_core.testing.transparent_he import TransparentBackend
 from pppml_core.wire.messages import SERVER, Exchange
-from pppml_he_fedavg.session import HeFedAvg
+from pppml_he_fedavg.aggregator import HeFedAvg
 
 
 def aggregator():
@@ -42,6 +43,23 @@ def reasons(result, stage):
 
 def nobody_encrypted(result):
     return not any(p.message.stage == "encrypt" and p.message.kind == "reply" for p in result.transcript.passages)
+
+
+def nobody_decrypted(result):
+    return not any(p.message.stage == "decrypt" and p.message.kind == "reply" for p in result.transcript.passages)
+
+
+def until(stage, then):
+    """The honest server up to a stage; ``then(operation)`` yields what is asked instead, and the attempt ends."""
+
+    def coordinate(session, ctx):
+        honest, outcome = session.coordinate(ctx), None
+        while (operation := honest.send(outcome)).stage != stage:
+            outcome = yield operation
+        yield from then(operation)
+        raise RoundLost("the lies end here")
+
+    return coordinate
 
 
 def test_substituted_agreement_key():
@@ -122,7 +140,7 @@ def test_foreign_ciphertexts_are_not_decrypted():
         result = lying(at("decrypt", lambda site, body, total=total: {**body, "total": total})).run()
         assert isinstance(result.aborted, RoundLost)
         assert not result.crashes
-        assert not any(result.released.values())
+        assert nobody_decrypted(result)
 
 
 def test_a_number_no_sum_can_have_is_not_released():
@@ -136,7 +154,7 @@ def test_a_number_no_sum_can_have_is_not_released():
     result = lying(at("decrypt", twice), contributions=largest).run()
     assert isinstance(result.aborted, RoundLost)
     assert all("is not a sum over these sites" in reason for reason in reasons(result, "decrypt").values())
-    assert not any(result.released.values())
+    assert nobody_decrypted(result)
 
 
 @pytest.mark.parametrize(
@@ -145,51 +163,113 @@ def test_a_number_no_sum_can_have_is_not_released():
 def test_lists_of_sites_that_are_none(sites):
     """Too few, doubled, foreign, without the site that is asked, or no list at all."""
 
-    def coordinate(session, ctx):
-        honest, outcome = session.coordinate(ctx), None
-        while (operation := honest.send(outcome)).stage != "decrypt":
-            outcome = yield operation
-        yield Exchange("decrypt", {"a": {**operation.bodies["a"], "sites": sites}})
-        raise RoundLost("the lies end here")
+    def then(operation):
+        yield Exchange("agree", {"a": {"sites": sites}})
 
-    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
-    assert set(reasons(result, "decrypt")) == {"a"}
+    result = SessionHarness(aggregator(), 4, 20, coordinate=until("agree", then)).run()
+    assert set(reasons(result, "agree")) == {"a"}
     assert not result.crashes
     assert not any(result.released.values())
 
 
-def test_only_one_decryption_an_attempt():
-    """A second list, or a second ciphertext, is refused by a site that has decrypted."""
+def test_a_list_too_short_for_one_of_its_sites():
+    """The server hides from a what b demands: a knows it from b's advert."""
+
+    def then(operation):
+        yield Exchange("agree", {"a": {"sites": ["a", "b", "c", "d"]}, "c": {"sites": ["a", "c", "d"]}})
+
+    policies = {"b": Policy(min_cohort=5)}
+    result = SessionHarness(aggregator(), 5, 20, policies=policies, coordinate=until("agree", then)).run()
+    assert "a sum over 4 sites, at least 5 are demanded" in reasons(result, "agree")["a"]
+    assert result.released == {**dict.fromkeys("abde", ()), "c": (("a", "c", "d"),)}
+
+
+def test_too_short_a_cohort_for_one_of_its_sites():
+    """The server begins with four although b demands five: nobody makes a key for it."""
 
     def coordinate(session, ctx):
-        honest, outcome = session.coordinate(ctx), None
-        while (operation := honest.send(outcome)).stage != "decrypt":
-            outcome = yield operation
-        body = operation.bodies["a"]
-        yield operation
-        yield Exchange("decrypt", {"a": {**body, "sites": ["a", "b", "c"]}})
-        yield Exchange("decrypt", {"a": {**body, "total": seen["b"]}})
-        outcome = yield operation
-        assert outcome.answered == ("a",)
-        raise RoundLost("the lies end here")
+        outcome = yield Exchange("advertise", {site: {} for site in ctx.cohort})
+        yield Exchange("key", {site: {"adverts": outcome.replies} for site in ctx.cohort})
+        raise RoundAborted("the lies end here")
 
+    result = SessionHarness(aggregator(), 4, 20, policies={"b": Policy(min_cohort=5)}, coordinate=coordinate).run()
+    assert set(reasons(result, "key")) == set("abcd")
+    assert all("a sum over 4 sites, at least 5" in reason for reason in reasons(result, "key").values())
+
+
+def test_a_demand_is_signed():
+    change = at("key", lambda site, body: {"adverts": {**body["adverts"], "b": {**body["adverts"]["b"], "fewest": 3}}})
+    result = lying(change, sites=5, policies={"b": Policy(min_cohort=5)}).run()
+    assert all("signature of b does not fit" in reason for reason in reasons(result, "key").values())
+    assert len(reasons(result, "key")) == 5
+
+
+def test_no_decryption_without_the_agreement_of_three():
+    """Too few signatures, none, of another list, of another site, of a site outside the sum; and a site that has not agreed itself."""
     seen = {}
 
-    def noting(session, ctx):
+    def then(operation):
+        lists = {"a": "abcd", "b": "abcd", "c": "abc", "d": "abcd"}
+        outcome = yield Exchange("agree", {site: {"sites": list(lists[site])} for site in "abc"})
+        given = {site: outcome.replies[site]["signature"] for site in "abc"}
+        total = seen["encrypted"]["a"]
+        for signatures in (
+            {},
+            None,
+            [],
+            {"b": given["b"]},
+            {"a": given["a"], "b": given["b"]},
+            {"b": given["b"], "c": given["c"]},
+            {"b": given["b"], "c": given["b"]},
+            {"b": given["b"], "d": None},
+            {"b": given["b"], "e": given["b"]},
+        ):
+            yield Exchange("decrypt", {"a": {"total": total, "signatures": signatures}})
+        yield Exchange("decrypt", {"d": {"total": total, "signatures": given}})
+
+    def coordinate(session, ctx):
+        seen["encrypted"] = {}
+
         def replies(stage, site, body):
-            seen[site] = body.get("ciphertext")
+            if stage == "encrypt":
+                seen["encrypted"][site] = body["ciphertext"]
             return body
 
         return edited(session, ctx, replies=replies)
 
-    SessionHarness(aggregator(), 4, 20, coordinate=noting).run()
-    result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
-    assert [site for stage, site, reason in result.losses if "already answered for another request" in reason] == ["a", "a"]
+    assert SessionHarness(aggregator(), 5, 20, coordinate=coordinate).run().correct
+    result = SessionHarness(aggregator(), 5, 20, coordinate=until("agree", then)).run()
+    assert [site for stage, site, _ in result.losses if stage == "decrypt"] == [*"a" * 9, "d"]
+    assert nobody_decrypted(result)
+    assert not result.crashes
+
+
+def test_one_list_and_one_decryption_an_attempt():
+    """Another list, or another ciphertext, is refused by a site that has agreed, or decrypted."""
+
+    def then(operation):
+        outcome = yield operation
+        yield Exchange("agree", {"a": {"sites": ["a", "b", "c"]}})
+        signatures = {site: body["signature"] for site, body in outcome.replies.items()}
+        yield Exchange("decrypt", {"a": {"total": other, "signatures": signatures}})
+
+    def decrypting(operation):
+        outcome = yield operation
+        yield Exchange("decrypt", {"a": {**operation.bodies["a"], "total": other}})
+        outcome = yield operation
+        assert outcome.answered == ("a",)
+
+    other = bytes(64)
+    result = SessionHarness(aggregator(), 4, 20, coordinate=until("agree", then)).run()
+    assert "already answered for another request" in reasons(result, "agree")["a"]
     assert result.released["a"] == (("a", "b", "c", "d"),)
+    result = SessionHarness(aggregator(), 4, 20, coordinate=until("decrypt", decrypting)).run()
+    assert "already answered for another request" in reasons(result, "decrypt")["a"]
 
 
 def test_stages_out_of_turn_and_malformed_requests_are_refused():
     def coordinate(session, ctx):
+        yield Exchange("agree", {"a": {"sites": ["a", "b", "c"]}})
         yield Exchange("encrypt", {"a": {}})
         yield Exchange("decrypt", {"b": {"sites": ["a", "b", "c"], "total": b""}})
         yield Exchange("key", {"c": {}})
@@ -201,7 +281,7 @@ def test_stages_out_of_turn_and_malformed_requests_are_refused():
 
     result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
     assert not result.crashes
-    assert [site for _, site, _ in result.losses][:4] == ["a", "b", "c", "d"]
+    assert [site for _, site, _ in result.losses][:5] == ["a", "a", "b", "c", "d"]
     assert len(reasons(result, "key")) == 1
     assert {p.message.stage for p in result.transcript.passages if p.message.kind == "reply"} == {"advertise"}
 

@@ -158,7 +158,8 @@ class PaperSession(Session):
 
         order = self.order(ctx.round)
         ring = yield Relay("ring", order)
-        _all_there("ring", ring.lost, ctx)
+        for site, reason in ring.lost.items():
+            raise RoundLost(f"the ring broke at {site}: {reason}", place=f"round {ctx.round}, stage ring")
         last = yield Exchange("decrypt", {order[0]: {"ciphertext": (ring.body or {}).get("ciphertext")}})
         try:
             if last.lost:
@@ -191,6 +192,8 @@ class PaperSession(Session):
         place = order.index(ctx.site)
         if message.sender != (order[place - 1] if place else SERVER):
             raise WireError(f"the running sum comes from {message.sender!r:.80}, not from the site before", place=ctx.site)
+        # Every site can open what leaves now, so each takes part in no other attempt: two sums over two cohorts differ by one update.
+        ctx.release(self.cohort)
         own = ctx.contribution().astype(np.float64) / self._unit
         if place:
             received = read(message.body, "ciphertext", bytes)
@@ -207,9 +210,7 @@ class PaperSession(Session):
         if not np.isfinite(reals).all():
             raise WireError("what was to be decrypted is no sum", place=ctx.site)
         bound = self._total.bound or 0
-        total = np.clip(np.rint(reals * self._unit), -bound, bound).astype(self._total.dtype())
-        ctx.release(self.cohort)
-        return {"total": total}
+        return {"total": np.clip(np.rint(reals * self._unit), -bound, bound).astype(self._total.dtype())}
 
     # -- the shared key ---------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ def pppml_aggregators() -> Sequence[Component]:
         Component(
             name="he-fedavg",
             config=HeFedAvgConfig,
-            target="pppml_he_fedavg.session:HeFedAvg",
+            target="pppml_he_fedavg.aggregator:HeFedAvg",
             summary="homomorphic sums at the server, one key for all sites: one site and the server read every update",
             cites=(
                 "Roth et al. 2022, NVIDIA FLARE: federated learning from simulation to real-world, arXiv:2210.13291",
