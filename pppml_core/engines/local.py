@@ -37,8 +37,8 @@ class LocalEngine(Engine):
 
     def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
         """Live objects cannot travel to worker processes."""
-        if job_objects and self.config.workers > 1:
-            names = ", ".join(sorted(job_objects))
+        names = ", ".join(sorted(at_sites(job_objects)))
+        if names and self.config.workers > 1:
             return [
                 f"engine.workers: {self.config.workers} processes cannot share live Python objects ({names}); use workers: 1 or module:attr"
             ]
@@ -106,6 +106,11 @@ class InProcess:
         import torch
 
         torch.set_num_threads(self._threads)
+
+
+def at_sites(objects: Mapping[str, Any]) -> list[str]:
+    """Names of the live objects that sites need; the others stay with who started the run."""
+    return [name for name in objects if name.partition(".")[0] not in ("engine", "reporters", "attacks")]
 
 
 def give_back_memory() -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from pppml_core.engines.config import ProcessesConfig
 from pppml_core.engines.faults import Fault, FaultyTransport, Strike, never_struck
-from pppml_core.engines.local import RemoteTraceback, resume_hint
+from pppml_core.engines.local import RemoteTraceback, at_sites, resume_hint
 from pppml_core.engines.sockets import Door, Line
 from pppml_core.engines.worker import write_frame
 from pppml_core.errors import ConfigError, PppmlError, RunFailed, WireError
@@ -34,6 +34,7 @@ from pppml_core.interfaces.engine import Engine, Job, Loss, Transport
 from pppml_core.wire.codec import decode, decode_message, encode
 from pppml_core.wire.messages import SERVER, Message
 
+COMMAND = [sys.executable, "-m", "pppml_core.engines.site_process"]
 #: seconds for a process to come up: its interpreter, its libraries, its parts.
 START = 300.0
 #: seconds for a process to end by itself once its line is closed.
@@ -55,8 +56,7 @@ class ProcessesEngine(Engine):
     def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
         """Live objects cannot travel to processes; homes that are named must be there."""
         out = []
-        if job_objects:
-            names = ", ".join(sorted(job_objects))
+        if names := ", ".join(sorted(at_sites(job_objects))):
             out.append(f"engine: processes cannot share live Python objects ({names}); use `engine: local`, or write them as module:attr")
         if self.homes is not None and not self.homes.is_dir():
             out.append(f"engine.homes: there is no folder {self.homes}; make homes with `pppml site init`, or leave the setting out")
@@ -153,8 +153,7 @@ class _SiteProcess:
                 raise RunFailed("the run is ending", place=f"site {self.name}")
             self._line = None
             self._token, self._arrival = self._door.expect()
-            command = [sys.executable, "-m", "pppml_core.engines.site_process"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+            self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, env=environment)
         assert self._process.stdin is not None
         with suppress(OSError), self._process.stdin as pipe:  # one that has ended already is noticed by who waits for it
             write_frame(pipe, encode(self._settings()))
@@ -189,21 +188,23 @@ class _SiteProcess:
 
     def _kill(self) -> int | None:
         """End the process, however it is; its exit code."""
+        code = None
+        if self._process is not None:
+            self._process.kill()
+            code = self._process.wait()
+        self._disconnect()
+        return code
+
+    def _disconnect(self) -> None:
         self._door.forget(self._token)
-        if self._line is not None:
-            self._line.close()
-        if self._process is None:
-            return None
-        self._process.kill()
-        return self._process.wait()
+        if self._arrival.done() and not self._arrival.cancelled():
+            self._arrival.result().close()
 
     def hang_up(self) -> None:
         """Close the line: the process ends by itself."""
         with self._lock:
             self._closing = True
-        self._door.forget(self._token)
-        if self._line is not None:
-            self._line.close()
+        self._disconnect()
 
     def bury(self) -> None:
         """Return when the process has ended."""
