@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,19 +12,20 @@ import numpy as np
 import pytest
 
 from pppml_core.component import ComponentConfig
-from pppml_core.errors import WireError
+from pppml_core.errors import RoundAborted, WireError
 from pppml_core.federation.identity import agreement_key, public_key
 from pppml_core.interfaces.he import HEBackend, HEParams
 from pppml_core.randomness import Secret, entropy
-from pppml_core.testing import SessionHarness
+from pppml_core.testing import SessionHarness, edited
 from pppml_core.testing.insecure_plugin import TransparentConfig
 from pppml_core.testing.transparent_he import TransparentBackend
-from pppml_core.wire.messages import SERVER
+from pppml_core.wire.messages import SERVER, Exchange, Relay
 from pppml_cyclic_he import server
 from pppml_cyclic_he.aggregator import CyclicHE
 from pppml_cyclic_he.config import CyclicHEConfig
 
 TRANSPARENT = TransparentConfig(security_bits=128)
+Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ApproximateBackend(HEBackend):
@@ -103,6 +107,83 @@ def _remembered(history: Any) -> dict[str, Any]:
         if "box" in state and state["links"]:
             held["boxes"].setdefault(str(len(state["links"]) - 1), state["box"])
     return held
+
+
+# -- lying servers ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lie() -> Callable[..., Any]:
+    """``lie(stage, change, *sites, **options)``: a session of five sites whose server asks all, or only these sites, for something else."""
+
+    def go(stage: str, change: Change, *sites: str, **options: Any) -> Any:
+        def edit(operation: Any) -> Any:
+            if operation.stage != stage or not isinstance(operation, Exchange):
+                return operation
+            whole = {site: {**operation.common, **own} for site, own in operation.bodies.items()}
+            bodies = {site: change(body) if not sites or site in sites else body for site, body in whole.items()}
+            return replace(operation, bodies=bodies, common={})
+
+        result = run(5, coordinate=lambda session, ctx: edited(session, ctx, edit), **options)
+        assert not result.crashes, result.crashes
+        return result
+
+    return go
+
+
+@pytest.fixture
+def on_the_way() -> Callable[..., Any]:
+    """``on_the_way(stage, before, change)``: a server that stops a ring before one site and hands it something else."""
+
+    def go(stage: str, before: str, change: Change) -> Any:
+        def coordinate(session: Any, ctx: Any) -> Any:
+            honest = session.coordinate(ctx)
+            try:
+                asked = next(honest)
+                while True:
+                    if isinstance(asked, Relay) and asked.stage == stage and before in asked.path:
+                        place, body = asked.path.index(before), asked.body
+                        if place:
+                            body = (yield replace(asked, path=asked.path[:place])).body
+                        outcome = yield replace(asked, path=asked.path[place:], body=change(dict(body)))
+                    else:
+                        outcome = yield asked
+                    asked = honest.send(outcome)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                honest.close()
+
+        return coordinate
+
+    return go
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """``refused(result, stage, reason, *sites)``: these sites, or all that were asked, refused there for this reason; there is no sum."""
+
+    def go(result: Any, stage: str, reason: str, *sites: str) -> None:
+        assert not result.crashes, result.crashes
+        found = {site: why for where, site, why in result.losses if where == stage}
+        assert found, f"nobody refused in {stage}: {result.losses}, {result.aborted}"
+        assert set(found) >= set(sites), f"{set(sites) - set(found)} did not refuse in {stage}: {result.losses}"
+        for site in sites or found:
+            assert re.search(reason, found[site]), f"{site}: {found[site]}"
+        assert result.sum is None
+        assert isinstance(result.aborted, RoundAborted)
+
+    return go
+
+
+@pytest.fixture
+def nobody_released() -> Callable[..., None]:
+    """``nobody_released(result, *but)``: no site but these gave up unmasking material."""
+
+    def go(result: Any, *but: str) -> None:
+        assert [site for site, over in result.released.items() if over and site not in but] == []
+
+    return go
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ class CyclicHE(Aggregator):
             ]
         if settings.rings != "auto" and settings.rings > largest_rings(count):
             out.append(
-                f"aggregator.rings: {count} sites have {largest_rings(count)} rings at most ({(count - 1) // 2} without a common edge),"
-                f" not {settings.rings}; lower it, or `rings: auto`"
+                f"aggregator.rings: {count} sites walk at most {largest_rings(count)} ({(count - 1) // 2} without a common edge), not"
+                f" {settings.rings}; lower it, or `rings: auto`"
             )
         if value.kind == "integer" and value.bound is None:
             out.append("aggregator: the value has no bound; use `encoding: fixed`")
