@@ -1,16 +1,22 @@
 """The code blocks of docs/conformance.md run."""
 
+import ast
+import inspect
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import pppml_core.testing
 from pppml_core.engines.faults import Fault
+from pppml_core.testing import KnowledgeSuite, SessionHarness
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
-SUITE, SESSION = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+SUITE, SESSION, LIE, KNOWLEDGE, WORLDS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_the_suite_in_the_document_passes(tmp_path):
@@ -22,8 +28,25 @@ def test_the_suite_in_the_document_passes(tmp_path):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 20, done.stdout
 
 
-def test_the_session_in_the_document_runs():
-    exec(compile(SESSION, "docs/conformance.md", "exec"), {"__name__": "__main__"})
+@pytest.mark.parametrize("block", [SESSION, LIE, WORLDS], ids=["session", "lie", "worlds"])
+def test_the_sessions_in_the_document_run(block):
+    exec(compile(block, "docs/conformance.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_knowledge_suite_in_the_document_has_the_hooks_that_there_are():
+    (shown,) = ast.parse(KNOWLEDGE).body
+    hooks = [node for node in shown.body if isinstance(node, ast.FunctionDef)]
+    for hook in hooks:
+        assert [a.arg for a in hook.args.args] == list(inspect.signature(getattr(KnowledgeSuite, hook.name)).parameters)
+    assert {hook.name for hook in hooks} == {"aggregator", "rows", "expected"}
+
+
+def test_every_suite_and_setting_of_the_harness_is_documented():
+    for name in pppml_core.testing.__all__:
+        assert not name.endswith("Suite") or f"`{name}`" in TEXT, name
+    for option in ("attempts", "coordinate", "transport", "models", "impostors", "rosters", "policies", "released", "remember"):
+        assert option in inspect.signature(SessionHarness).parameters
+        assert f"`{option}" in TEXT, option
 
 
 def test_every_fault_is_documented():
