@@ -99,7 +99,7 @@ def test_parameters_are_for_as_many_additions_as_sites(cyclic: Any) -> None:
         (8, 2, 4, 3),
         (10, 2, 4, 3),
         (10, 4, 7, 7),
-        (20, 3, 6, 5),
+        (20, 2, 4, 3),
     ],
 )
 def test_the_promise(cyclic: Any, sites: int, rings: int, curious: int, active: int) -> None:

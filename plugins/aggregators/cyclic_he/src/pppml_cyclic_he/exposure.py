@@ -38,12 +38,12 @@ def exposed(setting: Setting, view: Mapping[str, Any]) -> list[Exposure]:
     out: list[Exposure] = []
     for number in numbers:
         messages = [m for m in view["messages"] if m.attempt == number and m.kind in ("session", "reply")]
-        coalition = _Coalition(setting, tuple(view["parties"]), messages, by_attempt.get(number, view["states"]))
+        coalition = Coalition(setting, tuple(view["parties"]), messages, by_attempt.get(number, view["states"]))
         out += coalition.exposures()
     return out
 
 
-class _Coalition:
+class Coalition:
     """One attempt, as a coalition sees it."""
 
     def __init__(self, setting: Setting, parties: Sequence[str], messages: Sequence[Message], states: Mapping[str, Any]) -> None:
@@ -57,18 +57,18 @@ class _Coalition:
             self._digest = adverts.digest(binding, keys.body)
 
     def exposures(self) -> list[Exposure]:
+        """All sums it decodes."""
         if not self._digest:
             return []
-        seeds, without = self._seeds(), self._without()
-        secrets = {ring: self._states[site]["secret"] for ring, site in enumerate(self._rings.initiators) if self._has(site, "secret")}
-        if len(secrets) < self._rings.count:
+        seeds, without = self.seeds(), self._without()
+        if not all(self._has(site, "secret") for site in self._rings.initiators):
             return self._listed(seeds, without)
-        cuts = [self._cuts(ring, Secret(secrets[ring])) for ring in sorted(secrets)]
+        cuts = [self.cuts(ring) for ring in range(self._rings.count)]
         found = []
         for group in self._groups(cuts, without):
             if self._setting.exact and not group <= set(seeds):
                 continue
-            parts = [self._part(cuts[ring], self._rings.path(ring, without), group) for ring in sorted(secrets)]
+            parts = [self._part(known, self._rings.path(ring, without), group) for ring, known in enumerate(cuts)]
             found.append(self._exposure(sorted(group), parts, seeds))
         return found
 
@@ -123,11 +123,15 @@ class _Coalition:
         else:
             total += -other if negative else other
 
-    def _cuts(self, ring: int, secret: Secret) -> dict[str, Vector]:
-        """Site -> the decrypted sum of the shares up to it, of every ciphertext in the coalition's hands."""
+    def cuts(self, ring: int) -> dict[str, Vector]:
+        """Site -> the decrypted sum of the shares up to it, of every ciphertext in the coalition's hands; empty without the secret key."""
         cuts: dict[str, Vector] = {}
+        initiator = self._rings.initiators[ring]
+        if not self._digest or not self._has(initiator, "secret"):
+            return cuts
+        secret = Secret(self._states[initiator]["secret"])
         for message in self._messages:
-            closing = message.stage == "agree" and message.recipient == self._rings.initiators[ring]
+            closing = message.stage == "agree" and message.recipient == initiator
             if not (message.stage == stage_of(ring) or closing) or not message.body.get("chain"):
                 continue
             hop = self._last_hop(ring, message)
@@ -151,7 +155,7 @@ class _Coalition:
             return None
         return hop.unlock(private, message.body["key"])
 
-    def _seeds(self) -> dict[str, bytes]:
+    def seeds(self) -> dict[str, bytes]:
         """Self-mask seeds in the coalition's hands: its members' own, and those released to the server."""
         held = {site: self._states[site]["seed"] for site in self._sites if self._has(site, "seed")}
         released = {site: self._released(site, "seed") for site in self._rings.order}

@@ -1,0 +1,52 @@
+"""The bytes test: two worlds in which two sites have swapped their inputs look alike to every coalition up to the bound."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pppml_core.testing.worlds import distinguish
+from pppml_core.wire.codec import encode
+from pppml_core.wire.messages import SERVER
+from pppml_cyclic_he.exposure import Coalition
+
+TRIALS = 1000
+#: the ring is a, b, c, d; the bound is one site with the server.
+SITES = ("a", "b", "c", "d")
+INPUTS = {site: np.full(2, value, np.int32) for site, value in zip(SITES, (5, 30_000, -20_000, -7), strict=True)}
+
+
+@pytest.fixture
+def sessions(cyclic: Any, memory: Any) -> Any:
+    """``sessions(world, trial)``: one of the sessions that all coalitions look at; in world 1, b and d have swapped."""
+
+    @cache
+    def session(world: int, trial: int) -> Any:
+        given = {**INPUTS, **({"b": INPUTS["d"], "d": INPUTS["b"]} if world else {})}
+        return cyclic.run(SITES, rings=1, length=2, contributions={site: v.copy() for site, v in given.items()}, remember=True)
+
+    return session
+
+
+def test_swapped_inputs_look_alike(cyclic: Any, memory: Any, sessions: Any) -> None:
+    """All bytes through the coalition's hands, all it decrypts, and the difference of any two of these vectors."""
+    setting = cyclic.harness(SITES, rings=1, length=2).session().setting
+
+    def view(*coalition: str) -> Any:
+        def make(world: int, trial: int) -> bytes:
+            seen = memory.view(sessions(world, trial), coalition, 1)
+            held = Coalition(setting, coalition, seen["messages"], seen["states"])
+            vectors = [cut for _, cut in sorted(held.cuts(0).items())]
+            vectors += [exposure.value.astype(np.uint64) for exposure in held.exposures()]
+            differences = [one - other for i, one in enumerate(vectors) for other in vectors[:i]]
+            read = b"".join(vector.tobytes() for vector in (*vectors, *(d % np.uint64(setting.modulus) for d in differences)))
+            return read + b"".join(encode(dict(m.body)) for m in seen["messages"])
+
+        return make
+
+    for coalition in ((SERVER, "a"), (SERVER, "c"), ("a", "c")):
+        assert distinguish(view(*coalition), TRIALS) == pytest.approx(0.5, abs=0.08), coalition
+    assert distinguish(view(SERVER, "a", "c"), TRIALS) >= 0.99, "the control: the key holder and the site opposite cut the ring"
