@@ -63,7 +63,7 @@ def _sum_cells(row: SumRow) -> dict[str, str]:
         "all parties": _time(row.total_seconds),
         "bytes/number": f"{row.bytes_per_number:.1f}",
         "sum": "exact" if row.exact else "inexact",
-        "safe from": f"{row.coalition_curious}",
+        "safe from": "not hidden" if row.sees_update else f"{row.coalition_curious}",
         "may vanish": f"{row.dropouts}",
         "peak MiB": _mib(row.peak_bytes),
     }

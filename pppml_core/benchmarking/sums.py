@@ -30,6 +30,7 @@ class SumRow:
         total_seconds: all parties one after another.
         bytes_per_number: what one site sends in the whole sum, for each number (median over sites).
         exact: whether the sum is the exact one.
+        sees_update: who sees a site's own update; empty: nobody.
         coalition_curious, dropouts: what is promised for this cohort.
         peak_bytes: how far memory grew during one sum, all parties together.
     """
@@ -41,6 +42,7 @@ class SumRow:
     total_seconds: float = 0.0
     bytes_per_number: float = 0.0
     exact: bool = True
+    sees_update: tuple[str, ...] = ()
     coalition_curious: int = 0
     dropouts: int = 0
     peak_bytes: int | None = None
@@ -79,6 +81,7 @@ def sum_row(name: str, session: Session, repeats: int) -> SumRow:
         total_seconds=median(sum(sum(stages.values()) for stages in run.seconds.values()) for run in runs),
         bytes_per_number=runs[0].sent_by_a_site() / session.value.length,
         exact=all(np.array_equal(run.sum.total, exact) for run in runs),
+        sees_update=session.guarantees.sees_update,
         coalition_curious=session.guarantees.coalition_curious,
         dropouts=session.guarantees.dropouts,
         peak_bytes=peak.bytes,

@@ -67,7 +67,7 @@ def aggregator(uses: str, length: int, sites: int, repeats: int, out: Path | Non
       pppml bench aggregator --use plain,secagg-plus --sites 20 --length 1000000
       pppml bench aggregator --use "secagg-plus,{use: cyclic-he, backend: pyfhel, rings: 1}" -o sums.png
 
-    "safe from": so many sites, together with the server, learn no more than the sum of the others.
+    "safe from": so many sites, together with the server, learn no more than the sum of the others; 0: the server alone learns no more.
     """  # noqa: D301
     from pppml_core.benchmarking.sums import compare_sums
 

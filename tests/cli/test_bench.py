@@ -192,7 +192,7 @@ def test_aggregators_side_by_side(pppml: Go, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     rows = [row for row in out.splitlines() if row.startswith("plain ")]
     assert len(rows) == 2
-    assert all("exact" in row for row in rows)
+    assert all("exact" in row and "not hidden" in row for row in rows)
     assert (tmp_path / "sums.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = pppml(f"{line} --json")
     assert code == 0
