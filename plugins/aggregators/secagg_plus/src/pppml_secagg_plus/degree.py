@@ -17,7 +17,8 @@ bounds over sites and over pairs of gaps give::
 
 (a ring falls apart only where two separate runs of k / 2 neighbours each are gone). Sites may also vanish before the order is drawn, which
 leaves the corrupt ones a larger part of the ring; ``shares`` is therefore taken at n - |D|, the other two are largest at n. Everything is
-computed with integers, so no tail is lost to rounding. ``sigma`` bounds privacy, shares + parts <= 2**-sigma, half for each; ``eta`` bounds loss <= 2**-eta.
+computed with integers, so no tail is lost to rounding. ``sigma`` bounds privacy, shares + parts <= 2**-sigma, half for each; ``eta`` bounds
+loss <= 2**-eta.
 """
 
 from __future__ import annotations

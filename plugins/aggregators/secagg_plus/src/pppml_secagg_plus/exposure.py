@@ -90,11 +90,11 @@ class _Attempt:
         for site, state in self.states:
             self.seeds |= {site: state["seed"]} if "seed" in state else {}
             self.private |= {site: state["mask_private"]} if "mask_private" in state else {}
-            for owner, both in state.get("shares", {}).items():
-                found.setdefault(("key_shares", owner), {})[site] = both[: shamir.SHARE_BYTES]
-                found.setdefault(("seed_shares", owner), {})[site] = both[shamir.SHARE_BYTES :]
             if "own_share" in state:
                 found.setdefault(("seed_shares", site), {})[site] = state["own_share"]
+            for owner, both in self._opened(site, state):
+                found.setdefault(("key_shares", owner), {})[site] = both[: shamir.SHARE_BYTES]
+                found.setdefault(("seed_shares", owner), {})[site] = both[shamir.SHARE_BYTES :]
         threshold = next(iter(self.adverts.values())).terms.threshold
         for (kind, owner), shares in found.items():
             if len(shares) < threshold:
@@ -109,6 +109,19 @@ class _Attempt:
                 self.seeds[owner] = secret
             elif kind == "key_shares" and public_key(secret) == advert.mask_key:
                 self.private[owner] = secret
+
+    def _opened(self, site: str, state: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """Both shares from every box that is for a member, whether it ever got to the box or the server kept it: ``(owner, shares)``."""
+        yield from state.get("shares", {}).items()
+        for (stage, owner), body in self.sent.items():
+            if stage != "share" or site not in body.get("boxes", {}) or not {"box_private", "box_keys"} & state.keys():
+                continue
+            own, other = self.adverts[site], self.adverts[owner]
+            key = state.get("box_keys", {}).get(owner)
+            if key is None:
+                pair = keys.Pair.of(own.binding, self.places, (site, own.box_key), (owner, other.box_key))
+                key = keys.box_keys(pair, site, state["box_private"])[1]
+            yield owner, keys.open_box(key, owner, site, own.binding, body["boxes"][site])
 
     def _parts(self, shared: Mapping[str, set[str]]) -> list[set[str]]:
         """Sites joined by masks nobody in the coalition can compute."""

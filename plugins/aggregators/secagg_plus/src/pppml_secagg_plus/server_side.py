@@ -62,12 +62,19 @@ class ServerSide:
     def _commit(self) -> Step:
         """Commitments to the nonces that will decide the ring."""
         committed: dict[str, bytes] = {}
+        strangers: list[str] = []
 
         def take(site: str, body: Body) -> None:
-            verify(self._identity(site), body.get("signature"), nonce_statement(self.ctx.binding, body["commitment"]), site)
-            committed[site] = body["commitment"]
+            binding, commitment = body.get("binding"), body.get("commitment")
+            if not isinstance(binding, bytes) or not isinstance(commitment, bytes):
+                raise WireError(f"{site} committed to nothing", place="commit")
+            verify(self._identity(site), body.get("signature"), nonce_statement(binding, commitment), site)
+            if binding != self.ctx.binding:
+                strangers.append(site)
+            committed[site] = commitment
 
         outcome = yield Exchange("commit", {site: {} for site in self.ctx.cohort}, take)
+        self._consistent(strangers, "commit")
         self._enough(outcome, "commit")
         return {site: committed[site] for site in outcome.answered}
 
@@ -93,9 +100,7 @@ class ServerSide:
         asked = committed if sparse else self.ctx.cohort
         common: Body = {"commitments": dict(committed)} if sparse else {}
         outcome = yield Exchange("advertise", {site: {} for site in asked}, take, common=common)
-        if strangers:
-            names = ", ".join(sorted(strangers))
-            raise InconsistentModel(f"the model or terms of {names} are not those of this attempt", place=self._at("advertise"))
+        self._consistent(strangers, "advertise")
         self._enough(outcome, "advertise")
         members = outcome.answered
         return Graph(members, self.terms.degree, adverts.digest_all(members, [adverts.digest(self.packed[m]) for m in members]))
@@ -187,6 +192,11 @@ class ServerSide:
 
     def _identity(self, site: str) -> bytes:
         return self.ctx.roster[site]
+
+    def _consistent(self, strangers: Sequence[str], stage: str) -> None:
+        if strangers:
+            names = ", ".join(sorted(strangers))
+            raise InconsistentModel(f"the model or terms of {names} are not those of this attempt", place=self._at(stage))
 
     def _enough(self, outcome: ExchangeOutcome, stage: str) -> None:
         if len(outcome.answered) >= self.terms.threshold:

@@ -56,6 +56,7 @@ class SecAggPlusSession(Session):
         """Keys and signatures in the clear, shares in boxes, the input under masks, and shares of what is needed to take masks away."""
         clear, length = "in the clear, signed", self.value.length
         commit = (
+            WireField("commit", "binding", "bytes", (), 32, clear, "hash of run, attempt, model and terms as the site has them"),
             WireField("commit", "commitment", "bytes", (), 32, clear, "hash of a random number that helps to order the ring"),
             WireField("commit", "signature", "bytes", (), 64, "in the clear", "the site's signature"),
         )
@@ -100,7 +101,7 @@ class SecAggPlusSession(Session):
             "unmask": sum(SHARE_BYTES + 11 + name for name in near),
         }
         if self.terms.sparse:
-            sizes = {"commit": 32 + 64, **sizes}
+            sizes = {"commit": 32 + 32 + 64, **sizes}
         return {stage: size + frame for stage, size in sizes.items()}
 
 

@@ -72,7 +72,8 @@ class SiteSide:
     def _commit(self, state: State, body: Body) -> Answer:
         """Commit to the nonce, before anybody shows one."""
         commitment = adverts.commit_nonce(state["nonce"], self.ctx.binding, self.ctx.site)
-        return state, {"commitment": commitment, "signature": self.ctx.sign(nonce_statement(self.ctx.binding, commitment))}
+        signature = self.ctx.sign(nonce_statement(self.ctx.binding, commitment))
+        return state, {"binding": self.ctx.binding, "commitment": commitment, "signature": signature}
 
     def _advertise(self, state: State, body: Body) -> Answer:
         """Show fresh public keys, the commitment to the self-mask's seed, and all terms, signed."""
@@ -227,10 +228,8 @@ class SiteSide:
         if 2 * t <= holders + c:
             reason = f"max_colluders: {t} of {holders} shares are too few against a lying server with {c} sites"
             raise PolicyRefusal(reason, place=self.ctx.site, hint=f"aggregator.threshold: {(holders + c) // 2 + 1} or more")
-        if t - c < max(2, policy.min_honest):
-            reason = (
-                f"min_honest: {t} shares with {c} colluders leave {t - c} honest holders, at least {max(2, policy.min_honest)} required"
-            )
+        if t - c < policy.min_honest:
+            reason = f"min_honest: {t} shares less {c} colluders are {t - c}, at least {policy.min_honest} required"
             raise PolicyRefusal(reason, place=self.ctx.site)
         if self.terms.sparse and holders - 1 < policy.min_degree:
             raise PolicyRefusal(f"min_degree: {holders - 1} neighbours, at least {policy.min_degree} required", place=self.ctx.site)

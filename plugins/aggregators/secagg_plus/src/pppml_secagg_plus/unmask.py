@@ -21,8 +21,8 @@ from pppml_secagg_plus.members import places_of
 class Collected:
     """The shares that came in: owner -> holder -> share. Of each owner there is one kind only."""
 
-    seeds: dict[str, dict[str, bytes]]
-    private: dict[str, dict[str, bytes]]
+    seeds: dict[str, dict[str, bytes]] = field(repr=False)
+    private: dict[str, dict[str, bytes]] = field(repr=False)
     #: holders that gave a share which did not fit, asked last from then on.
     doubted: set[str] = field(default_factory=set)
 
