@@ -33,4 +33,8 @@ class ProcessesConfig(ComponentConfig):
         "and policy; default: identities made for this run, under its folder",
     )
     restart: bool = Field(True, description="a site whose process ended is started again for the next attempt")
-    faults: list[Fault | Strike] = Field(default_factory=list, description="for tests: what goes wrong, at which site and stage")
+    faults: list[Fault | Strike] = Field(
+        default_factory=list,
+        description="for tests: what goes wrong, at which site and stage; `do` may also be `kill-before`, `kill`, `kill-after` (SIGKILL "
+        "before a request, once the site has it, after its reply) or `stall` (the process stops until nobody waits for its reply)",
+    )

@@ -198,7 +198,7 @@ def test_a_closed_door_lets_nobody_in():
     assert not door._thread.is_alive()
 
 
-# -- site processes without their libraries: what the coordinator does when they misbehave --------------------------------------------------
+# -- site processes without their libraries: what the coordinator does when they misbehave ----------------------------------------------
 
 #: A site process that answers each request with its own bytes, or does what the request's stage says.
 ECHO = """
