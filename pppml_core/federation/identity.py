@@ -127,13 +127,20 @@ def public_key(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-def shared_key(private: bytes, peer: bytes, info: bytes, length: int = 32) -> bytes:
+def loaded(private: bytes) -> X25519PrivateKey:
+    """A private key to agree with many peers: loading it costs as much as agreeing once. Drop it when done; it is never kept here."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def shared_key(private: bytes | X25519PrivateKey, peer: bytes, info: bytes, length: int = 32) -> bytes:
     """HKDF-SHA256 of the X25519 secret with ``peer``. ``info`` holds the whole context: both public keys, purpose, binding.
 
-    Raises WireError for a peer key that is malformed or of low order.
+    ``private``: 32 bytes, or :func:`loaded` where there are several peers. Raises WireError for a peer key that is malformed or of low
+    order.
     """
     try:
-        secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
+        own = private if isinstance(private, X25519PrivateKey) else loaded(private)
+        secret = own.exchange(X25519PublicKey.from_public_bytes(peer))
     except (ValueError, TypeError) as error:
         raise WireError("an agreement key is not valid", place="X25519") from error
     return derive(secret, info, length)

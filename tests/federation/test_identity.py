@@ -189,6 +189,7 @@ def test_x25519_vectors() -> None:
         expected = hkdf(ALICE_BOB, b"context", length)
         assert ids.shared_key(ALICE, BOB_PUBLIC, b"context", length) == expected
         assert ids.shared_key(BOB, ALICE_PUBLIC, b"context", length) == expected
+        assert ids.shared_key(ids.loaded(BOB), ALICE_PUBLIC, b"context", length) == expected
     assert ids.shared_key(ALICE, BOB_PUBLIC, b"context") != ids.shared_key(ALICE, BOB_PUBLIC, b"contexT")
 
 
@@ -198,6 +199,8 @@ def test_points_of_small_order_are_refused(point: int, top_bit: int) -> None:
     peer = (point | top_bit << 255).to_bytes(32, "little")
     with pytest.raises(WireError, match="an agreement key is not valid"):
         ids.shared_key(ALICE, peer, b"context")
+    with pytest.raises(WireError, match="an agreement key is not valid"):
+        ids.shared_key(ids.loaded(ALICE), peer, b"context")
     with pytest.raises(WireError, match="an agreement key is not valid"):
         ids.seal(peer, b"secret", b"context")
     with pytest.raises(WireError):
