@@ -74,7 +74,9 @@ def pppml_he_backends() -> Sequence[Component]:
 
 @hookspec
 def pppml_engines() -> Sequence[Component]:
-    """Where sites run and how bytes travel. Target: :class:`pppml_core.interfaces.engine.Engine`. Built in: ``local``."""
+    """Where sites run and how bytes travel. Target: :class:`pppml_core.interfaces.engine.Engine`. Built in:
+    ``local``, ``processes``.
+    """
     return ()
 
 

@@ -250,6 +250,8 @@ class Aggregator(ABC):
         """All reasons why this value and cohort cannot be summed, each a sentence with its remedy."""
         if value.kind == "real" and not self.accepts_real:
             return ["aggregator: sums integers only, but encoding.use is float; use `encoding: fixed`, or `aggregator: plain`"]
+        if (value.sum_bound(len(cohort)) or 0) >= 2**63:
+            return [f"aggregator: sums over {len(cohort)} sites may reach 2^63 and overflow; lower `encoding.bits`"]
         return []
 
     @abstractmethod

@@ -98,7 +98,8 @@ def test_its_tests_pass(built):
 
 def test_it_is_listed(built):
     (out,) = pppml(built, "pppml plugins --kind aggregator")
-    assert [line.split()[1] for line in out.splitlines()[1:]] == ["plain", "twice-checked"]
+    listed = [line.split()[1] for line in out.splitlines()[1:]]
+    assert {"plain", "twice-checked"} <= set(listed), listed  # and whatever else is installed
 
 
 def test_it_runs_and_gives_the_same_model_as_plain(built):
