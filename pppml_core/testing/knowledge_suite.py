@@ -154,8 +154,10 @@ class KnowledgeSuite(Suite):
 
     def test_sessions_restarted_without_a_site(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """If this fails: the difference between two attempts over different sites can be computed."""
+        names = site_names(self.sites)
         for fault in self.faults(monkeypatch):
-            names = site_names(self.sites)
+            if fault["do"] == "drop":
+                continue  # a site that has worked before it was lost has given more away
             for other in (fault["site"], names[names.index(fault["site"]) - 1]):
                 gone = {"site": other, "stage": "open", "do": "drop", "attempt": 2}
                 result, basis = self.play(monkeypatch, None, fault, gone, attempts=2)
