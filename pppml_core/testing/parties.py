@@ -93,7 +93,9 @@ class HarnessContext:
         return self._identity.sign(statement)
 
     def release(self, sites: Sequence[str]) -> None:
-        """As a real site: refused after another release, or below the policy's ``min_cohort``."""
+        """As a real site: refused after another release, below the policy's ``min_cohort``, or for sites that are not of this attempt."""
+        if len(set(sites)) != len(sites) or not set(sites) <= set(self.cohort):
+            raise PolicyRefusal("a sum over sites that are not of this attempt", place=self.site)
         self._releases.add(self.attempt, sites, self.policy.min_cohort)
 
     def entropy(self, length: int) -> bytes:

@@ -119,6 +119,20 @@ def test_the_record_of_a_site():
         ReleaseRecord("a").add(1, ["a", "b", "b"], 3)
 
 
+@pytest.mark.parametrize("over", ["aab", "abx"])
+def test_a_release_is_over_sites_of_the_attempt_each_once(over):
+    class Odd(InsecureMaskedSession):
+        def handle(self, state, message, ctx):
+            if message.stage == "masked":
+                ctx.release(tuple(over))
+            return super().handle(state, message, ctx)
+
+    result = SessionHarness(Odd, 4).run()
+    assert isinstance(result.aborted, TooFewSurvivors)
+    assert not any(result.released.values())
+    assert all("not of this attempt" in reason for _, _, reason in result.losses)
+
+
 def test_who_does_not_accept_is_left_out_of_that_attempt():
     faults = [{"site": "b", "stage": "open", "attempt": 2, "do": "drop"}]
     result = SessionHarness(AbortsEarly, 4, attempts=2, faults=faults).run()
