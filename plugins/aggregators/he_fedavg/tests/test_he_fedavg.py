@@ -82,6 +82,16 @@ def test_approximate_sums_are_released_as_integers():
     assert result.correct
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("off", [float("nan"), float("inf"), 1e30])
+def test_what_is_no_number_is_not_released(off):
+    wobbly = Wobbly(ComponentConfig())
+    wobbly.off = off
+    result = SessionHarness(aggregator(wobbly), 4, 30).run()
+    assert isinstance(result.aborted, RoundLost)
+    assert not result.crashes
+
+
 def test_too_large_an_error_is_refused():
     value, wobbly = ValueSpec(10, "integer", 100), Wobbly(ComponentConfig())
     assert aggregator(wobbly).misfits(value, "abc") == []

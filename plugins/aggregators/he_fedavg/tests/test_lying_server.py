@@ -11,9 +11,11 @@ from pppml_core.federation.policy import Policy
 from pppml_core.testing import SessionHarness
 from pppml_core.testing.insecure_plugin import TransparentConfig
 from pppml_core.testing.lying import edited
+from pppml_core.testing.parties import identity_of
 from pppml_core.testing.transparent_he import TransparentBackend
 from pppml_core.wire.messages import SERVER, Exchange
 from pppml_he_fedavg.aggregator import HeFedAvg
+from pppml_he_fedavg.statements import agreement
 
 
 def aggregator():
@@ -50,13 +52,23 @@ def nobody_decrypted(result):
 
 
 def until(stage, then):
-    """The honest server up to a stage; ``then(operation)`` yields what is asked instead, and the attempt ends."""
+    """The honest server up to a stage; ``then(operation, sent)`` yields what is asked instead, and the attempt ends.
+
+    ``sent``: site -> ciphertext, as the sites sent them.
+    """
 
     def coordinate(session, ctx):
-        honest, outcome = session.coordinate(ctx), None
+        sent = {}
+
+        def replies(at, site, body):
+            if at == "encrypt":
+                sent[site] = body["ciphertext"]
+            return body
+
+        honest, outcome = edited(session, ctx, replies=replies), None
         while (operation := honest.send(outcome)).stage != stage:
             outcome = yield operation
-        yield from then(operation)
+        yield from then(operation, sent)
         raise RoundLost("the lies end here")
 
     return coordinate
@@ -163,7 +175,7 @@ def test_a_number_no_sum_can_have_is_not_released():
 def test_lists_of_sites_that_are_none(sites):
     """Too few, doubled, foreign, without the site that is asked, or no list at all."""
 
-    def then(operation):
+    def then(operation, sent):
         yield Exchange("agree", {"a": {"sites": sites}})
 
     result = SessionHarness(aggregator(), 4, 20, coordinate=until("agree", then)).run()
@@ -175,7 +187,7 @@ def test_lists_of_sites_that_are_none(sites):
 def test_a_list_too_short_for_one_of_its_sites():
     """The server hides from a what b demands: a knows it from b's advert."""
 
-    def then(operation):
+    def then(operation, sent):
         yield Exchange("agree", {"a": {"sites": ["a", "b", "c", "d"]}, "c": {"sites": ["a", "c", "d"]}})
 
     policies = {"b": Policy(min_cohort=5)}
@@ -206,13 +218,11 @@ def test_a_demand_is_signed():
 
 def test_no_decryption_without_the_agreement_of_three():
     """Too few signatures, none, of another list, of another site, of a site outside the sum; and a site that has not agreed itself."""
-    seen = {}
 
-    def then(operation):
-        lists = {"a": "abcd", "b": "abcd", "c": "abc", "d": "abcd"}
-        outcome = yield Exchange("agree", {site: {"sites": list(lists[site])} for site in "abc"})
-        given = {site: outcome.replies[site]["signature"] for site in "abc"}
-        total = seen["encrypted"]["a"]
+    def then(operation, sent):
+        lists = {"a": "abcd", "b": "abcd", "c": "abc", "e": "abcde"}
+        outcome = yield Exchange("agree", {site: {"sites": list(over)} for site, over in lists.items()})
+        given = {site: body["signature"] for site, body in outcome.replies.items()}
         for signatures in (
             {},
             None,
@@ -222,38 +232,42 @@ def test_no_decryption_without_the_agreement_of_three():
             {"b": given["b"], "c": given["c"]},
             {"b": given["b"], "c": given["b"]},
             {"b": given["b"], "d": None},
-            {"b": given["b"], "e": given["b"]},
+            {"b": given["b"], "e": given["e"]},
         ):
-            yield Exchange("decrypt", {"a": {"total": total, "signatures": signatures}})
-        yield Exchange("decrypt", {"d": {"total": total, "signatures": given}})
+            yield Exchange("decrypt", {"a": {"total": sent["a"], "signatures": signatures}})
+        yield Exchange("decrypt", {"d": {"total": sent["a"], "signatures": given}})
 
-    def coordinate(session, ctx):
-        seen["encrypted"] = {}
-
-        def replies(stage, site, body):
-            if stage == "encrypt":
-                seen["encrypted"][site] = body["ciphertext"]
-            return body
-
-        return edited(session, ctx, replies=replies)
-
-    assert SessionHarness(aggregator(), 5, 20, coordinate=coordinate).run().correct
     result = SessionHarness(aggregator(), 5, 20, coordinate=until("agree", then)).run()
     assert [site for stage, site, _ in result.losses if stage == "decrypt"] == [*"a" * 9, "d"]
     assert nobody_decrypted(result)
     assert not result.crashes
 
 
+def test_only_sites_of_the_sum_can_agree_to_it():
+    """The server counts a site that gave no update."""
+
+    def then(operation, sent):
+        outcome = yield operation
+        given = {site: body["signature"] for site, body in outcome.replies.items()}
+        yield Exchange("decrypt", {"a": {"total": sent["a"], "signatures": {"a": given["a"], "b": given["b"], "e": forged}}})
+
+    forged = identity_of("e").sign(agreement(b"", "e", "abcd"))
+    result = SessionHarness(
+        aggregator(), 5, 20, faults=[{"site": "e", "stage": "encrypt", "do": "drop"}], coordinate=until("agree", then)
+    ).run()
+    assert "no signatures of the sites of the sum" in reasons(result, "decrypt")["a"]
+
+
 def test_one_list_and_one_decryption_an_attempt():
     """Another list, or another ciphertext, is refused by a site that has agreed, or decrypted."""
 
-    def then(operation):
+    def then(operation, sent):
         outcome = yield operation
         yield Exchange("agree", {"a": {"sites": ["a", "b", "c"]}})
         signatures = {site: body["signature"] for site, body in outcome.replies.items()}
         yield Exchange("decrypt", {"a": {"total": other, "signatures": signatures}})
 
-    def decrypting(operation):
+    def decrypting(operation, sent):
         outcome = yield operation
         yield Exchange("decrypt", {"a": {**operation.bodies["a"], "total": other}})
         outcome = yield operation
