@@ -1,6 +1,6 @@
 """Vanishing sites: the sum of the survivors bit for bit, up to the number that may vanish; a clean end beyond it; never a wrong sum.
 
-``PPPML_SCHEDULES`` sets the number of random schedules (default 100).
+``PPPML_SCHEDULES`` sets the number of random schedules (default 80).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pppml_secagg_plus.session import SecAggPlus
 
 STAGES = ("advertise", "share", "mask", "agree", "unmask")
 TEN = site_names(10)
-SCHEDULES = int(os.environ.get("PPPML_SCHEDULES", "100"))
+SCHEDULES = int(os.environ.get("PPPML_SCHEDULES", "80"))
 DEEDS = ("drop", "drop-reply", "delay", "duplicate", "tamper", "truncate", "replay")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from pppml_core.errors import WireError
+from pppml_core.errors import RoundLost, WireError
 from pppml_core.federation.identity import public_key
 from pppml_core.interfaces.aggregation import Aggregator
 from pppml_core.testing.knowledge import Basis, Row
@@ -126,9 +126,9 @@ def received(result: HarnessResult, number: int) -> set[str]:
 
 
 class TestComplete(_Knowledge):
-    """All cohorts up to seven; four sites vanish-proof with five."""
+    """All cohorts up to seven; three sites need each other, so every loss ends an attempt and another one follows."""
 
-    sites = 4
+    sites = 3
 
     def expected(self, result: HarnessResult, coalition: Sequence[str]) -> Iterable[Collection[str]]:
         """As many members as the threshold hold everything; the server must be with them, for it has the masked inputs."""
@@ -141,14 +141,39 @@ class TestComplete(_Knowledge):
         return sets
 
 
-class TestEveryoneNeeded(TestComplete):
-    """No loss is tolerated, so every loss ends the attempt: aborted and restarted sessions."""
+class EveryoneNeeded(_Knowledge):
+    """Four sites, none of which may vanish."""
 
     config: Mapping[str, Any] = {"threshold": 4}
-    min_sites = max_sites = 4
 
-    def expected(self, result: HarnessResult, coalition: Sequence[str]) -> Iterable[Collection[str]]:
-        return KnowledgeSuite.expected(self, result, coalition)
+
+STAGES = ("advertise", "share", "mask", "agree", "unmask")
+
+
+@pytest.mark.parametrize("do", ["drop", "drop-reply"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_loss_of_four(monkeypatch: pytest.MonkeyPatch, stage: str, do: str) -> None:
+    """With t = 3 the sum goes on without b; with t = 4 the attempt ends, and another one follows over all four."""
+    fault = {"site": "b", "stage": stage, "do": do, "attempt": 1}
+    result, basis = TestComplete().play(monkeypatch, 4, fault)
+    assert result.aborted is None
+    TestComplete().assert_knows(result, basis, fault)
+    result, basis = EveryoneNeeded().play(monkeypatch, 4, fault, attempts=2)
+    assert isinstance(result.aborted, RoundLost) if stage == "unmask" else len(result.attempts) == 2
+    EveryoneNeeded().assert_knows(result, basis, f"{fault}, restarted")
+
+
+@pytest.mark.parametrize("other", ["a", "b"])
+@pytest.mark.parametrize("stage", STAGES[:4])
+def test_two_losses_of_five_and_an_attempt_without_one_more(monkeypatch: pytest.MonkeyPatch, stage: str, other: str) -> None:
+    """What two attempts over different sites give together is the second one's sum."""
+    faults = [{"site": site, "stage": stage, "do": "drop", "attempt": 1} for site in "bc"]
+    gone = {"site": other, "stage": "open", "do": "drop", "attempt": 2}
+    result, basis = TestComplete().play(monkeypatch, 5, *faults, gone, attempts=2)
+    assert result.aborted is None
+    assert len(result.attempts) == 2
+    assert set(result.survivors) == set("abcde") - {other}
+    TestComplete().assert_knows(result, basis, (faults, gone))
 
 
 class RingKnowledge(_Knowledge):

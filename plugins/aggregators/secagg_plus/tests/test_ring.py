@@ -181,7 +181,7 @@ def only(site: str, **changes: Any) -> Any:
     return lambda op: replace(op, bodies={**op.bodies, site: {**op.bodies[site], **changes}})
 
 
-@pytest.mark.parametrize("wrong", [None, [], {"a": bytes(32)}, {"b": bytes(32)}, {"zz": bytes(32)}])
+@pytest.mark.parametrize("wrong", [None, [], {"a": bytes(32)}, {"b": bytes(32)}, {"zz": bytes(32)}, {"a": np.zeros(2)}, {"a": 5}])
 def test_commitments_without_the_own_one(wrong: Any) -> None:
     """In ``_commitments``: a site shows its nonce only to those who are shown its commitment."""
     result = lie("advertise", only("a", commitments=wrong))

@@ -180,6 +180,8 @@ class SiteSide:
         """All commitments to nonces, this site's own among them as it was given."""
         given = body.get("commitments")
         names = read_names(list(given) if isinstance(given, Mapping) else None, self.ctx.cohort, "commitments")
+        if not all(isinstance(commitment, bytes) for commitment in given.values()):
+            raise WireError("a commitment is bytes", place="commitments")
         if given.get(self.ctx.site) != adverts.commit_nonce(state["nonce"], self.ctx.binding, self.ctx.site):
             raise WireError("this site's commitment is missing or was changed", place="commitments")
         return {name: given[name] for name in names}
