@@ -27,12 +27,12 @@ from pppml_secagg_plus.plugin import pppml_aggregators
 @cache
 def mask_key(pair: keys.Pair, site: str, private: bytes) -> bytes:
     """As in the plugin: computed once for all coalitions."""
-    return keys.mask_key(pair, site, private)
+    return keys.mask_key(pair, site, keys.Agreement(private))
 
 
 @cache
 def opened(pair: keys.Pair, site: str, private: bytes, owner: str, box: bytes) -> bytes:
-    return keys.open_box(keys.box_keys(pair, site, private)[1], owner, site, pair.binding, box)
+    return keys.open_box(keys.box_keys(pair, site, keys.Agreement(private))[1], owner, site, pair.binding, box)
 
 
 class Pooled:

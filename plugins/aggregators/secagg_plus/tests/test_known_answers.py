@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from pppml_core.errors import WireError
-from pppml_core.federation.identity import derive, public_key, shared_key
-from pppml_secagg_plus import masks, shamir
+from pppml_core.federation.identity import derive, public_key
+from pppml_secagg_plus import keys, masks, shamir
 
 
 def given(*numbers: int) -> Callable[[int], bytes]:
@@ -105,7 +105,7 @@ def test_x25519() -> None:
     assert public_key(alice).hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
     assert public_key(bob).hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
     for own, peer in ((alice, bob), (bob, alice)):
-        assert shared_key(own, public_key(peer), b"info") == derive(secret, b"info")
+        assert keys.Agreement(own).key(public_key(peer), b"info") == derive(secret, b"info")
 
 
 def test_aes_256_ctr_of_the_library() -> None:

@@ -172,7 +172,7 @@ def test_a_key_used_twice() -> None:
 
 @pytest.mark.parametrize(("field", "stage"), [("box_key", "share"), ("mask_key", "mask")])
 def test_a_key_of_low_order(field: str, stage: str) -> None:
-    """In ``identity.shared_key``: a key of low order would make the secret public."""
+    """In ``keys.Agreement``: a key of low order would make the secret public."""
     low = bytes(32) if field == "box_key" else b"\1" + bytes(31)
     result = lie("share", with_advert("b", lambda packed: resigned("b", packed, **{field: low})))
     assert not result.crashes

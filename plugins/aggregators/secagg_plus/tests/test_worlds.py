@@ -60,7 +60,7 @@ class Played:
         known = [(keys.self_mask_key(self.held[site][0]["seed"], self.binding), -1)]
         for other in opened:
             pair = keys.Pair.of(self.binding, places_of(SITES), (site, adverts[site].mask_key), (other, adverts[other].mask_key))
-            known.append((keys.mask_key(pair, other, self.held[other][0]["mask_private"]), -keys.mask_sign(pair, site)))
+            known.append((keys.mask_key(pair, other, keys.Agreement(self.held[other][0]["mask_private"])), -keys.mask_sign(pair, site)))
         masks.add_masks(total, known)
         return total
 

@@ -120,7 +120,7 @@ class _Attempt:
             key = state.get("box_keys", {}).get(owner)
             if key is None:
                 pair = keys.Pair.of(own.binding, self.places, (site, own.box_key), (owner, other.box_key))
-                key = keys.box_keys(pair, site, state["box_private"])[1]
+                key = keys.box_keys(pair, site, keys.Agreement(state["box_private"]))[1]
             yield owner, keys.open_box(key, owner, site, own.binding, body["boxes"][site])
 
     def _parts(self, shared: Mapping[str, set[str]]) -> list[set[str]]:
@@ -147,7 +147,7 @@ class _Attempt:
             for other in shared[site] - part:
                 pair = keys.Pair.of(binding, self.places, (site, self.adverts[site].mask_key), (other, self.adverts[other].mask_key))
                 holder = site if site in self.private else other
-                keyed.append((keys.mask_key(pair, holder, self.private[holder]), -keys.mask_sign(pair, site)))
+                keyed.append((keys.mask_key(pair, holder, keys.Agreement(self.private[holder])), -keys.mask_sign(pair, site)))
         total = np.zeros_like(next(iter(inputs.values())))
         for site in part:
             total += inputs[site]

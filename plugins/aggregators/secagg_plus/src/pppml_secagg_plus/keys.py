@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pppml_core.errors import WireError
-from pppml_core.federation.identity import derive, shared_key
+from pppml_core.federation.identity import derive
 from pppml_secagg_plus.shamir import SHARE_BYTES
 
 #: two shares and AES-GCM's tag.
@@ -46,9 +47,26 @@ class Pair:
         return self.high_key if site == self.low else self.low_key
 
 
-def mask_key(pair: Pair, site: str, private: bytes) -> bytes:
-    """The key of the pair's mask, 32 bytes: the same at both ends. Raises WireError for a peer key of low order."""
-    return shared_key(private, pair.peer_key(site), pair.info("mask"))
+class Agreement:
+    """A site's X25519 private key, ready to be agreed with many peers (reading it costs as much as an agreement). Nothing prints it."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, private: bytes) -> None:
+        self._key = X25519PrivateKey.from_private_bytes(private)
+
+    def key(self, peer: bytes, info: bytes, length: int = 32) -> bytes:
+        """HKDF of the secret shared with ``peer``. Raises WireError for a peer key of low order: the secret would be public."""
+        try:
+            secret = self._key.exchange(X25519PublicKey.from_public_bytes(peer))
+        except ValueError as error:
+            raise WireError("an agreement key is not valid", place="X25519") from error
+        return derive(secret, info, length)
+
+
+def mask_key(pair: Pair, site: str, own: Agreement) -> bytes:
+    """The key of the pair's mask, 32 bytes: the same at both ends."""
+    return own.key(pair.peer_key(site), pair.info("mask"))
 
 
 def mask_sign(pair: Pair, site: str) -> int:
@@ -61,9 +79,9 @@ def self_mask_key(seed: bytes, binding: bytes) -> bytes:
     return derive(seed, b"pppml-secagg-plus-v1:" + binding + b"self-mask")
 
 
-def box_keys(pair: Pair, site: str, private: bytes) -> tuple[bytes, bytes]:
+def box_keys(pair: Pair, site: str, own: Agreement) -> tuple[bytes, bytes]:
     """The keys of the two boxes between a pair: ``(for sending, for receiving)``, each used for one box only."""
-    both = shared_key(private, pair.peer_key(site), pair.info("shares"), 64)
+    both = own.key(pair.peer_key(site), pair.info("shares"), 64)
     return (both[:32], both[32:]) if site == pair.low else (both[32:], both[:32])
 
 

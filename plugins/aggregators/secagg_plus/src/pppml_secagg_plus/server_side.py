@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pppml_core.errors import InconsistentModel, RoundLost, TooFewSurvivors, WireError
-from pppml_core.federation.identity import agreement_key, shared_key, verify
+from pppml_core.federation.identity import agreement_key, verify
 from pppml_core.interfaces.aggregation import Body, Coordinator, ServerContext, Sum
 from pppml_core.values import ValueSpec
 from pppml_core.wire.messages import Exchange, ExchangeOutcome
@@ -83,7 +83,7 @@ class ServerSide:
         sparse, strangers = self.terms.sparse, list[str]()
         roster = adverts.pinned(self.ctx.roster, self.ctx.cohort)
         own = Advert(self.terms, roster, self.ctx.binding, *[adverts.NOTHING] * 3)
-        probe = agreement_key()[0]
+        probe = keys.Agreement(agreement_key()[0])
 
         def take(site: str, body: Body) -> None:
             try:
@@ -92,7 +92,7 @@ class ServerSide:
                 strangers.append(site)
                 return
             for key in (advert.box_key, advert.mask_key):
-                shared_key(probe, key, b"probe")  # raises WireError for a key that all others would have to refuse
+                probe.key(key, b"probe")  # raises WireError for a key that all others would have to refuse
             if sparse and adverts.commit_nonce(advert.nonce, self.ctx.binding, site) != committed[site]:
                 raise WireError(f"{site} had committed to another nonce", place="advertise")
             self.packed[site], self.signatures[site], self.read[site] = body["advert"], body["signature"], advert

@@ -109,10 +109,10 @@ class SiteSide:
         points = [places[name] + 1 for name in (*peers, ctx.site)]
         key_shares = shamir.split(state["mask_private"], self.terms.threshold, points, ctx.entropy)
         seed_shares = shamir.split(state["seed"], self.terms.threshold, points, ctx.entropy)
-        boxes, receiving = {}, {}
+        boxes, receiving, agreement = {}, {}, keys.Agreement(state["box_private"])
         for name, peer in peers.items():
             pair = keys.Pair.of(ctx.binding, places, (ctx.site, own.box_key), (name, peer.box_key))
-            sending, receiving[name] = keys.box_keys(pair, ctx.site, state["box_private"])
+            sending, receiving[name] = keys.box_keys(pair, ctx.site, agreement)
             shares = key_shares[places[name] + 1] + seed_shares[places[name] + 1]
             boxes[name] = keys.close_box(sending, ctx.site, name, ctx.binding, shares)
         return {
@@ -137,10 +137,11 @@ class SiteSide:
         shares = {name: keys.open_box(state["box_keys"][name], name, ctx.site, ctx.binding, boxes[name]) for name in near}
 
         places = places_of(ctx.cohort)
+        agreement = keys.Agreement(state["mask_private"])
         keyed = [(keys.self_mask_key(state["seed"], ctx.binding), 1)]
         for name in near:
             pair = keys.Pair.of(ctx.binding, places, (ctx.site, state["mask_public"]), (name, neighbours[name]))
-            keyed.append((keys.mask_key(pair, ctx.site, state["mask_private"]), keys.mask_sign(pair, ctx.site)))
+            keyed.append((keys.mask_key(pair, ctx.site, agreement), keys.mask_sign(pair, ctx.site)))
         total = self._words()
         masks.add_masks(total, keyed)
         return {

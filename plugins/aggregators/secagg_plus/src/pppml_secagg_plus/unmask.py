@@ -86,10 +86,11 @@ def unmasked(
     for owner, shares in collected.private.items():
         public = advertised[owner].mask_key
         private = _found(collected.rebuild(shares, places, threshold, lambda s, p=public: public_key(s) == p), owner, ctx)
+        agreement, near = keys.Agreement(private), graph.neighbours(owner)
         for peer in alive:
-            if peer in graph.neighbours(owner):
+            if peer in near:
                 pair = keys.Pair.of(ctx.binding, places, (owner, public), (peer, advertised[peer].mask_key))
-                keyed.append((keys.mask_key(pair, owner, private), -keys.mask_sign(pair, peer)))
+                keyed.append((keys.mask_key(pair, owner, agreement), -keys.mask_sign(pair, peer)))
     masks.add_masks(total, keyed)
     return total.view(f"i{total.itemsize}")
 
