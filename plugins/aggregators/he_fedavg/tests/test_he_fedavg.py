@@ -120,7 +120,9 @@ def test_what_cannot_be_summed_is_refused_in_words():
     integers = ValueSpec(10, "integer", 100)
     assert "at least 3 sites" in aggregator().misfits(integers, "ab")[0]
     assert "bounded integers" in aggregator().misfits(ValueSpec(10, "integer", None), "abc")[0]
-    assert "63 bits" in aggregator().misfits(ValueSpec(10, "integer", 2**62), "abc")[0]
+    assert "overflow" in aggregator().misfits(ValueSpec(10, "integer", 2**62), "abc")[0]
+    small = aggregator(TransparentBackend(TransparentConfig(security_bits=128, modulus=17)))
+    assert "choose a larger `modulus`" in small.misfits(integers, "abcdefgh")[0]
     assert len(aggregator().misfits(ValueSpec(10, "real", None), "ab")) == 2
 
 
