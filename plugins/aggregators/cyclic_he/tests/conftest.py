@@ -21,6 +21,7 @@ from pppml_core.testing.insecure_plugin import TransparentConfig
 from pppml_core.testing.transparent_he import TransparentBackend
 from pppml_core.wire.messages import SERVER, Exchange, Relay
 from pppml_cyclic_he import server
+from pppml_cyclic_he import site as site_module
 from pppml_cyclic_he.aggregator import CyclicHE
 from pppml_cyclic_he.config import CyclicHEConfig
 
@@ -76,7 +77,7 @@ def harness(sites: Any = 5, *, rings: int | str = "auto", backend: HEBackend | N
 
 
 class Memory:
-    """What curious parties keep: the server's keys, and of a site everything its states ever held."""
+    """What curious parties keep: sites never forget anything of their states, and here are the server's keys."""
 
     def __init__(self) -> None:
         self.server_keys: dict[bytes, bytes] = {}
@@ -87,26 +88,12 @@ class Memory:
         return private, public
 
     def view(self, result: Any, parties: Any, number: int) -> dict[str, Any]:
-        """The view of a coalition that forgets nothing, of one attempt. The result must be of a harness with ``remember``."""
+        """The view of a curious coalition, of one attempt."""
         view = result.view(parties, number)
-        for entry in view["attempts"]:
-            attempt = next(a for a in result.attempts if a.number == number)
-            entry["states"] = {site: _remembered(attempt.history[site]) for site in attempt.cohort if site in parties}
-            adverts = [m for m in view["messages"] if m.attempt == attempt.number and m.stage == "keys" and m.kind == "session"]
-            if SERVER in parties and adverts:
-                entry["states"][SERVER] = {"hop": self.server_keys[adverts[0].body["server"]["key"]]}
-        view["states"] = view["attempts"][-1]["states"] if view["attempts"] else {}
+        adverts = [m for m in view["messages"] if m.stage == "keys" and m.kind == "session"]
+        for entry in view["attempts"] if SERVER in parties and adverts else ():
+            entry["states"][SERVER] = {"hop": self.server_keys[adverts[0].body["server"]["key"]]}
         return view
-
-
-def _remembered(history: Any) -> dict[str, Any]:
-    """The union of a site's states; the key of each box it sent, by ring."""
-    held: dict[str, Any] = {"boxes": {}}
-    for state in history:
-        held.update(state)
-        if "box" in state and state["links"]:
-            held["boxes"].setdefault(str(len(state["links"]) - 1), state["box"])
-    return held
 
 
 # -- lying servers ------------------------------------------------------------------------------------------------------------------------
@@ -188,8 +175,9 @@ def nobody_released() -> Callable[..., None]:
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
-    """Curious parties' memory; the server's keys are kept from here on."""
+    """Curious parties' memory: from here on nobody forgets anything."""
     kept = Memory()
+    monkeypatch.setattr(site_module, "forget", lambda state, *names: dict(state))
     monkeypatch.setattr(server, "agreement_key", kept.agreement_key)
     return kept
 

@@ -21,7 +21,7 @@ def test_the_sum_is_exact(cyclic: Any) -> None:
 
 def test_nothing_but_integers_leaves_the_initiator(cyclic: Any, memory: Any) -> None:
     """What is sealed to the server is as long as integers are, and there is no seed."""
-    result = cyclic.run(4, backend=cyclic.Approximate(), remember=True)
+    result = cyclic.run(4, backend=cyclic.Approximate())
     released = [p.message for p in result.transcript.passages if p.message.stage == "release" and p.message.sender != SERVER]
     assert [sorted(m.body) for m in released] == [["sum"], [], [], []]
     assert len(released[0].body["sum"]) == 48 + 4 * 8
@@ -96,7 +96,7 @@ def test_bridging_is_refused(cyclic: Any, refused: Any, on_the_way: Any) -> None
 
 def test_what_is_exposed(cyclic: Any, memory: Any) -> None:
     """Without self-masks the key holder and one more site cut the ring, with or without the server."""
-    result = cyclic.run(5, backend=cyclic.Approximate(), remember=True)
+    result = cyclic.run(5, backend=cyclic.Approximate())
     session = cyclic.harness(5, backend=cyclic.Approximate()).session()
 
     def parts(*coalition: str) -> set[frozenset[str]]:

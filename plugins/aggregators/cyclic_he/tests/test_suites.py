@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 
-from pppml_core.testing import AggregatorSuite, HarnessResult, PluginSuite, SessionHarness
+from pppml_core.testing import AggregatorSuite, HarnessResult, PluginSuite
 from pppml_core.testing.harness import exact_sum
 from pppml_core.testing.insecure_plugin import TransparentConfig
 from pppml_core.testing.transparent_he import TransparentBackend
@@ -26,13 +25,10 @@ class Curious(AggregatorSuite):
     length = 5
 
     @pytest.fixture(autouse=True)
-    def _memory(self, memory: Any, request: pytest.FixtureRequest) -> None:
-        # Remembering costs time; these are the tests that ask what is exposed.
-        asked = ("coalition", "another_model", "release", "attempts")
-        self.memory, self.remember = memory, any(word in request.node.name for word in asked)
-
-    def harness(self, sites: int | Sequence[str] | None = None, **options: Any) -> SessionHarness:
-        return super().harness(sites, remember=self.remember, **options)
+    def _memory(self, request: pytest.FixtureRequest) -> None:
+        # Where it is asked what is exposed; everywhere else the sites are honest ones, that forget.
+        if any(word in request.node.name for word in ("coalition", "another_model", "release", "attempts")):
+            self.memory = request.getfixturevalue("memory")
 
     def honest_parts(self, result: HarnessResult, coalition: Sequence[str]) -> set[frozenset[str]]:
         out = set()
@@ -48,7 +44,10 @@ class Curious(AggregatorSuite):
 class TestTwoRings(Curious):
     config = {"rings": 2, "backend": CONFIG}
     min_sites = 4
-    max_sites = 6
+    max_sites = 5
+    schedules = 20
+    variants = 12
+    lies = 4
 
 
 class TestPlugin(PluginSuite):

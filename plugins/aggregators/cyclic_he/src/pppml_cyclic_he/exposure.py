@@ -1,7 +1,7 @@
 """What a coalition can decode, by the worst case: its members are curious, and keep what an honest party forgets.
 
-A member's state may therefore hold more than an honest one's: ``boxes`` (ring -> key of the box it sent) besides what :mod:`.site` lists;
-``server``, where it takes part, is a member with ``hop``, the private key to which sites seal what they release.
+A member's state is therefore one from which nothing was ever forgotten (see :func:`.site.forget`); ``server``, where it takes part, is a
+member with ``hop``, the private key to which sites seal what they release.
 
 - The ciphertexts a member sent or was handed are *cuts* of their ring: the sum of the shares of all sites up to there. With the secret key
   of the ring's initiator, the difference of two cuts is the sum of the shares of the sites between them.
@@ -26,7 +26,7 @@ from pppml_core.wire.messages import SERVER
 from pppml_cyclic_he import adverts, uniform
 from pppml_cyclic_he.hops import LINK_BYTES, Hop, hops_of
 from pppml_cyclic_he.setting import Setting, stage_of
-from pppml_cyclic_he.site import released_place
+from pppml_cyclic_he.site import box_of, released_place
 
 Vector = np.ndarray[Any, Any]
 
@@ -147,7 +147,7 @@ class Coalition:
 
     def _box_key(self, hop: Hop, message: Message) -> bytes | None:
         """The key of a box that a member sent or can open."""
-        own = self._states.get(hop.sender, {}).get("boxes", {}).get(str(hop.ring))
+        own = self._states.get(hop.sender, {}).get(box_of(hop.ring))
         private = self._states.get(hop.recipient, {}).get("hop")
         if own is not None and hop.sender in self._sites:
             return bytes(own)

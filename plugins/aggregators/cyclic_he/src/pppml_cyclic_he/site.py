@@ -1,8 +1,8 @@
 """A site's part in the sum, one method a stage: advertise, check everybody, add to each ring, agree (initiators), release.
 
 The state is plain data: ``hop`` (X25519 private key), ``secret`` (an initiator's), ``agreed`` (see :func:`.adverts.check_all`), ``seed`` of
-the self-mask, ``shares`` (seeds of all shares but the last ring's), ``box`` (key of the last box sent), ``links`` (signed links of the
-hops sent, by ring), ``before`` and ``seen`` (hash received, and sites before this one, in the first ring), ``without`` (sites left out),
+the self-mask, ``shares`` (seeds of all shares but the last ring's), ``box-1`` ... (key of the last box sent), ``links`` (the signed link
+of each hop sent), ``before`` and ``seen`` (hash received, and sites before this one, in the first ring), ``without`` (sites left out),
 ``closing`` (an initiator's ciphertext to decrypt). What is no longer needed is forgotten.
 """
 
@@ -35,8 +35,13 @@ FARTHEST = 0.375
 
 
 def forget(state: Mapping[str, Any], *names: str) -> State:
-    """The state without secrets that have served."""
+    """The state without what has served. Nothing is forgotten in any other way; a curious party is one that does not call this."""
     return {name: value for name, value in state.items() if name not in names}
+
+
+def box_of(ring: int) -> str:
+    """The key of the box that a site sent in a ring, counted from 0."""
+    return f"box-{ring + 1}"
 
 
 class Site:
@@ -99,7 +104,7 @@ class Site:
         sent = Hop(agreed["digest"], ring, self._ctx.site, following, before, hashlib.sha256(ciphertext).digest())
         box, key = sent.close(ciphertext, self._ctx.entropy)
         link, handed = self._sent(sent, key)
-        state = {**self._state, "links": [*links, link], "without": list(without), "box": key}
+        state = forget({**self._state, "links": [*links, link], "without": list(without), box_of(ring): key}, box_of(ring - 1))
         if ring == 0:
             state |= {"before": before, "seen": list(so_far[:-1])}
         if ring == self._rings.count - 1:
@@ -109,7 +114,7 @@ class Site:
     def reseal(self, body: Body) -> Step:
         """The site after this one was never handed its box: hand it to the one after that. The same ciphertext, once."""
         agreed, links = self._held("agreed"), self._held("links")
-        if len(links) != 1 or "box" not in self._state:
+        if len(links) != 1 or box_of(0) not in self._state:
             raise PolicyRefusal("a site is bridged only while the first ring is walked, and not two in a row")
         before, without = self._held("without"), read_names(body, "without")
         bridged = self._rings.next(0, self._ctx.site, before)
@@ -118,8 +123,8 @@ class Site:
         self._check_left_out(without)
         after = self._rings.next(0, self._ctx.site, without)
         hop = Hop(agreed["digest"], 0, self._ctx.site, after, self._held("before"), links[0][:HASH_BYTES])
-        link, handed = self._sent(hop, self._held("box"))
-        return {**forget(self._state, "box"), "links": [link], "without": list(without)}, {"key": handed, "link": link}
+        link, handed = self._sent(hop, self._held(box_of(0)))
+        return {**forget(self._state, box_of(0)), "links": [link], "without": list(without)}, {"key": handed, "link": link}
 
     # -- 3: agree ---------------------------------------------------------------------------------------------------------------------
 
@@ -134,7 +139,7 @@ class Site:
         budget = self._setting.backend.noise_budget(self._setting.params, Secret(self._held("secret")), closing)
         if budget is not None and budget < LEAST_BUDGET:
             raise WireError(f"{budget:.1f} bits of noise budget are left; the sum might not decrypt", place=f"ring {ring + 1}")
-        state = {**forget(self._state, "hop", "box"), "closing": closing, "without": list(without)}
+        state = {**forget(self._state, "hop", box_of(self._rings.count - 1)), "closing": closing, "without": list(without)}
         return state, {"signature": self._ctx.sign(self._list(ring, without, chain))}
 
     # -- 4: release -------------------------------------------------------------------------------------------------------------------
@@ -154,7 +159,7 @@ class Site:
             out["sum"] = self._for_server("sum", self._decrypted().tobytes())
         if self._setting.exact:
             out["seed"] = self._for_server("seed", self._held("seed"))
-        return {}, out
+        return forget(self._state, *self._state), out
 
     # -- parts ------------------------------------------------------------------------------------------------------------------------
 
