@@ -127,6 +127,8 @@ class _SiteProcess:
 
     def __init__(self, name: str, job: Job, config: ProcessesConfig, door: Door, strikes: list[Strike]) -> None:
         self.name, self.clock = name, dict[str, float]()
+        #: what processes of this site that have ended had spent.
+        self._past: Mapping[str, float] = {}
         self._job, self._config, self._door, self._strikes = job, config, door, strikes
         self._left = [strike.times for strike in strikes]
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,7 +153,7 @@ class _SiteProcess:
         with self._lock:
             if self._closing:
                 raise RunFailed("the run is ending", place=f"site {self.name}")
-            self._line = None
+            self._line, self._past = None, self.clock
             self._token, self._arrival = self._door.expect()
             self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, env=environment)
         assert self._process.stdin is not None
@@ -160,7 +162,13 @@ class _SiteProcess:
 
     def _settings(self) -> dict[str, Any]:
         job = self._job
-        about = {"run": job.run, "config": job.config, "folder": str(job.folder), "sites": list(job.sites), "sizes": dict(job.sizes)}
+        about = {
+            "run": job.run,
+            "config": job.config,
+            "folder": str(job.folder.resolve()),
+            "sites": list(job.sites),
+            "sizes": dict(job.sizes),
+        }
         homes = str(job.homes) if job.homes else ""
         own = {"site": self.name, "homes": homes, "path": [p for p in sys.path if p], "port": self._door.port, "token": self._token}
         return {**about, **own}
@@ -282,7 +290,7 @@ class _SiteProcess:
 
     def _heed(self, told: Mapping[str, Any], refusal: type[PppmlError]) -> None:
         """Take in what an answer says besides its reply; raise what went wrong there."""
-        self.clock = told["clock"] or self.clock
+        self.clock = {name: self._past.get(name, 0.0) + seconds for name, seconds in told["clock"].items()} or self.clock
         if told["error"]:
             kind = refusal if told["code"] == ConfigError.exit_code else RunFailed
             remote = RemoteTraceback("\n" + told["traceback"])

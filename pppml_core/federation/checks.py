@@ -20,6 +20,7 @@ from pppml_core.learning.pool import evaluated_sites, held_out
 from pppml_core.learning.training import device_of
 from pppml_core.randomness import seeded
 from pppml_core.registry import Registry
+from pppml_core.wire.messages import SERVER
 
 if TYPE_CHECKING:
     from pppml_core.federation.plan import Plan
@@ -63,6 +64,8 @@ def check_data(plan: Plan, parts: Assembly) -> bool:
     except PppmlError as error:
         wrong, sites = _of("task", [str(error)]), ()
     for site in sites:
+        if site.slug == SERVER:
+            wrong.append(f"task: a site is named {SERVER!r}, which is the coordinator's name; give it another")
         try:
             data = parts.load(site.slug)
         except PppmlError as error:

@@ -350,7 +350,9 @@ def test_a_strike_loses_the_site_and_tells_whether_it_had_the_request(launch, do
         assert again == "same", "it goes on, and its late answer is dropped"
     else:
         assert again == Loss("its process ended (exit code -9)", handed=False)
+        before = transport.clock()["train"]
         assert ask(transport, kind="open")["a"] == "same", "the next attempt starts it again"
+        assert transport.clock()["train"] == before + 1, "and its clock goes on"
 
 
 def test_killed_after_its_reply_it_has_replied(launch):

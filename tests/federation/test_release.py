@@ -88,6 +88,15 @@ def test_releases_are_remembered_by_round_and_kind_and_never_taken_back(tmp_path
     assert again.released(1, "session") == (2, sites_digest(("a", "b")))
 
 
+def test_a_release_is_synced_before_it_counts(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size) or fsync(descriptor))
+    SiteStore(tmp_path).save_release(1, 1, "session", SITES)
+    assert synced[0] == 64, "the record, and then the name of its file"
+    assert len(synced) == 2
+
+
 def test_sets_are_told_apart_whatever_their_order():
     assert sites_digest(("a", "b")) == sites_digest(("b", "a"))
     assert len({sites_digest(s) for s in (("a", "b"), ("a",), ("a", "b", "c"), ("ab",))}) == 4

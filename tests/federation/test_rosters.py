@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+from pppml_core.builtin.configs import TinyTaskConfig
+from pppml_core.builtin.tiny import TinyTask
 from pppml_core.component import ComponentConfig
 from pppml_core.engines.config import LocalConfig
 from pppml_core.engines.local import LocalEngine
@@ -123,6 +126,22 @@ def test_a_home_that_pins_another_identity_for_itself_is_not_in_order(experiment
 
     with pytest.raises(ConfigError, match="another identity for itself"):
         experiment(engine=Meddling(replace)).run(tmp_path / "r", reporters=False, report=False)
+
+
+class Named(TinyTask):
+    """A tiny task one of whose sites has the coordinator's name."""
+
+    def sites(self):
+        first, *others = super().sites()
+        return [replace(first, slug=SERVER), *others]
+
+    def load(self, site):
+        return super().load("site_1" if site == SERVER else site)
+
+
+def test_no_site_is_named_as_the_server(experiment):
+    misfits = experiment(task=Named(TinyTaskConfig())).plan().plan.misfits
+    assert any("a site is named 'server'" in text for text in misfits)
 
 
 def test_a_key_file_that_a_killed_process_left_empty_is_made_anew(tmp_path):
