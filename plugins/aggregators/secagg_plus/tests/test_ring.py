@@ -181,11 +181,24 @@ def only(site: str, **changes: Any) -> Any:
     return lambda op: replace(op, bodies={**op.bodies, site: {**op.bodies[site], **changes}})
 
 
-@pytest.mark.parametrize("wrong", [None, [], {"a": bytes(32)}, {"b": bytes(32)}, {"zz": bytes(32)}, {"a": np.zeros(2)}, {"a": 5}])
-def test_commitments_without_the_own_one(wrong: Any) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda rows: {"commitments": rows ^ np.uint8(1)}, "this site's commitment is missing or was changed"),
+        (lambda rows: {"members": list(SITES[1:]), "commitments": rows[1:]}, "this site's commitment is missing or was changed"),
+        (lambda rows: {"commitments": rows[1:]}, "not 32 bytes for each"),
+        (lambda rows: {"commitments": rows.astype(np.int8)}, "not 32 bytes for each"),
+        (lambda rows: {"commitments": None}, "not 32 bytes for each"),
+        (lambda rows: {"members": None}, "not a list of names"),
+        (lambda rows: {"members": [*SITES, "zz"]}, "zz cannot be in this list"),
+    ],
+)
+def test_commitments_without_the_own_one(wrong: Any, reason: str) -> None:
     """In ``_commitments``: a site shows its nonce only to those who are shown its commitment."""
-    result = lie("advertise", only("a", commitments=wrong))
-    assert set(refusals(result, "advertise")) == {"a"}
+    result = lie("advertise", lambda op: only("a", **wrong(op.common["commitments"]))(op))
+    found = refusals(result, "advertise")
+    assert set(found) == {"a"}
+    assert reason in found["a"]
     assert result.correct
 
 
@@ -246,8 +259,7 @@ class Helped(ServerSide):
     def _advertise(self, committed: Any) -> Any:
         yield from super()._advertise(committed)
         self.packed["b"], self.signatures["b"] = resigned("b", self.packed["b"], **self.changes)
-        members = tuple(name for name in self.ctx.cohort if name in self.packed)
-        return Graph(members, self.terms.degree, adverts.digest_all(members, [adverts.digest(self.packed[m]) for m in members]))
+        return self._graph(tuple(name for name in self.ctx.cohort if name in self.packed))
 
 
 @pytest.mark.parametrize(

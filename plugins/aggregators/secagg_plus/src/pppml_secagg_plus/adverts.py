@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pppml_core.errors import InconsistentModel, WireError
@@ -65,9 +65,16 @@ def digest(packed: bytes) -> bytes:
     return hashlib.sha256(packed).digest()
 
 
-def digest_all(members: Sequence[str], digests: Sequence[bytes]) -> bytes:
-    """SHA-256 over the adverts of all members: it decides the ring, and every signature of the later stages contains it."""
-    return sha256_of([[name, item] for name, item in zip(members, digests, strict=True)])
+def digest_all(purpose: bytes, members: Iterable[str], rows: Iterable[bytes]) -> bytes:
+    """SHA-256 over 32 bytes of each member: its commitment, or the digest of its advert.
+
+    That of all adverts decides the ring, and every signature of the later stages contains it.
+    """
+    parts = [b"pppml-secagg-plus-v1:", purpose]
+    for name, row in zip(members, rows, strict=True):
+        text = name.encode()
+        parts += (len(text).to_bytes(4, "big"), text, row)
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def commit_seed(seed: bytes, binding: bytes, site: str) -> bytes:

@@ -78,7 +78,7 @@ class _Attempt:
         members = [site for site in self.adverts if site in named]
         packed = [adverts.digest(self.adverts[site].pack()) for site in members]
         degree = self.adverts[members[0]].terms.degree
-        return Graph(members, degree, adverts.digest_all(members, packed))
+        return Graph(members, degree, adverts.digest_all(b"adverts", members, packed))
 
     def _rebuild(self) -> None:
         """Every secret that the members hold themselves, or that enough shares in their hands and the server's give."""

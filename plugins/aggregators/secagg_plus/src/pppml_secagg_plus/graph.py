@@ -25,6 +25,7 @@ class Graph:
     def __init__(self, members: Sequence[str], degree: int, seed: bytes) -> None:
         self.members, self.degree, self.seed = tuple(members), min(degree, len(members) - 1), seed
         self.complete = degree >= len(members) - 1
+        self._known: dict[str, frozenset[str]] = {}
 
     @cached_property
     def _ring(self) -> list[str]:
@@ -39,8 +40,10 @@ class Graph:
         """The sites that share a mask with ``site`` and hold shares of its secrets, besides itself."""
         if self.complete:
             return frozenset(self.members) - {site}
+        if (found := self._known.get(site)) is not None:
+            return found
         at, half, count = self._place[site], self.degree // 2, len(self.members)
-        return frozenset(self._ring[(at + step) % count] for step in range(-half, half + 1) if step)
+        return self._known.setdefault(site, frozenset(self._ring[(at + step) % count] for step in range(-half, half + 1) if step))
 
     def holders(self, site: str) -> frozenset[str]:
         """The sites that hold shares of the secrets of ``site``: its neighbours and itself."""

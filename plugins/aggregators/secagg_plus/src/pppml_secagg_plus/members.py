@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pppml_core.errors import WireError
 
@@ -34,6 +35,19 @@ def read_map(given: object, names: Collection[str], what: str) -> Mapping[str, A
     return given
 
 
+def rows_of(items: Iterable[bytes]) -> npt.NDArray[np.uint8]:
+    """Byte strings of 32 bytes as rows."""
+    return np.frombuffer(b"".join(items), np.uint8).reshape(-1, 32)
+
+
+def read_rows(given: object, count: int, what: str) -> list[bytes]:
+    """As many rows of 32 bytes. Raises WireError for anything else."""
+    if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.shape != (count, 32):
+        raise WireError(f"{what}: not 32 bytes for each of {count} members", place=what)
+    return [row.tobytes() for row in given]
+
+
 def bitmap(names: Collection[str], cohort: Sequence[str]) -> bytes:
     """One bit for each site of the cohort, in its order."""
-    return np.packbits([name in names for name in cohort], bitorder="little").tobytes()
+    named = frozenset(names)
+    return np.packbits([name in named for name in cohort], bitorder="little").tobytes()

@@ -20,7 +20,7 @@ from pppml_core.wire.messages import Exchange, ExchangeOutcome
 from pppml_secagg_plus import adverts, keys, shamir
 from pppml_secagg_plus.adverts import Advert
 from pppml_secagg_plus.graph import Graph
-from pppml_secagg_plus.members import read_map
+from pppml_secagg_plus.members import read_map, rows_of
 from pppml_secagg_plus.site_side import agreement, nonce_statement
 from pppml_secagg_plus.terms import Terms
 from pppml_secagg_plus.unmask import Collected, unmasked
@@ -98,12 +98,11 @@ class ServerSide:
             self.packed[site], self.signatures[site], self.read[site] = body["advert"], body["signature"], advert
 
         asked = committed if sparse else self.ctx.cohort
-        common: Body = {"commitments": dict(committed)} if sparse else {}
+        common: Body = {"members": list(committed), "commitments": rows_of(committed.values())} if sparse else {}
         outcome = yield Exchange("advertise", {site: {} for site in asked}, take, common=common)
         self._consistent(strangers, "advertise")
         self._enough(outcome, "advertise")
-        members = outcome.answered
-        return Graph(members, self.terms.degree, adverts.digest_all(members, [adverts.digest(self.packed[m]) for m in members]))
+        return self._graph(outcome.answered)
 
     def _share(self, graph: Graph) -> Step:
         """U2: the shares of both secrets of each site, in boxes for its neighbours."""
@@ -122,8 +121,8 @@ class ServerSide:
             return {"adverts": {n: self.packed[n] for n in near}, "signatures": {n: self.signatures[n] for n in near}}
 
         if self.terms.sparse:
-            rows = np.frombuffer(b"".join(adverts.digest(self.packed[name]) for name in graph.members), np.uint8)
-            common: Body = {"members": list(graph.members), "digests": rows.reshape(-1, 32)}
+            digests = rows_of(adverts.digest(self.packed[name]) for name in graph.members)
+            common: Body = {"members": list(graph.members), "digests": digests}
         else:
             common = {"adverts": dict(self.packed), "signatures": dict(self.signatures)}
         outcome = yield Exchange("share", {site: own(site) for site in graph.members}, take, common=common)
@@ -140,7 +139,8 @@ class ServerSide:
             np.add(total, body["values"], out=total)
 
         def own(site: str) -> Body:
-            return {"boxes": {n: boxes[n][site] for n in shared if n in graph.neighbours(site)}}
+            near = graph.neighbours(site)
+            return {"boxes": {n: boxes[n][site] for n in shared if n in near}}
 
         outcome = yield Exchange("mask", {site: own(site) for site in shared}, take, common={"shared": list(shared)})
         self._enough(outcome, "mask")
@@ -180,15 +180,19 @@ class ServerSide:
         if graph.complete:
             yield Exchange("unmask", {site: {} for site in signed}, take, common={**lists, "signatures": dict(signed)})
         else:
-            own = {site: {"signatures": {n: signed[n] for n in signed if n in graph.holders(site)}} for site in signed}
+            own = {site: {"signatures": {n: signed[n] for n in graph.holders(site) & signed.keys()}} for site in signed}
             yield Exchange("unmask", own, take, common=lists)
         return collected
+
+    def _graph(self, members: Sequence[str]) -> Graph:
+        seed = adverts.digest_all(b"adverts", members, [adverts.digest(self.packed[name]) for name in members])
+        return Graph(members, self.terms.degree, seed)
 
     # -- small things -------------------------------------------------------------------------------------------------------------------
 
     def _matters(self, graph: Graph, site: str, alive: Sequence[str]) -> bool:
         """Whether there is a mask of ``site`` in the sum: always, but where a vanished site has no neighbour in it."""
-        return site in alive or bool(graph.neighbours(site) & set(alive))
+        return site in alive or not graph.neighbours(site).isdisjoint(alive)
 
     def _identity(self, site: str) -> bytes:
         return self.ctx.roster[site]

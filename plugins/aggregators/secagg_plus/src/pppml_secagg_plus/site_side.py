@@ -15,11 +15,10 @@ from pppml_core.errors import PolicyRefusal, WireError
 from pppml_core.federation.identity import agreement_key, public_key, statement, verify
 from pppml_core.interfaces.aggregation import Body, SiteContext, State
 from pppml_core.values import ValueSpec
-from pppml_core.wire.codec import sha256_of
 from pppml_secagg_plus import adverts, keys, masks, shamir
 from pppml_secagg_plus.adverts import Advert
 from pppml_secagg_plus.graph import Graph
-from pppml_secagg_plus.members import bitmap, places_of, read_map, read_names
+from pppml_secagg_plus.members import bitmap, places_of, read_map, read_names, read_rows
 from pppml_secagg_plus.terms import Terms
 
 STAGES = ("advertise", "share", "mask", "agree", "unmask")
@@ -88,7 +87,7 @@ class SiteSide:
         )
         if self.terms.sparse:
             committed = self._commitments(state, body)
-            advert = replace(advert, nonce=state["nonce"], commitments=sha256_of(committed))
+            advert = replace(advert, nonce=state["nonce"], commitments=adverts.digest_all(b"nonces", committed, committed.values()))
             state = {**state, "commitments": committed}
         packed = advert.pack()
         signature = ctx.sign(adverts.to_sign(ctx.site, ctx.binding, packed))
@@ -98,7 +97,7 @@ class SiteSide:
         """Check everybody's advert, then share both secrets with the neighbours, each share in a box only its holder can open."""
         ctx, own = self.ctx, Advert.unpack(state["advert"])
         members, digests = self._members(state, body)
-        adverts_hash = adverts.digest_all(members, digests)
+        adverts_hash = adverts.digest_all(b"adverts", members, digests)
         graph = Graph(members, self.terms.degree, adverts_hash)
         near = graph.neighbours(ctx.site)
         self._check_enough(members, {*near, ctx.site}, "members")
@@ -179,13 +178,11 @@ class SiteSide:
 
     def _commitments(self, state: State, body: Body) -> Mapping[str, bytes]:
         """All commitments to nonces, this site's own among them as it was given."""
-        given = body.get("commitments")
-        names = read_names(list(given) if isinstance(given, Mapping) else None, self.ctx.cohort, "commitments")
-        if not all(isinstance(commitment, bytes) for commitment in given.values()):
-            raise WireError("a commitment is bytes", place="commitments")
-        if given.get(self.ctx.site) != adverts.commit_nonce(state["nonce"], self.ctx.binding, self.ctx.site):
+        members = read_names(body.get("members"), self.ctx.cohort, "members")
+        committed = dict(zip(members, read_rows(body.get("commitments"), len(members), "commitments"), strict=True))
+        if committed.get(self.ctx.site) != adverts.commit_nonce(state["nonce"], self.ctx.binding, self.ctx.site):
             raise WireError("this site's commitment is missing or was changed", place="commitments")
-        return {name: given[name] for name in names}
+        return committed
 
     def _members(self, state: State, body: Body) -> tuple[tuple[str, ...], list[bytes]]:
         """U1 and the digests of its adverts; this site's own is the one it sent, whatever the server says."""
@@ -195,10 +192,7 @@ class SiteSide:
             members = read_names(list(given) if isinstance(given, Mapping) else None, self.ctx.cohort, "adverts")
             return members, [own if name == self.ctx.site else _digest(given[name]) for name in members]
         members = read_names(body.get("members"), self.ctx.cohort, "members")
-        rows = body.get("digests")
-        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape != (len(members), 32):
-            raise WireError("not one digest of 32 bytes for each member", place="digests")
-        digests = [row.tobytes() for row in rows]
+        digests = read_rows(body.get("digests"), len(members), "digests")
         if self.ctx.site in members and digests[members.index(self.ctx.site)] != own:
             raise WireError("this site's advert was changed", place="digests")
         return members, digests
