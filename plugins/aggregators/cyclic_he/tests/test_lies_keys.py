@@ -72,6 +72,7 @@ def test_an_advert_that_is_left_out_or_of_nobody(lie: Any, refused: Any) -> None
         ("b", {"public": b"a key"}, "keys of its role"),
         ("b", {"hop": b"short"}, "hop"),
         ("b", {"hop": None}, "hop"),
+        ("b", {"public": None}, "public"),
     ],
 )
 def test_a_genuine_advert_of_another_session(lie: Any, refused: Any, site: str, fields: dict[str, Any], reason: str) -> None:

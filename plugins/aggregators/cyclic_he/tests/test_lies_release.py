@@ -78,6 +78,7 @@ def test_no_decryption_before_the_agreement(cyclic: Any, nobody_released: Any) -
     body = {"chains": [b"", b""], "signatures": [bytes(64), bytes(64)], "without": []}
     for when in ("advertise", "ring-1", "ring-2", "agree"):
         result = cyclic.run(5, coordinate=asked_early("release", when, dict.fromkeys("abcde", body)))
+        assert not result.crashes
         assert {site for stage, site, _ in result.losses if stage == "release"} == set("abcde")
         nobody_released(result)
 

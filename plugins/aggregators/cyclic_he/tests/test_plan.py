@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from pppml_core.testing import insecure_plugin
 from pppml_core.testing.harness import site_names
 from pppml_core.testing.transparent_he import TransparentBackend
 from pppml_core.values import ValueSpec
-from pppml_cyclic_he import plugin
+from pppml_cyclic_he import bound, plugin
 from pppml_cyclic_he.aggregator import CyclicHE
 from pppml_cyclic_he.config import CyclicHEConfig
 from pppml_cyclic_he.session import HardenedSession
@@ -111,6 +112,28 @@ def test_the_promise(cyclic: Any, sites: int, rings: int, curious: int, active: 
     assert promised.sees_update == ()
     assert promised.arithmetic == "exact"
     assert any("statistically" in text for text in promised.assumes)
+
+
+def test_what_is_said_of_the_residual(cyclic: Any) -> None:
+    """928 ciphertexts of degree 2048: 1.9 million coefficients, each hiding n/12 under n * 3.2^2 * (4 * 2048 / 3 + 1)."""
+    backend = Other(cyclic.transparent, details={"degree": 2048, "slots": 2048})
+    session = cyclic.aggregator(1, backend).plan(ValueSpec(1_900_000, "integer", 32_767), site_names(5))
+    assert any("about 4.1 bits of a whole vector" in text for text in session.guarantees.assumes)
+    assert any("depends on the back end" in text for text in planned(cyclic, 5).guarantees.assumes)
+
+
+@pytest.mark.parametrize(("sites", "rings"), [(4, 2), (5, 1), (6, 2), (8, 2), (9, 3)])
+def test_the_smallest_coalition_that_isolates_a_site(cyclic: Any, sites: int, rings: int) -> None:
+    """By trying all coalitions; one site more than the bound is always enough."""
+    made = planned(cyclic, sites, rings).setting.rings
+    alone = [
+        members
+        for members in combinations(range(sites), made.curious() + 1)
+        if set(made.initiators) <= {made.order[i] for i in members} and any(len(g) == 1 for g in bound.components(made.cycles, members))
+    ]
+    found = made.isolating()
+    assert tuple(made.order.index(site) for site in found) in alone
+    assert len(found) == made.curious() + 1
 
 
 def test_approximate_is_weaker_and_says_so(cyclic: Any) -> None:

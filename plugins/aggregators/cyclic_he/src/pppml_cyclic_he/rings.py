@@ -60,6 +60,17 @@ class Rings:
         """The same for parties that lie."""
         return bound.active(self._contracted(without), len(self.order) - len(without))
 
+    def isolating(self) -> tuple[str, ...]:
+        """The smallest coalition that, with the server, reads the update of one site: all initiators and all neighbours of that site."""
+        near: dict[int, set[int]] = {site: set() for site in range(len(self.order))}
+        for cycle in self.cycles:
+            for one, other in zip(cycle, (*cycle[1:], cycle[0]), strict=True):
+                near[one].add(other)
+                near[other].add(one)
+        starters = {cycle[0] for cycle in self.cycles}
+        held = min((sorted(starters | near[site]) for site in near if site not in starters), key=lambda sites: (len(sites), sites))
+        return tuple(self.order[site] for site in held)
+
     def check(self, policy: SumPolicy, without: Collection[str] = ()) -> None:
         """Raise PolicyRefusal unless a sum without these sites keeps what this site insists on."""
         left = len(self.order) - len(without)

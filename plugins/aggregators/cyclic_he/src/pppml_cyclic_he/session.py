@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,8 @@ from pppml_cyclic_he.rings import Rings
 from pppml_cyclic_he.setting import Setting, stage_of
 from pppml_cyclic_he.site import Site
 
+#: standard deviation of a fresh error, by the HomomorphicEncryption.org standard.
+NOISE_STD = 3.2
 #: no public key of a back end is larger.
 LARGEST_KEY = 64 * 2**20
 
@@ -78,8 +81,8 @@ class HardenedSession(Session):
             else "any lost site costs the round, which is never tried again"
         )
         hiding = (
-            "an initiator that decrypts sees the noise of the encryption besides its masked sum: what that says about a site's rounding"
-            " residues is hidden statistically, not perfectly (docs/cyclic-he.md gives the estimate)"
+            "whoever decrypts sees the noise of the encryption too, which hides how the encrypted shares were rounded statistically, not"
+            f" perfectly: {self._residual} (docs/cyclic-he.md)"
             if exact
             else "approximate arithmetic: no self-masks, so the initiator sees the sum before the server does; it releases nearest integers"
         )
@@ -92,6 +95,7 @@ class HardenedSession(Session):
             coalition_active=rings.active(),
             adversary=f"the server and sites that follow the protocol or, for the second number, lie; {many}",
             assumes=(
+                f"the smallest coalition that reads one site's update is the server with {', '.join(rings.isolating())}",
                 losses,
                 hiding,
                 "the identities pinned at each site are those of different parties",
@@ -99,6 +103,19 @@ class HardenedSession(Session):
                 "hops are sealed from site to site: a server that carries them (star) sees their sizes and hashes, and nothing more",
             ),
         )
+
+    @property
+    def _residual(self) -> str:
+        """An estimate of what the noise tells a key holder about all shares together: a Gaussian channel a coefficient.
+
+        A sum of n shares carries n rounding residues of variance 1/12, under n encryption noises of variance s^2 (4N/3 + 1), s = 3.2.
+        """
+        degree, slots = self.setting.params.details.get("degree"), self.setting.params.details.get("slots")
+        if not isinstance(degree, int) or not isinstance(slots, int):
+            return "how much depends on the back end"
+        coefficients = -(-self.setting.params.length // slots) * degree
+        nats = coefficients / (24 * NOISE_STD**2 * (4 * degree / 3 + 1))
+        return f"about {nats / math.log(2):.2g} bits of a whole vector, and only where the server and all initiators work together"
 
     @cached_property
     def fields(self) -> tuple[WireField, ...]:
