@@ -13,13 +13,15 @@ from pppml_core.component import ComponentConfig
 from pppml_core.config import resolve
 from pppml_core.errors import CheckpointError, PolicyRefusal, RoundLost, RunFailed, TooFewSurvivors
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.checkpoint import drop_sums, load_sum, save_sum
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.federation.store import SiteStore, sites_digest
 from pppml_core.federation.terms import RELEASED
+from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.aggregation import Aggregator, Guarantees, Session, Sum
 from pppml_core.interfaces.reporter import Reporter
-from pppml_core.wire.codec import decode_message, encode_message, sha256_of
+from pppml_core.wire.codec import decode, decode_message, encode_message, sha256_of
 from pppml_core.wire.manifest import WireField
 from pppml_core.wire.messages import SERVER, Exchange, Message
 
@@ -258,6 +260,18 @@ def test_sums_of_scores_are_released_once_for_each_choice_of_splits(desk):
     assert desk.ask("session", {"sites": list(SITES)}, stage="unlock", attempt=3).kind == "reply", "and of updates, once"
 
 
+def test_an_attempt_with_fewer_sites_sends_the_same_contribution(desk, monkeypatch):
+    made = []
+    make = Trainer._make
+    monkeypatch.setattr(Trainer, "_make", lambda self, *args: made.append(args[0]) or make(self, *args))
+    desk = desk()
+    desk.open()
+    first = desk.ask("session", {}, stage="give").body["values"].tobytes()
+    desk.open(attempt=2, cohort=SITES[:2])
+    assert desk.ask("session", {}, stage="give", attempt=2).body["values"].tobytes() == first
+    assert made == [1]
+
+
 def test_what_a_context_shows_of_itself_holds_no_key(desk):
     desk = desk()
     desk.open()
@@ -269,6 +283,43 @@ def test_what_a_context_shows_of_itself_holds_no_key(desk):
     for shown in (repr(context), repr(vars(desk.site)), repr(desk.site.freeze())):
         assert key.hex() not in shown
         assert repr(key)[2:-1] not in shown
+
+
+# -- the server's copy --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("large", "dtype"), [(7, np.int32), (2**31 - 1, np.int32), (2**31, np.int64), (-(2**31), np.int64)])
+def test_a_sum_is_kept_as_it_is_and_as_small_as_it_can_be(tmp_path, large, dtype):
+    total = np.array([1, -2, large], np.int64)
+    save_sum(tmp_path, 3, "metrics-test", b"k" * 32, Sum(total, SITES[:2]))
+    held = decode((tmp_path / "sum-000003-metrics-test").read_bytes())
+    assert held["total"].dtype == dtype
+    found = load_sum(tmp_path, 3, "metrics-test", b"k" * 32)
+    np.testing.assert_array_equal(found.total, total)
+    assert (found.total.dtype, found.survivors) == (np.int64, SITES[:2])
+
+
+def test_real_sums_are_kept_too_and_empty_ones(tmp_path):
+    for total in (np.array([0.5, -1e300]), np.empty(0, np.int64)):
+        save_sum(tmp_path, 1, "session", b"k", Sum(total, SITES))
+        found = load_sum(tmp_path, 1, "session", b"k").total
+        assert (found.dtype, found.tolist()) == (total.dtype, total.tolist())
+
+
+def test_a_sum_under_another_key_is_not_this_one(tmp_path):
+    save_sum(tmp_path, 1, "session", b"k" * 32, Sum(np.arange(3), SITES))
+    assert load_sum(tmp_path, 1, "session", b"j" * 32) is None
+    assert load_sum(tmp_path, 2, "session", b"k" * 32) is None
+    assert load_sum(tmp_path, 1, "metrics-test", b"k" * 32) is None
+
+
+def test_sums_are_dropped_by_round(tmp_path):
+    for round in (1, 2, 3):
+        save_sum(tmp_path, round, "session", b"k", Sum(np.arange(3), SITES))
+    drop_sums(tmp_path, before=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["sum-000003-session"]
+    drop_sums(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- runs ---------------------------------------------------------------------------------------------------------------------------------
