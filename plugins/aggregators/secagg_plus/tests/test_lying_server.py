@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pppml_core.errors import InconsistentModel, PolicyRefusal, RoundLost, TooFewSurvivors
+from pppml_core.errors import InconsistentModel, PolicyRefusal, RoundLost, TooFewSurvivors, WireError
 from pppml_core.federation.policy import Policy
 from pppml_core.testing.harness import HarnessResult, SessionHarness
 from pppml_core.testing.lying import edited
 from pppml_core.testing.parties import identity_of
 from pppml_core.wire.messages import Exchange, Message
-from pppml_secagg_plus import adverts
+from pppml_secagg_plus import adverts, keys
 from pppml_secagg_plus.adverts import Advert
 from pppml_secagg_plus.config import SecAggPlusConfig
 from pppml_secagg_plus.session import SecAggPlus
@@ -348,6 +348,14 @@ def test_a_box_that_is_not_the_one_that_was_sent(change: Any) -> None:
     result = spoil_box(change)
     assert_refused(result, "mask", "a", "was changed, or is not for a in this attempt")
     assert result.correct  # the others go on without it
+
+
+@pytest.mark.parametrize("length", [0, 65, 67])
+def test_a_box_with_something_else_in_it(length: int) -> None:
+    """In ``keys.open_box``: two shares, no more and no less. Its sender helps the server and has sealed it well."""
+    box = keys.close_box(bytes(32), "b", "a", bytes(32), bytes(length))
+    with pytest.raises(WireError, match="the box of shares from b was changed"):
+        keys.open_box(bytes(32), "b", "a", bytes(32), box)
 
 
 @pytest.mark.parametrize(

@@ -211,11 +211,24 @@ def test_commitments_without_the_own_one(wrong: Any, reason: str) -> None:
         lambda op: {"members": None},
         lambda op: {"members": [*SITES, "zz"]},
         lambda op: {"members": [*SITES, "a"]},
+        lambda op: {"members": []},
     ],
 )
 def test_malformed_members(wrong: Any) -> None:
     result = lie("share", lambda op: common(**wrong(op))(op))
     assert set(refusals(result, "share")) == set(SITES)
+
+
+@pytest.mark.parametrize("field", ["adverts", "signatures"])
+def test_malformed_adverts(field: str) -> None:
+    result = lie("share", only("a", **{field: None}))
+    assert refusals(result, "share").keys() == {"a"}
+    assert "adverts and their signatures are maps" in refusals(result, "share")["a"]
+
+
+def test_members_without_the_site_itself() -> None:
+    result = lie("share", lambda op: only("a", members=list(SITES[1:]), digests=op.common["digests"][1:])(op))
+    assert "members: this site is not in the list" in refusals(result, "share")["a"]
 
 
 def test_an_own_advert_that_was_changed() -> None:
@@ -328,7 +341,7 @@ def test_policy_on_a_ring() -> None:
     result = harness(policies={"a": Policy(max_colluders=3)}).run()
     assert "max_colluders: 4 of 5 shares are too few" in refusals(result, "share")["a"]
     # A complete graph has no degree to speak of.
-    assert harness(sites=site_names(5), policies={"a": Policy(min_degree=10)}).run().correct
+    assert harness(sites=site_names(5), policies={"a": Policy(min_degree=10)}).run().losses == ()
 
 
 def test_too_few_neighbours_left() -> None:

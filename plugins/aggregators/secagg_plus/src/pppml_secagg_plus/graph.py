@@ -34,10 +34,12 @@ class Graph:
 
     @cached_property
     def _place(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self._ring)}
+        return {name: i for i, name in enumerate(self.members if self.complete else self._ring)}
 
     def neighbours(self, site: str) -> frozenset[str]:
-        """The sites that share a mask with ``site`` and hold shares of its secrets, besides itself."""
+        """The sites that share a mask with ``site`` and hold shares of its secrets, besides itself. None of a site that is no member."""
+        if site not in self._place:
+            return frozenset()
         if self.complete:
             return frozenset(self.members) - {site}
         if (found := self._known.get(site)) is not None:

@@ -50,8 +50,7 @@ class ServerSide:
         signed = yield from self._agree(graph, shared, alive)
         collected = yield from self._unmask(graph, shared, alive, signed)
         found = unmasked(total, collected, graph, self.read, self.ctx, self.terms.threshold, alive)
-        bound = self.value.sum_bound(len(alive))
-        if bound is not None and len(found) and max(int(found.max()), -int(found.min())) > bound:
+        if max(int(found.max(initial=0)), -int(found.min(initial=0))) > (self.value.sum_bound(len(alive)) or 0):
             raise RoundLost(
                 "what is left without the masks is no sum of contributions: a site sent something else", place=self._at("unmask")
             )

@@ -257,8 +257,7 @@ class SiteSide:
         given = self.ctx.contribution()
         if given.shape != (self.value.length,) or not np.issubdtype(given.dtype, np.signedinteger):
             raise WireError(f"a contribution of {given.dtype} and shape {given.shape} is not the planned one", place=self.ctx.site)
-        bound = self.value.bound
-        if len(given) and bound is not None and max(int(given.max()), -int(given.min())) > bound:
+        if max(int(given.max(initial=0)), -int(given.min(initial=0))) > (self.value.bound or 0):
             raise WireError("the contribution holds a number beyond its bound", place=self.ctx.site)
         return given.astype(f"i{self.word.itemsize}").view(self.word)
 
