@@ -9,6 +9,7 @@ check it is about is taken away.
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,10 +21,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pppml_core.component import KINDS
+from pppml_core.known import KNOWN
+
 TASKS = ("pppml_lung_lesions", "pppml_blood_cells", "pppml_image_set", "pppml_chest_ct", "pppml_monai_nets")
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in TASKS), reason="the task and model plugins are not all installed"
 )
+INSTALLED = {(dist.metadata["Name"] or "").lower().replace("_", "-") for dist in importlib.metadata.distributions()}
+#: a plugin of the catalogue that is not installed, of a kind with a section of its own.
+ABSENT = next(e for e in KNOWN if e.kind in ("personalization", "privacy", "engine", "aggregator") and e.distribution not in INSTALLED)
+HOOK = KINDS[ABSENT.kind]
 PLAN, RUN = "plan c.yaml", "run c.yaml --out runs/a"
 
 
@@ -216,10 +224,10 @@ FOLDERS = {
     "name of a new plugin": (lambda w: None, "new-plugin 'My Task' --kind task", 2, "NAME", "is no name of a component", "try my-task"),
 }
 PLUGINS = {
-    "plugin whose import fails": (lambda w: (w.plugin("pppml-secagg-plus", "import not_there"), w.tiny("aggregator: secagg-plus")), PLAN, 3, "c.yaml:4: aggregator", "is broken: ModuleNotFoundError: No module named 'not_there'", "`pppml plugins`"),
-    "plugin of another core": (lambda w: (w.offers("pppml-secagg-plus", "pppml_aggregators", "secagg-plus", requires="pppml-core>=7,<8"), w.tiny("aggregator: secagg-plus")), PLAN, 3, "c.yaml:4: aggregator", "requires pppml-core>=7,<8, but pppml-core 0.1.0 is running", "`pppml plugins`"),
+    "plugin whose import fails": (lambda w: (w.plugin(ABSENT.distribution, "import not_there"), w.tiny(f"{ABSENT.kind}: {ABSENT.name}")), PLAN, 3, f"c.yaml:4: {ABSENT.kind}", "is broken: ModuleNotFoundError: No module named 'not_there'", "`pppml plugins`"),
+    "plugin of another core": (lambda w: (w.offers(ABSENT.distribution, HOOK, ABSENT.name, requires="pppml-core>=7,<8"), w.tiny(f"{ABSENT.kind}: {ABSENT.name}")), PLAN, 3, f"c.yaml:4: {ABSENT.kind}", "requires pppml-core>=7,<8, but pppml-core 0.1.0 is running", "`pppml plugins`"),
     "two plugins of one name": (lambda w: (w.offers("sum-a", "pppml_aggregators", "my-sum"), w.offers("sum-b", "pppml_aggregators", "my-sum"), w.tiny("aggregator: my-sum")), PLAN, 3, "c.yaml:4: aggregator", "is offered by sum-a and sum-b", "uninstall one, or choose with PPPML_PLUGINS"),
-    "known plugin that is not installed": (lambda w: w.tiny("aggregator: secagg-plus"), PLAN, 3, "c.yaml:4: aggregator", "pppml-secagg-plus, which is not installed", "pip install pppml-secagg-plus (in a checkout: pip install ./plugins/aggregators/secagg_plus)"),
+    "known plugin that is not installed": (lambda w: w.tiny(f"{ABSENT.kind}: {ABSENT.name}"), PLAN, 3, f"c.yaml:4: {ABSENT.kind}", f"{ABSENT.distribution}, which is not installed", f"pip install {ABSENT.distribution} (in a checkout: pip install ./{ABSENT.folder})"),
     "plugin that PPPML_PLUGINS leaves out": (lambda w: (w.patch.setenv("PPPML_PLUGINS", "pppml-monai-nets"), w.config("task: image-set")), PLAN, 3, "c.yaml:1: task", "pppml-image-set, which is not loaded", "add pppml-image-set to PPPML_PLUGINS"),
     "plugin without its target": (lambda w: (w.offers("my-sum", "pppml_aggregators", "my-sum"), w.tiny("aggregator: my-sum")), PLAN, 3, "my-sum", "cannot be loaded from my_sum:Target", "install it again; if that does not help, report this to its author"),
     "plugin whose target is something else": (lambda w: (w.offers("my-sum", "pppml_aggregators", "my-sum", target="my_sum:Config"), w.tiny("aggregator: my-sum")), PLAN, 3, "my-sum", "my_sum:Config is no Aggregator", "report this to its author"),
@@ -417,11 +425,11 @@ def test_a_refused_plan_is_still_printed(world: Any) -> None:
 
 @pytest.mark.parametrize("line", [PLAN, RUN])
 def test_all_mistakes_of_a_config_are_told_at_once(world: Any, line: str) -> None:
-    world.config("task: {use: tiny, sites: 0}\nrun: {rounds: -1, ronds: 2}\nmodle: unet\naggregator: secagg-plus\n")
+    world.config(f"task: {{use: tiny, sites: 0}}\nrun: {{rounds: -1, ronds: 2}}\nmodle: unet\n{ABSENT.kind}: {ABSENT.name}\n")
     done = world.pppml(line)
     assert done.code == 2
     assert done.err.startswith("error: c.yaml: 5 problems:\n")
-    for text in ("c.yaml:1: task.sites", "c.yaml:2: run.rounds", "'rounds'?", "'model'?", "pip install pppml-secagg-plus"):
+    for text in ("c.yaml:1: task.sites", "c.yaml:2: run.rounds", "'rounds'?", "'model'?", f"pip install {ABSENT.distribution}"):
         assert text in done.err
     assert "\n\n" not in done.err
 
