@@ -124,6 +124,16 @@ def test_budget_and_bound_say_the_same(bits: int, additions: int, coefficients: 
     assert lattice.log2_failure(r, modulus, additions + 1, coefficients) >= log2
 
 
+def test_the_bound_counts_every_coefficient() -> None:
+    """In the open where nothing else matters: 2 d exp(-room^2 / (2 n^2 proxy)), by logarithms of another base."""
+    r, additions, room = ring(2048, 54), 3, 3 * 2200.0
+    modulus = int(r.modulus / (2 * (room + additions / 2)))
+    for coefficients in (1, 2048, 10**6):
+        natural = math.log(2 * coefficients) - (r.modulus / (2 * modulus) - additions / 2) ** 2 / (2 * additions**2 * 10.5 * (1 + 2 * 2048))
+        assert -100 < natural / math.log(2) < 0
+        assert lattice.log2_failure(r, modulus, additions, coefficients) == pytest.approx(natural / math.log(2), rel=1e-6)
+
+
 def test_the_chance_of_an_odd_key() -> None:
     """|e|^2 <= 1.5 * 10.5 N but for exp(-x), 2 sqrt(x/N) + 2x/N = 1/2; it is what remains where there is room without end."""
     assert 2 * math.sqrt(0.0429) + 2 * 0.0429 == pytest.approx(0.5, abs=1e-3)

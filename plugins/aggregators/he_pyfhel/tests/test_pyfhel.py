@@ -88,6 +88,23 @@ def test_packing_against_python_integers(rows: int, n: int, bits: int, seed: int
         assert as_one == sum(int(w) << (64 * k) for k, w in enumerate(theirs[row, :, place]))
 
 
+def test_addition_is_modulo_the_prime() -> None:
+    """Coefficient by coefficient, at the ends of the range too."""
+    he = backend("bfv")
+    params = he.plan(ValueSpec(10, "integer", 100), 3)
+    setting = Setting.of(params)
+    q = setting.prime
+    one = np.random.default_rng(0).integers(0, q, (1, setting.words), np.uint64)
+    one[0, :4] = [0, 1, q - 1, q - 1]
+    other = np.random.default_rng(1).integers(0, q, (1, setting.words), np.uint64)
+    other[0, :4] = [0, q - 1, 1, q - 1]
+    left, right = (lattice.with_header("ciphertext", params, bytes(32), [pack(w, setting.bits).tobytes()]) for w in (one, other))
+    _, body = lattice.without_header("ciphertext", params, he.add(params, left, right))
+    expected = [(int(a) + int(b)) % q for a, b in zip(one[0], other[0], strict=True)]
+    assert unpack(body, setting.bits, setting.words)[0].tolist() == expected
+    assert expected[:4] == [0, 0, 0, q - 2]
+
+
 @pytest.mark.parametrize("scheme", ["bfv", "bgv", "ckks"])
 def test_seal_writes_what_the_plan_says(scheme: str) -> None:
     """Our preamble, parms_id included, is byte for byte what SEAL writes, for keys and ciphertexts; other bytes are not taken for it."""

@@ -222,6 +222,10 @@ def test_sound_headers_over_unsound_bodies(scheme: str) -> None:
     wrong = [framed(vector.serialize()), b"", framed(), framed(good, good), framed(good) + b"\0", framed(good)[:-1], framed(b"nonsense")]
     stated = good[good.index(b"\x12") :]  # field 1 states the sizes, field 2 begins here
     wrong += [framed(sizes + stated) for sizes in (b"", b"\x0a\x03\xff\xff\x01", b"\x0a\x00", b"\x0a\x02\x01\x01")]
+    wrong.append(framed(good[: good.index(b"\x12")]))  # all the numbers, no ciphertext
+    half = bytes([slots // 2 & 127 | 128, slots // 2 >> 7])
+    wrong.append(framed(b"\x0a\x04" + half + half + stated + stated))  # two ciphertexts of half the size
+    wrong.append(framed(good + b"\x7a\x80\x80\x10" + bytes(2**18)))  # a field that protobuf skips, longer than any ciphertext
     if scheme == "ckks":
         wrong.append(framed(context.core.CKKSVector(made, [1.0] * slots, 2.0**10).serialize()))
     for case in wrong:
@@ -230,6 +234,29 @@ def test_sound_headers_over_unsound_bodies(scheme: str) -> None:
             with pytest.raises(WireError):
                 act()
     assert he.decrypt(params, secret, lattice.with_header("ciphertext", params, key, [framed(good)])).shape == (100,)
+
+
+def test_products_are_refused() -> None:
+    """Three polynomials, and other levels: sound bytes of the right parameters and key, which no sum makes."""
+    he = backend()
+    params = he.plan(ValueSpec(100, "integer", 32767), 5)
+    setting = Setting.of(params)
+    made = context.create(setting)
+    made.auto_relin = False
+    one = context.core.BFVVector(made.data, [1] * setting.slots)
+    assert context.read_vector(setting, made, one.serialize()).size() == setting.slots
+    product = one.mul(one)
+    assert product.ciphertext()[0].size() == 3
+    with pytest.raises(WireError, match="another level, size or scale"):
+        context.read_vector(setting, made, product.serialize())
+
+    paper = Setting.of(backend(scheme="ckks", preset="paper").plan(ValueSpec(100, "real", None), 2))
+    made = context.create(paper)
+    lower = context.core.CKKSVector(made.data, [1.0] * paper.slots, 2.0**26).mul_plain([1.0] * paper.slots)
+    found = lower.ciphertext()[0]
+    assert (found.size(), found.coeff_modulus_size()) == (2, len(paper.ring.primes) - 1), "TenSEAL divided by the last prime"
+    with pytest.raises(WireError, match="another level, size or scale"):
+        context.read_vector(replace(paper, scale=found.scale), made, lower.serialize())
 
 
 def test_parameters_of_others_are_refused() -> None:
