@@ -307,6 +307,8 @@ def test_no_site_may_be_lost(stage):
             assert result.correct
             continue
         assert type(result.aborted) is (RoundLost if stage in ("ring", "decrypt") else RoundAborted)
+        assert f"stage {stage}" in str(result.aborted)
+        assert site in str(result.aborted)
         visited = [s for s, state in result.states.items() if state and stage in ("ring", "decrypt") and (stage == "decrypt" or s < site)]
         assert [s for s, over in result.released.items() if over] == visited
 
@@ -373,7 +375,9 @@ def test_own_key_replaced_by_another_genuine_one():
 
 def test_another_model_or_an_impostor_ends_the_attempt():
     assert isinstance(harness(4, models={"c": b"another"}).run().aborted, InconsistentModel)
-    assert "signature of c" in str(harness(4, impostors=["c"]).run().aborted)
+    result = harness(4, impostors=["c"]).run()
+    assert "stage advertise: signature: the signature of c" in str(result.aborted)
+    assert {p.message.stage for p in result.transcript.passages} == {"advertise"}
 
 
 def test_policy_of_a_site():

@@ -7,6 +7,7 @@ import pytest
 
 from pppml_core.component import ComponentConfig
 from pppml_core.errors import RoundAborted, RoundLost, TooFewSurvivors
+from pppml_core.federation.identity import statement
 from pppml_core.federation.policy import Policy
 from pppml_core.testing import SessionHarness
 from pppml_core.testing.insecure_plugin import TransparentConfig
@@ -111,6 +112,40 @@ def test_substituted_key(field):
     assert isinstance(result.aborted, TooFewSurvivors)
     expected = "sealed box was changed" if field == "box" else "does not fit its pinned identity"
     assert all(expected in reason for reason in reasons(result, "encrypt").values())
+
+
+def test_a_key_maker_that_is_none():
+    for maker in ("eve", SERVER, "", None, 5, ["a"]):
+        result = lying(at("encrypt", lambda site, body, maker=maker: {**body, "maker": maker})).run()
+        assert all("the key maker is none of the sites" in reason for reason in reasons(result, "encrypt").values())
+        assert nobody_encrypted(result)
+        assert not result.crashes
+
+
+def test_a_site_that_signs_what_is_no_advert():
+    """A site and the server together: the signature is genuine, key or number are not."""
+    for false in ({"key": bytes(31)}, {"key": b""}, {"fewest": "3"}, {"fewest": None}, {"fewest": True}):
+
+        def coordinate(session, ctx, false=false):
+            outcome = yield Exchange("advertise", {site: {} for site in ctx.cohort})
+            advert = {**outcome.replies["c"], **false}
+            said = {"site": "c", **{name: advert[name] for name in ("key", "fewest", "parameters")}}
+            advert["signature"] = identity_of("c").sign(statement("he-fedavg advert", ctx.binding, said))
+            yield Exchange("key", {"a": {"adverts": {**outcome.replies, "c": advert}}})
+            raise RoundAborted("the lies end here")
+
+        result = SessionHarness(aggregator(), 4, 20, coordinate=coordinate).run()
+        assert "the advert of c is malformed" in reasons(result, "key")["a"]
+        assert not result.crashes
+
+
+def test_a_key_maker_whose_key_is_none():
+    def replies(stage, site, body):
+        return {**body, "public": b"no key"} if stage == "key" else body
+
+    result = SessionHarness(aggregator(), 4, 20, coordinate=lambda session, ctx: edited(session, ctx, replies=replies)).run()
+    assert type(result.aborted) is RoundAborted
+    assert "a made no usable key" in str(result.aborted)
 
 
 def test_holders_other_than_the_key_makers():
