@@ -92,9 +92,10 @@ class Rows(KnowledgeSuite):
         return self.make()
 
     def faults(self, patch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-        """Before the first ring nobody has sent a contribution: one site's loss stands for all."""
+        """Fewer: before the first ring nobody has sent a contribution; a reply that is lost is that of an initiator or of b."""
         for fault in super().faults(patch):
-            if fault["stage"] not in ("advertise", "keys") or fault["site"] == "a":
+            early, lost_reply = fault["stage"] in ("advertise", "keys"), fault["do"] == "drop-reply"
+            if fault["site"] == "a" or (not early and (not lost_reply or fault["site"] == "b")):
                 yield fault
 
     def rows(self, result: HarnessResult, coalition: Sequence[str], basis: Basis) -> Iterable[Row]:
