@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from pppml_core.errors import TooFewSurvivors, WireError
+from pppml_core.errors import InconsistentModel, TooFewSurvivors, WireError
 from pppml_core.federation.policy import Policy
 from pppml_core.testing.harness import HarnessResult, SessionHarness, site_names
 from pppml_core.testing.lying import edited
@@ -26,6 +26,7 @@ from pppml_secagg_plus.config import SecAggPlusConfig
 from pppml_secagg_plus.graph import Graph
 from pppml_secagg_plus.server_side import ServerSide
 from pppml_secagg_plus.session import SecAggPlus
+from pppml_secagg_plus.site_side import nonce_statement
 from pppml_secagg_plus.terms import Terms, settle
 
 SITES = site_names(8)
@@ -308,14 +309,36 @@ def test_an_honest_server_leaves_out_a_site_that_changed_its_nonce() -> None:
     assert result.survivors == ("a", "c", "d", "e", "f", "g", "h")
 
 
-def test_an_honest_server_leaves_out_a_commitment_that_is_not_signed() -> None:
-    result = harness(
-        lambda s, ctx: edited(
-            s, ctx, replies=lambda stage, site, body: {**body, "signature": bytes(64)} if (stage, site) == ("commit", "b") else body
-        )
-    ).run()
+@pytest.mark.parametrize("wrong", [{"signature": bytes(64)}, {"signature": b""}, {"commitment": b""}, {"binding": b""}])
+def test_an_honest_server_leaves_out_a_commitment_that_is_none(wrong: Any) -> None:
+    def replies(stage: str, site: str, body: Any) -> Any:
+        return {**body, **wrong} if (stage, site) == ("commit", "b") else body
+
+    result = harness(lambda s, ctx: edited(s, ctx, replies=replies)).run()
+    assert result.correct
+    assert result.survivors == ("a", "c", "d", "e", "f", "g", "h")
+
+
+def test_an_honest_server_leaves_out_a_commitment_of_another_length() -> None:
+    """In ``ServerSide._commit``: signed well, by a site that lies."""
+
+    def replies(stage: str, site: str, body: Any) -> Any:
+        if (stage, site) != ("commit", "b"):
+            return body
+        return {**body, "commitment": b"short", "signature": identity_of("b").sign(nonce_statement(body["binding"], b"short"))}
+
+    result = harness(lambda s, ctx: edited(s, ctx, replies=replies)).run()
     assert result.correct
     assert "b" not in result.survivors
+
+
+def test_the_first_exchange_finds_another_model_and_too_few_sites() -> None:
+    result = harness(models={"b": b"another model"}).run()
+    assert isinstance(result.aborted, InconsistentModel)
+    assert "stage commit" in str(result.aborted)
+    result = harness(faults=[{"site": site, "stage": "commit", "do": "drop"} for site in "abcde"]).run()
+    assert isinstance(result.aborted, TooFewSurvivors)
+    assert "stage commit" in str(result.aborted)
 
 
 def test_a_signature_from_outside_the_neighbourhood() -> None:

@@ -17,7 +17,7 @@ from pppml_core.federation.identity import agreement_key, verify
 from pppml_core.interfaces.aggregation import Body, Coordinator, ServerContext, Sum
 from pppml_core.values import ValueSpec
 from pppml_core.wire.messages import Exchange, ExchangeOutcome
-from pppml_secagg_plus import adverts, keys, shamir
+from pppml_secagg_plus import adverts, keys
 from pppml_secagg_plus.adverts import Advert
 from pppml_secagg_plus.graph import Graph
 from pppml_secagg_plus.members import read_map, rows_of
@@ -64,9 +64,9 @@ class ServerSide:
         strangers: list[str] = []
 
         def take(site: str, body: Body) -> None:
-            binding, commitment = body.get("binding"), body.get("commitment")
-            if not isinstance(binding, bytes) or not isinstance(commitment, bytes):
-                raise WireError(f"{site} committed to nothing", place="commit")
+            binding, commitment = body.get("binding", b""), body.get("commitment", b"")
+            if len(commitment) != adverts.NONCE_BYTES:
+                raise WireError(f"the commitment of {site} does not have {adverts.NONCE_BYTES} bytes", place="commit")
             verify(self._identity(site), body.get("signature"), nonce_statement(binding, commitment), site)
             if binding != self.ctx.binding:
                 strangers.append(site)
@@ -157,7 +157,7 @@ class ServerSide:
         outcome = yield Exchange("agree", {site: {} for site in alive}, take, common={"alive": list(alive)})
         self._enough(outcome, "agree")
         for site in shared:
-            if self._matters(graph, site, alive) and len(graph.holders(site) & signatures.keys()) < self.terms.threshold:
+            if len(graph.holders(site) & signatures.keys()) < self.terms.threshold:
                 text = f"fewer than {self.terms.threshold} of the sites that hold shares of {site} are left"
                 raise TooFewSurvivors(text, place=self._at("agree"))
         return signatures
@@ -165,14 +165,12 @@ class ServerSide:
     def _unmask(self, graph: Graph, shared: Sequence[str], alive: Sequence[str], signed: Mapping[str, bytes]) -> Step:
         """Shares of the seeds of U3 and of the mask keys of the others. From here on the round is finished or lost."""
         dead = [name for name in shared if name not in alive]
-        collected = Collected({name: {} for name in alive}, {name: {} for name in dead if self._matters(graph, name, alive)})
+        collected = Collected({name: {} for name in alive}, {name: {} for name in dead})
 
         def take(site: str, body: Body) -> None:
             near = graph.holders(site)
             seeds = read_map(body.get("seed_shares"), [n for n in alive if n in near], "seed_shares")
             private = read_map(body.get("key_shares"), [n for n in dead if n in near], "key_shares")
-            if any(len(share) != shamir.SHARE_BYTES for share in (*seeds.values(), *private.values())):
-                raise WireError("a share has another length", place="unmask")
             collected.take(site, seeds, private)
 
         lists: Body = {"alive": list(alive), "dead": dead}
@@ -188,10 +186,6 @@ class ServerSide:
         return Graph(members, self.terms.degree, seed)
 
     # -- small things -------------------------------------------------------------------------------------------------------------------
-
-    def _matters(self, graph: Graph, site: str, alive: Sequence[str]) -> bool:
-        """Whether there is a mask of ``site`` in the sum: always, but where a vanished site has no neighbour in it."""
-        return site in alive or not graph.neighbours(site).isdisjoint(alive)
 
     def _identity(self, site: str) -> bytes:
         return self.ctx.roster[site]

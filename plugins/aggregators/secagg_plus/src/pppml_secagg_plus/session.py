@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pppml_core.errors import PlanRefused
 from pppml_core.interfaces.aggregation import (
     Aggregator,
@@ -28,6 +30,7 @@ from pppml_secagg_plus.keys import BOX_BYTES
 from pppml_secagg_plus.server_side import ServerSide
 from pppml_secagg_plus.shamir import SHARE_BYTES
 from pppml_secagg_plus.site_side import SiteSide, opened
+from pppml_secagg_plus.terms import Terms
 
 
 class SecAggPlusSession(Session):
@@ -36,15 +39,16 @@ class SecAggPlusSession(Session):
     Args:
         value: integers with a bound.
         cohort: the sites of this attempt, in the task's order.
-        config: the same at all parties; what follows from it is in every signed advert.
+        config: the same at all parties.
+        terms: what follows from it for this cohort; they are in every signed advert.
+        word: what the sum is computed in, uint32 or uint64.
     """
 
-    def __init__(self, value: ValueSpec, cohort: Sequence[str], config: SecAggPlusConfig) -> None:
+    def __init__(
+        self, value: ValueSpec, cohort: Sequence[str], config: SecAggPlusConfig, terms: Terms, word: np.dtype[np.unsignedinteger]
+    ) -> None:
         super().__init__(value, cohort)
-        found, word = settled.settle(config, len(self.cohort)), settled.word_of(value, len(self.cohort))
-        if isinstance(found, str) or word is None:
-            raise PlanRefused([found if isinstance(found, str) else "the sum does not fit 64 bits"])
-        self.config, self.terms, self.word = config, found, word
+        self.config, self.terms, self.word = config, terms, word
 
     @property
     def guarantees(self) -> Guarantees:
@@ -122,6 +126,8 @@ class SecAggPlus(Aggregator):
 
     def plan(self, value: ValueSpec, cohort: Sequence[str]) -> SecAggPlusSession:
         """The session. Raises PlanRefused where there are misfits."""
-        if refused := self.misfits(value, cohort):
+        refused = self.misfits(value, cohort)
+        found, word = settled.settle(self.config, len(cohort)), settled.word_of(value, len(cohort))
+        if refused or isinstance(found, str) or word is None:
             raise PlanRefused(refused)
-        return SecAggPlusSession(value, cohort, self.config)
+        return SecAggPlusSession(value, cohort, self.config, found, word)

@@ -30,8 +30,7 @@ class Collected:
         """The shares one holder sent."""
         for owners, given in ((self.seeds, seeds), (self.private, private)):
             for owner, share in given.items():
-                if owner in owners:
-                    owners[owner][holder] = share
+                owners[owner][holder] = share
 
     def rebuild(
         self, shares: Mapping[str, bytes], places: Mapping[str, int], threshold: int, fits: Callable[[bytes], bool]
