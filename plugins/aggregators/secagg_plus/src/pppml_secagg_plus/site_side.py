@@ -189,7 +189,9 @@ class SiteSide:
         own = adverts.digest(state["advert"])
         if not self.terms.sparse:
             given = body.get("adverts")
-            members = read_names(list(given) if isinstance(given, Mapping) else None, self.ctx.cohort, "adverts")
+            if not isinstance(given, Mapping):
+                raise WireError("adverts are a map", place="adverts")
+            members = read_names(list(given), self.ctx.cohort, "adverts")
             return members, [own if name == self.ctx.site else _digest(given[name]) for name in members]
         members = read_names(body.get("members"), self.ctx.cohort, "members")
         digests = read_rows(body.get("digests"), len(members), "digests")

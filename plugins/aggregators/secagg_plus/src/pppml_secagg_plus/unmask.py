@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -33,9 +34,9 @@ class Collected:
                 owners[owner][holder] = share
 
     def rebuild(
-        self, shares: Mapping[str, bytes], places: Mapping[str, int], threshold: int, fits: Callable[[bytes], bool]
+        self, shares: Mapping[str, bytes], places: Mapping[str, int], threshold: int, public: Callable[[bytes], bytes], expected: bytes
     ) -> bytes | None:
-        """The secret that ``fits``, from any ``threshold`` of the shares; None where it was not found.
+        """The secret whose ``public`` side is the ``expected`` one, from any ``threshold`` of the shares; None where it was not found.
 
         A wrong share does not lose the round: windows of ``threshold`` holders around the circle of holders are tried, one of which
         leaves out any one holder, and any that are next to each other, that can be spared.
@@ -46,7 +47,7 @@ class Collected:
                 secret = shamir.combine({places[name] + 1: shares[name] for name in window})
             except WireError:
                 continue
-            if fits(secret):
+            if public(secret) == expected:
                 if window != holders[:threshold]:
                     self.doubted |= set(holders) - set(window)
                 return secret
@@ -77,18 +78,16 @@ def unmasked(
     places = places_of(ctx.cohort)
     keyed: list[tuple[bytes, int]] = []
     for owner in alive:
-        commitment = advertised[owner].commitment
-        seed = collected.rebuild(
-            collected.seeds[owner], places, threshold, lambda s, o=owner, c=commitment: commit_seed(s, ctx.binding, o) == c
-        )
+        public = partial(commit_seed, binding=ctx.binding, site=owner)
+        seed = collected.rebuild(collected.seeds[owner], places, threshold, public, advertised[owner].commitment)
         keyed.append((keys.self_mask_key(_found(seed, owner, ctx), ctx.binding), -1))
     for owner, shares in collected.private.items():
-        public = advertised[owner].mask_key
-        private = _found(collected.rebuild(shares, places, threshold, lambda s, p=public: public_key(s) == p), owner, ctx)
+        mask_key = advertised[owner].mask_key
+        private = _found(collected.rebuild(shares, places, threshold, public_key, mask_key), owner, ctx)
         agreement, near = keys.Agreement(private), graph.neighbours(owner)
         for peer in alive:
             if peer in near:
-                pair = keys.Pair.of(ctx.binding, places, (owner, public), (peer, advertised[peer].mask_key))
+                pair = keys.Pair.of(ctx.binding, places, (owner, mask_key), (peer, advertised[peer].mask_key))
                 keyed.append((keys.mask_key(pair, owner, agreement), -keys.mask_sign(pair, peer)))
     masks.add_masks(total, keyed)
     return total.view(f"i{total.itemsize}")
