@@ -167,6 +167,19 @@ def test_the_table_of_the_readme() -> None:
         assert row in text, row
 
 
+@pytest.mark.parametrize("stage", ["share", "mask", "agree", "unmask"])
+def test_as_many_as_promised_vanish_from_a_large_ring(stage: str) -> None:
+    """Forty sites, preset `large`: 10 % may vanish, at any stage."""
+    config = {"preset": "large"}
+    made = harness(sites=site_names(40), config=config)
+    assert made.session().terms.sparse
+    assert made.session().guarantees.dropouts == 4
+    gone = [{"site": f"s{i:03d}", "stage": stage, "do": "drop"} for i in (3, 4, 5, 30)]
+    result = harness(sites=site_names(40), config=config, faults=gone).run()
+    assert result.correct, result.aborted
+    assert len(result.survivors) == (40 if stage in ("agree", "unmask") else 36)
+
+
 # -- a server that shapes the ring --------------------------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def settle(config: SecAggPlusConfig, sites: int) -> Terms | str:
     if 2 * threshold <= holders:
         return (
             f"threshold: with {threshold} of {holders} shares a lying server could have both secrets of a site; "
-            f"use {holders // 2 + 1} or more, or `threshold: auto`"
+            f"use {(holders + 1) // 2 + 1} or more, or `threshold: auto`"
         )
     return Terms(sites, degree, threshold)
 
