@@ -10,7 +10,7 @@ import torch
 
 from pppml_core.errors import InconsistentModel, RoundLost, TooFewSurvivors
 from pppml_core.federation.server import Server
-from pppml_core.federation.terms import RELEASED, binding
+from pppml_core.federation.terms import RELEASED, binding, binding_of_sum
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
 from pppml_core.learning.arrays import clamp_variances, to_torch
 from pppml_core.values import rms
@@ -92,7 +92,7 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
     Raises RoundLost as soon as a site says that it released this sum before: then no other one over other sites may be made of it.
     """
     manifest = Manifest(session.fields)
-    coordinator: Coordinator = session.coordinate(ctx)
+    coordinator: Coordinator = session.coordinate(replace(ctx, binding=binding_of_sum(ctx.binding, kind)))
     try:
         operation = next(coordinator)
         while True:

@@ -22,7 +22,7 @@ from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.policy import Policy, load_policy
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.federation.store import SiteStore, sites_digest
-from pppml_core.federation.terms import RELEASED, binding, check_request, lasting, promises
+from pppml_core.federation.terms import RELEASED, binding, binding_of_sum, check_request, lasting, promises
 from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.engine import Job
 from pppml_core.learning.arrays import to_numpy
@@ -236,23 +236,25 @@ class Site:
         if kind not in self._sides:
             self._refuse_released(kind)
             cohort = tuple(self._open["terms"]["cohort"])
-            place = (self._host.job.run, self._open["round"], self._open["attempt"], cohort, self._open["binding"])
+            bound = binding_of_sum(self._open["binding"], kind)
+            place = (self._host.job.run, self._open["round"], self._open["attempt"], cohort, bound)
             roster = {party: self._roster[party] for party in (*cohort, SERVER)}
             ctx = _Context(self, kind, self.name, *place, roster, self._policy)
             session = self._host.assembly.aggregator.plan(self._value(kind), cohort)
             self._sides[kind] = SessionSide(session, ctx, self._store.folder / f"replies-{kind}")
         return self._sides[kind]
 
-    def _which(self, kind: str) -> str:
-        """The name under which a sum is released: one of updates a round; of scores, one for each choice of splits."""
-        return kind if kind == "session" else f"{kind} {' '.join(self._scored()['splits'])}"
+    def _which(self, kind: str) -> tuple[str, ...]:
+        """The names under which a sum is released: one of updates a round; of scores one of each split, in whatever company it comes."""
+        return (kind,) if kind == "session" else tuple(f"{kind} {split}" for split in self._scored()["splits"])
 
-    def _refuse_released(self, kind: str) -> tuple[int, bytes] | None:
-        """Raise PolicyRefusal where another attempt released this sum. What this attempt released of it, if anything."""
-        held = self._store.released(self._open["round"], self._which(kind))
-        if held is not None and held[0] != self._open["attempt"]:
-            raise PolicyRefusal(f"{RELEASED} in attempt {held[0]} of round {self._open['round']}", place=self.name)
-        return held
+    def _refuse_released(self, kind: str) -> dict[str, bytes]:
+        """Raise PolicyRefusal where another attempt released any of this. What this attempt released of it: name -> digest of the sites."""
+        held = {name: self._store.released(self._open["round"], name) for name in self._which(kind)}
+        for found in held.values():
+            if found is not None and found[0] != self._open["attempt"]:
+                raise PolicyRefusal(f"{RELEASED} in attempt {found[0]} of round {self._open['round']}", place=self.name)
+        return {name: found[1] for name, found in held.items() if found is not None}
 
     def release(self, kind: str, sites: Sequence[str]) -> None:
         """Note that unmasking material for the sum over ``sites`` leaves this site now; refuse it where it left before."""
@@ -263,10 +265,11 @@ class Site:
             text = f"min_cohort: a sum over {len(distinct)} sites, at least {self._policy.min_cohort} required"
             raise PolicyRefusal(text, place=self.name)
         held = self._refuse_released(kind)
-        if held is None:
-            self._store.save_release(self._open["round"], self._open["attempt"], self._which(kind), distinct)
-        elif held[1] != sites_digest(distinct):
+        if any(sites_of != sites_digest(distinct) for sites_of in held.values()):
             raise PolicyRefusal(f"{RELEASED} over other sites in this attempt", place=self.name)
+        for name in self._which(kind):
+            if name not in held:
+                self._store.save_release(self._open["round"], self._open["attempt"], name, distinct)
 
     def _value(self, kind: str) -> Any:
         if kind == "metrics":
@@ -298,6 +301,8 @@ class Site:
         weights = self._model(message)
         if weights is None:
             return {"needs_weights": True}
+        if "metrics" in self._sides:
+            raise PolicyRefusal("the scores of this attempt are in a sum already", place=self.name)
         config, parts = self._host.assembly.config, self._host.assembly
         splits = tuple(message.body["splits"])
         scores = self._trainer.scores(message.body["state"], weights, splits)

@@ -121,3 +121,8 @@ def _check_terms(terms: Mapping[str, Any]) -> None:
 def binding(run: bytes, round: int, attempt: int, weights: bytes, terms: Mapping[str, Any]) -> bytes:
     """SHA-256 over everything the parties of an attempt must agree on: run, round, attempt, model hash, terms (roster included)."""
     return sha256_of({"run": run, "round": round, "attempt": attempt, "weights": weights, "terms": terms})
+
+
+def binding_of_sum(bound: bytes, kind: str) -> bytes:
+    """The binding of one sum within an attempt: nothing that is signed or derived for updates serves the sum of scores, or the reverse."""
+    return sha256_of({"attempt": bound, "kind": kind})

@@ -74,6 +74,8 @@ class CyclicHE(Aggregator):
 
 def _misfits_of(params: HEParams, settings: CyclicHEConfig) -> list[str]:
     out = []
+    if params.details.get("preset") == "paper":
+        out.append("aggregator.backend: preset paper is for `variant: paper` only; leave `preset` out")
     if params.security_bits < 128:
         out.append(f"aggregator.backend: {params.security_bits} bits of security; at least 128 are needed")
     if params.arithmetic == "exact":
