@@ -104,7 +104,13 @@ def roster_hash(roster: Mapping[str, bytes], parties: Iterable[str]) -> bytes:
     named = sorted(parties)
     if missing := [name for name in named if name not in roster]:
         raise WireError(f"no identity is pinned for {', '.join(missing)}", place="roster", hint="pppml site trust")
-    return sha256_of([[name, roster[name]] for name in named])
+    return _hash_of_pins(tuple((name, roster[name]) for name in named))
+
+
+@lru_cache(maxsize=16)
+def _hash_of_pins(pins: tuple[tuple[str, bytes], ...]) -> bytes:
+    # Sites of one process mostly ask for the same one.
+    return sha256_of([list(pin) for pin in pins])
 
 
 def fingerprint(public: bytes) -> str:
