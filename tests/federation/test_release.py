@@ -260,6 +260,41 @@ def test_sums_of_scores_are_released_once_for_each_choice_of_splits(desk):
     assert desk.ask("session", {"sites": list(SITES)}, stage="unlock", attempt=3).kind == "reply", "and of updates, once"
 
 
+def test_a_split_is_released_once_in_whatever_company(desk):
+    desk = desk(run={"metrics": "sum"})
+    scored = {"state": 1, "final": False, "sha256": sha256_of(desk.weights)}
+
+    def unlock(attempt, splits, cohort=SITES):
+        desk.open(attempt=attempt, cohort=cohort)
+        desk.ask("evaluate", {**scored, "splits": splits}, attempt=attempt)
+        return desk.ask("metrics", {"sites": list(cohort)}, stage="unlock", attempt=attempt)
+
+    assert unlock(1, ["validation"]).kind == "reply"
+    assert RELEASED in unlock(2, ["validation", "test"], SITES[:2]).body["reason"], "the difference would be one site's scores"
+    assert unlock(3, ["test"]).kind == "reply"
+
+
+def test_scores_in_a_sum_are_not_exchanged_for_others(desk):
+    desk = desk(run={"metrics": "sum"})
+    scored = {"state": 1, "final": False, "sha256": sha256_of(desk.weights)}
+    desk.open()
+    assert desk.ask("evaluate", {**scored, "splits": ["validation"]}).kind == "reply"
+    assert desk.ask("metrics", {}, stage="give").kind == "reply"
+    assert desk.ask("evaluate", {**scored, "splits": ["test"]}).kind == "refused", "the release would be noted for another split"
+    assert desk.ask("metrics", {"sites": list(SITES)}, stage="unlock").kind == "reply"
+    assert [desk.site._store.released(1, f"metrics {split}") is not None for split in ("validation", "test")] == [True, False]
+
+
+def test_updates_and_scores_of_one_attempt_have_bindings_of_their_own(desk):
+    desk = desk(run={"metrics": "sum"})
+    desk.open()
+    desk.ask("evaluate", {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["validation"]})
+    for kind in ("session", "metrics"):
+        assert desk.ask(kind, {}, stage="give").kind == "reply"
+    bindings = {kind: side._ctx.binding for kind, side in desk.site._sides.items()}
+    assert len({*bindings.values(), desk.site._open["binding"]}) == 3
+
+
 def test_an_attempt_with_fewer_sites_sends_the_same_contribution(desk, monkeypatch):
     made = []
     make = Trainer._make
