@@ -64,9 +64,15 @@ def test_the_preset_for_many() -> None:
     assert (g.coalition_curious, g.coalition_active, g.dropouts) == (200, 0, 100)
     said = " ".join(g.assumes)
     assert "at most 1 of 2^40 rounds" in said
-    assert "at most 1 of 2^30 rounds" in said
+    assert "at most 1 of 2^30 is lost" in said
     assert plan(1000, preset="large", sigma=60).terms.degree > session.terms.degree
-    assert plan(1000, preset="large", threshold=60).guarantees.dropouts < 100, "this threshold does not meet eta"
+    less = plan(1000, preset="large", threshold=60)
+    assert (less.guarantees.coalition_curious, less.guarantees.dropouts) == (58, less.terms.holders - 60), (
+        "this threshold does not meet eta"
+    )
+    assert "2^" not in " ".join(less.guarantees.assumes)
+    certain = plan(1000, preset="large", corrupt=0.01, dropout=0.0, neighbours=40).guarantees
+    assert (certain.coalition_curious, certain.dropouts) == (26, 13), "what is certain is more than what was asked for"
 
 
 def test_a_setting_beside_a_preset_wins() -> None:

@@ -112,31 +112,30 @@ def _complete(terms: Terms) -> Guarantees:
 
 
 def _sparse(terms: Terms, config: SecAggPlusConfig) -> Guarantees:
-    """Bounds on a ring with k neighbours.
+    """Bounds on a ring with k neighbours: what was asked for where its probabilities hold, else what is certain.
 
-    Certain: a ring without fewer than k sites is in one piece, and t - 1 holders rebuild nothing; with up to k + 1 - t sites vanished this
-    leaves t - 2 for the coalition. Beyond that only with the probability that ``degree.py`` computes, for a coalition and for dropouts
-    that do not depend on the order of the ring.
+    Certain: a ring without fewer than k sites is in one piece, and t - 1 holders rebuild nothing; with k + 1 - t sites vanished this leaves
+    t - 2 for the coalition. Probable: a coalition and dropouts that do not depend on the order of the ring, see ``degree.py``.
     """
     n, k, t = terms.sites, terms.degree, terms.threshold
-    corrupt, dropped = part(config.corrupt, n), part(config.dropout, n)
-    survives = correct(n, dropped, k, t, config.eta) and dropped > terms.holders - t
-    dropouts = dropped if survives else terms.holders - t
-    hides = private(n, corrupt, dropouts, k, t, config.sigma) and corrupt > t - 2
-    coalition = min(corrupt if hides else t - 2, n - 2)
+    asked = part(config.corrupt, n), part(config.dropout, n)
+    certain = t - 2, terms.holders - t
+    holds = private(n, *asked, k, t, config.sigma) and correct(n, asked[1], k, t, config.eta)
+    probable = holds and (asked[0] > certain[0] or asked[1] > certain[1])
+    coalition, dropouts = asked if probable else certain
     assumes = [*_ALWAYS, f"sparse graph: {k} neighbours, {t} of {k + 1} shares rebuild a site's secrets"]
-    independent = "chosen without knowing the order of the ring, as the hash of all nonces draws it in each attempt"
-    if hides:
-        assumes.append(f"the coalition is {independent}: it sees more than the sum in at most 1 of 2^{config.sigma} rounds")
-    if survives:
-        assumes.append(f"the sites that vanish are {independent}: at most 1 of 2^{config.eta} rounds is lost to them")
+    if probable:
+        assumes.append(
+            "coalition and vanished sites are chosen without knowing the order of the ring, which the hash of all nonces draws: then more "
+            f"than the sum is seen in at most 1 of 2^{config.sigma} rounds, and at most 1 of 2^{config.eta} is lost to vanished sites"
+        )
     assumes.append("the server follows the protocol: one that invents sites or leaves some out could shape the ring")
     return Guarantees(
         sees_sum=(SERVER,),
         sees_update=(),
         sees_weight=(),
         dropouts=dropouts,
-        coalition_curious=coalition,
+        coalition_curious=min(coalition, n - 2),
         coalition_active=0,
         adversary="the server and sites of a coalition that follow the protocol; nothing is claimed against a server that lies",
         assumes=tuple(assumes),
