@@ -98,13 +98,6 @@ class Plain(Aggregator):
 
     accepts_real = True
 
-    def misfits(self, value: ValueSpec, cohort: Sequence[str]) -> list[str]:
-        """Sums are kept in 64 bits."""
-        out = super().misfits(value, cohort)
-        if (value.sum_bound(len(cohort)) or 0) >= 2**63:
-            out.append("aggregator: the sum would overflow 64 bits; lower `encoding.bits`")
-        return out
-
     def plan(self, value: ValueSpec, cohort: Sequence[str]) -> PlainSession:
         """A session for any value and at least one site."""
         return PlainSession(value, cohort)

@@ -269,12 +269,10 @@ class InsecureRingSession(Session):
 
 class _Insecure(Aggregator):
     def misfits(self, value: ValueSpec, cohort: Sequence[str]) -> list[str]:
-        """Two sites or more, and sums below 2**63."""
+        """Two sites or more."""
         out = super().misfits(value, cohort)
         if len(cohort) < 2:
             out.append("aggregator: needs at least two sites; add sites or use `plain`")
-        if (value.sum_bound(len(cohort)) or 0) >= 2**63:
-            out.append("aggregator: the sum would overflow 64 bits; lower `encoding.bits`")
         return out
 
 
