@@ -14,7 +14,7 @@ from pppml_core.testing.harness import site_names
 from pppml_core.wire.messages import SERVER
 
 #: random schedules of faults; ``PPPML_SCHEDULES=2000`` tries more.
-SCHEDULES = int(os.environ.get("PPPML_SCHEDULES", "90"))
+SCHEDULES = int(os.environ.get("PPPML_SCHEDULES", "60"))
 BEFORE, AFTER = ("advertise", "keys", "ring-1", "ring-2", "agree"), ("release",)
 
 
