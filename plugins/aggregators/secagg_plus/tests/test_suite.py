@@ -40,7 +40,9 @@ class TestRing(_Remembering):
     """Each site masks towards the two beside it: the smallest ring, which tolerates no loss; three sites are a complete graph."""
 
     config = {"neighbours": 2, "threshold": 3}
-    variants = 10
+    schedules = 10
+    variants = 5
+    lies = 2
     min_sites = 3
     max_sites = 7
 
