@@ -186,7 +186,7 @@ def unseal(private: bytes, sealed: bytes | memoryview, context: bytes) -> bytes:
 def new_identity(home: Path) -> Identity:
     """Make the identity of a home that has none. Raises ConfigError where there is one: a lasting key is never overwritten."""
     path = home / KEY_FILE
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = Ed25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -86,13 +86,15 @@ def announce(
         cohort = tuple(s for s in cohort if s in replies)
 
 
-def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext) -> Sum:
+def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext, about: Mapping[str, Any] | None = None) -> Sum:
     """Drive the session's coordinator to its sum. Whatever happens, the generator is closed and with it its secrets.
+
+    ``about``: of a sum of scores, what was asked for.
 
     Raises RoundLost as soon as a site says that it released this sum before: then no other one over other sites may be made of it.
     """
     manifest = Manifest(session.fields)
-    coordinator: Coordinator = session.coordinate(replace(ctx, binding=binding_of_sum(ctx.binding, kind)))
+    coordinator: Coordinator = session.coordinate(replace(ctx, binding=binding_of_sum(ctx.binding, kind, about or {})))
     try:
         operation = next(coordinator)
         while True:

@@ -19,6 +19,7 @@ from pppml_core.federation.round import announce, hold_round, hold_session
 from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
+from pppml_core.federation.terms import about_scores
 from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
 from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
@@ -185,7 +186,8 @@ class Conductor:
             server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
             _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
             session = server.parts.aggregator.plan(fixed.spec, ctx.cohort)
-            summed = hold_session(server, session, "metrics", ctx)
+            about = about_scores({**body, "sha256": server.sha256(weights)})
+            summed = hold_session(server, session, "metrics", ctx, about)
             if not session.repeatable:
                 server.keep_sum(which, round, weights, summed)
         return evaluation.from_sum(summed.total, self._spec, splits, kinds), summed.survivors

@@ -53,6 +53,10 @@ class SessionSide:
         self._answered[message.stage] = (digest, b"" if large else reply)
         return reply
 
+    def forget(self) -> None:
+        """Drop the state, and with it all secrets; what was answered is answered again with the same bytes."""
+        self._state = {}
+
     def _spooled(self, stage: str) -> Path:
         assert self._spool is not None
         return self._spool / f"reply-{hashlib.sha256(stage.encode()).hexdigest()[:16]}"

@@ -22,7 +22,7 @@ from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.policy import Policy, load_policy
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.federation.store import SiteStore, sites_digest
-from pppml_core.federation.terms import RELEASED, binding, binding_of_sum, check_request, lasting, promises
+from pppml_core.federation.terms import RELEASED, about_scores, binding, binding_of_sum, check_request, lasting, promises
 from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.engine import Job
 from pppml_core.learning.arrays import to_numpy
@@ -152,6 +152,8 @@ class Site:
     def _answer(self, message: Message) -> Body:
         check_request(message.kind, message.body)
         if message.kind == "hello":
+            # A run begins, or begins anew: an attempt that was given up is not gone on with, and none of its secrets is kept.
+            self._open, self._sides, self._scores = {}, {}, {}
             self._store.tidy()
             self._store.check()
             return {"rounds": self._store.rounds(), "attempts": {str(r): a for r, a in self._store.attempts().items()}}
@@ -166,6 +168,9 @@ class Site:
         """Check the terms, take the model, start the attempt."""
         terms = message.body["terms"]
         self._policy.check(terms)
+        rounds = self._host.assembly.config.run.rounds
+        if not 1 <= message.round <= rounds:
+            raise PolicyRefusal(f"round {message.round} is none of the {rounds} rounds of this run")
         if self.name not in terms["cohort"] or not set(terms["cohort"]) <= set(self._host.job.sites) or terms["round"] != message.round:
             raise PolicyRefusal("the terms are not for this site and round")
         self._check_promises(terms)
@@ -236,7 +241,7 @@ class Site:
         if kind not in self._sides:
             self._refuse_released(kind)
             cohort = tuple(self._open["terms"]["cohort"])
-            bound = binding_of_sum(self._open["binding"], kind)
+            bound = binding_of_sum(self._open["binding"], kind, self._scored()["about"] if kind == "metrics" else {})
             place = (self._host.job.run, self._open["round"], self._open["attempt"], cohort, bound)
             roster = {party: self._roster[party] for party in (*cohort, SERVER)}
             ctx = _Context(self, kind, self.name, *place, roster, self._policy)
@@ -245,16 +250,25 @@ class Site:
         return self._sides[kind]
 
     def _which(self, kind: str) -> tuple[str, ...]:
-        """The names under which a sum is released: one of updates a round; of scores one of each split, in whatever company it comes."""
-        return (kind,) if kind == "session" else tuple(f"{kind} {split}" for split in self._scored()["splits"])
+        """The names under which a sum is released: that of updates, once a round; of scores, once for each model and split, ever."""
+        if kind == "session":
+            return (kind,)
+        return tuple(f"{kind} {split} {self._open['weights'].hex()}" for split in self._scored()["splits"])
 
     def _refuse_released(self, kind: str) -> dict[str, bytes]:
         """Raise PolicyRefusal where another attempt released any of this. What this attempt released of it: name -> digest of the sites."""
-        held = {name: self._store.released(self._open["round"], name) for name in self._which(kind)}
-        for found in held.values():
-            if found is not None and found[0] != self._open["attempt"]:
-                raise PolicyRefusal(f"{RELEASED} in attempt {found[0]} of round {self._open['round']}", place=self.name)
-        return {name: found[1] for name, found in held.items() if found is not None}
+        here, found = (self._open["round"], self._open["attempt"]), {}
+        for name in self._which(kind):
+            if kind == "session":
+                in_round = self._store.released(here[0], name)
+                held = None if in_round is None else (here[0], *in_round)
+            else:
+                held = self._store.released_ever(name)
+            if held is not None and held[:2] != here:
+                raise PolicyRefusal(f"{RELEASED} in attempt {held[1]} of round {held[0]}", place=self.name)
+            if held is not None:
+                found[name] = held[2]
+        return found
 
     def release(self, kind: str, sites: Sequence[str]) -> None:
         """Note that unmasking material for the sum over ``sites`` leaves this site now; refuse it where it left before."""
@@ -301,18 +315,25 @@ class Site:
         weights = self._model(message)
         if weights is None:
             return {"needs_weights": True}
+        config, parts = self._host.assembly.config, self._host.assembly
         if "metrics" in self._sides:
             raise PolicyRefusal("the scores of this attempt are in a sum already", place=self.name)
-        config, parts = self._host.assembly.config, self._host.assembly
+        if not 0 <= message.body["state"] <= message.round:
+            raise WireError("there is no state of such a round", place=self.name)
+        # What is scored must be what every site of the sum scores: with a model of its own for each site a sum would hide nothing.
+        if config.run.metrics == "sum" and not (self._is_open(message) and message.body["sha256"] == self._open["weights"]):
+            raise PolicyRefusal("scores that leave in a sum are those of the model of an open attempt", place=self.name)
         splits = tuple(message.body["splits"])
         scores = self._trainer.scores(message.body["state"], weights, splits)
         if message.body["final"]:
+            for side in self._sides.values():
+                side.forget()  # no more updates are asked for
             self._write_personalized(message.body["state"], weights)
-        if config.run.metrics == "sum" and self._is_open(message):
+        if config.run.metrics == "sum":
             kinds = evaluation.weight_kinds(parts.personalization)
             generator = parts.seeds.generator("evaluation", message.round, "site", self.name, "rounding")
             values = evaluation.to_sum(scores, parts.spec, splits, kinds, generator)
-            self._scores = {"values": values, "splits": splits, "kinds": kinds}
+            self._scores = {"values": values, "splits": splits, "kinds": kinds, "about": about_scores(message.body)}
         body: dict[str, Any] = {"needs_weights": False}
         return {**body, "scores": evaluation.to_wire(scores)} if config.run.metrics == "per-site" else body
 

@@ -61,6 +61,7 @@ class SiteStore:
 
     def save_state(self, round: int, state: Mapping[str, Any], keep: Iterable[int]) -> None:
         """Keep the state after this round, drop those no longer needed."""
+        self._make_folder()
         # What holds nothing of the site's own is made again after a power cut and need not reach the disk before the round goes on.
         write_atomic(self.folder / f"state-{round:06d}", encode(state), sync=any(state.get(part) for part in OWN))
         held = self.rounds()
@@ -86,6 +87,7 @@ class SiteStore:
 
     def save_contribution(self, name: str, key: bytes, values: Any) -> None:
         """Cache the contribution: a retry of the round must send the same one, not train (or draw noise) again."""
+        self._make_folder()
         write_atomic(self.folder / f"contribution-{name}", encode({"key": key, "values": values}), sync=False)
 
     def attempts(self) -> dict[int, int]:
@@ -101,7 +103,9 @@ class SiteStore:
         return {r: held[r] for r in sorted(held)[-(REACH + 2) :]}
 
     def save_attempt(self, round: int, attempt: int) -> None:
-        """Remember an attempt before anything of it is answered."""
+        """Remember an attempt before anything of it is answered. Raises WireError for numbers no run has: they would read as damage."""
+        if not (0 <= round < _FAR and 0 < attempt < _FAR):
+            raise WireError(f"round {round}, attempt {attempt} is out of range", place="attempt")
         self._append("attempts", _ATTEMPT.pack(round, attempt))
 
     def answered(self, round: int, attempt: int) -> bool:
@@ -116,6 +120,12 @@ class SiteStore:
         Unlike states, releases are never taken back: a resumed run that holds the round anew must not get a second sum.
         """
         return self._releases().get((round, _digest(which)))
+
+    def released_ever(self, which: str) -> tuple[int, int, bytes] | None:
+        """Round and attempt that released a sum of this name, in whatever round, and a digest of its sites; None where none did."""
+        wanted = _digest(which)
+        found = ((round, *held) for (round, name), held in self._releases().items() if name == wanted)
+        return next(found, None)
 
     def save_release(self, round: int, attempt: int, which: str, sites: Iterable[str]) -> None:
         """Remember a release, before anything of it leaves. :meth:`released` says whether there was one."""
@@ -137,7 +147,7 @@ class SiteStore:
         # Appended and synced: one trip to the disk. A part of a record that a crash left was never answered, and is written over.
         path = self.folder / name
         fresh = not path.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         with open(path, "ab") as file:
             file.truncate(file.tell() - file.tell() % len(record))
             file.write(record)
@@ -145,6 +155,10 @@ class SiteStore:
             os.fsync(file.fileno())
         if fresh:
             sync_folder(self.folder)
+
+    def _make_folder(self) -> None:
+        # Its owner's alone: a contribution is the very thing that a secure sum hides.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _drop(self, round: int) -> None:
         (self.folder / f"state-{round:06d}").unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import numpy as np
 from pppml_core.errors import WireError
 from pppml_core.interfaces.aggregation import Guarantees
 from pppml_core.interfaces.privacy import PrivacyStatement
-from pppml_core.interfaces.task import SPLITS
 from pppml_core.wire.codec import sha256_of
 
 #: how the refusal of a site begins that has given out what opens this sum: the server then knows that the round is lost.
@@ -86,6 +85,10 @@ _REQUESTS: dict[str, dict[str, type]] = {
 }
 
 
+#: what a site may be asked to score: never the data it trains on.
+HELD_OUT = ("validation", "test")
+
+
 def check_request(kind: str, body: Mapping[str, Any]) -> None:
     """Raise WireError unless ``body`` has the form of this kind of request, so that nothing a peer sends can crash a site."""
     if kind not in _REQUESTS:
@@ -97,8 +100,8 @@ def check_request(kind: str, body: Mapping[str, Any]) -> None:
     weights = body.get("weights", {})
     if not isinstance(weights, Mapping) or not all(isinstance(array, np.ndarray) for array in weights.values()):
         raise WireError("weights must be arrays", place="request")
-    if kind == "evaluate" and not set(map(str, body["splits"])) <= set(SPLITS):
-        raise WireError(f"splits must be of {', '.join(SPLITS)}", place="request")
+    if kind == "evaluate" and not (body["splits"] and body["splits"] == [s for s in HELD_OUT if s in body["splits"]]):
+        raise WireError(f"splits must be one or more of {', '.join(HELD_OUT)}, in this order", place="request")
     if kind == "open":
         _check_terms(body["terms"])
 
@@ -123,6 +126,14 @@ def binding(run: bytes, round: int, attempt: int, weights: bytes, terms: Mapping
     return sha256_of({"run": run, "round": round, "attempt": attempt, "weights": weights, "terms": terms})
 
 
-def binding_of_sum(bound: bytes, kind: str) -> bytes:
-    """The binding of one sum within an attempt: nothing that is signed or derived for updates serves the sum of scores, or the reverse."""
-    return sha256_of({"attempt": bound, "kind": kind})
+def binding_of_sum(bound: bytes, kind: str, about: Mapping[str, Any]) -> bytes:
+    """The binding of one sum within an attempt: nothing that is signed or derived for updates serves the sum of scores, or the reverse.
+
+    ``about``: of scores, what :func:`about_scores` gives; else empty.
+    """
+    return sha256_of({"attempt": bound, "kind": kind, "about": about})
+
+
+def about_scores(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request for scores asks of every site alike: sites that were asked otherwise refuse each other in a sum of scores."""
+    return {name: body[name] for name in ("sha256", "state", "splits", "final")}

@@ -17,7 +17,7 @@ from pppml_core.federation.checkpoint import drop_sums, load_sum, save_sum
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.federation.store import SiteStore, sites_digest
-from pppml_core.federation.terms import RELEASED
+from pppml_core.federation.terms import RELEASED, binding_of_sum
 from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.aggregation import Aggregator, Guarantees, Session, Sum
 from pppml_core.interfaces.reporter import Reporter
@@ -282,7 +282,77 @@ def test_scores_in_a_sum_are_not_exchanged_for_others(desk):
     assert desk.ask("metrics", {}, stage="give").kind == "reply"
     assert desk.ask("evaluate", {**scored, "splits": ["test"]}).kind == "refused", "the release would be noted for another split"
     assert desk.ask("metrics", {"sites": list(SITES)}, stage="unlock").kind == "reply"
-    assert [desk.site._store.released(1, f"metrics {split}") is not None for split in ("validation", "test")] == [True, False]
+    model = sha256_of(desk.weights).hex()
+    assert [desk.site._store.released_ever(f"metrics {split} {model}") is not None for split in ("validation", "test")] == [True, False]
+
+
+@pytest.mark.parametrize("spoil", ["weights", "state-ahead", "state-before", "train", "twice", "none", "order"])
+def test_only_held_out_scores_of_the_opened_model_enter_a_sum(desk, spoil):
+    desk = desk(run={"metrics": "sum"})
+    desk.open()
+    other = {name: np.full_like(array, np.nan) for name, array in desk.weights.items()}
+    body = {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["validation"]}
+    changes = {
+        "weights": {"sha256": sha256_of(other), "weights": other},
+        "state-ahead": {"state": 2},
+        "state-before": {"state": -1},
+        "train": {"splits": ["train"]},
+        "twice": {"splits": ["validation", "validation"]},
+        "none": {"splits": []},
+        "order": {"splits": ["test", "validation"]},
+    }
+    assert desk.ask("evaluate", {**body, **changes[spoil]}).kind in ("refused", "failed")
+    assert desk.ask("metrics", {}, stage="give").kind == "failed", "nothing was evaluated"
+    assert desk.ask("evaluate", body).kind == "reply"
+
+
+def test_a_model_is_scored_in_one_sum_whatever_the_round(desk):
+    desk = desk(run={"metrics": "sum"})
+    body = {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["validation"]}
+    for round, cohort in ((1, SITES), (2, SITES[:2])):
+        desk.open(round=round, cohort=cohort)
+        desk.ask("evaluate", body, round=round)
+        reply = desk.ask("metrics", {"sites": list(cohort)}, stage="unlock", round=round)
+        assert reply.kind == ("reply" if round == 1 else "refused"), reply.body
+
+
+def test_sites_asked_for_other_scores_do_not_share_a_binding(desk):
+    desk = desk(run={"metrics": "sum"})
+    bindings = []
+    for attempt, changes in enumerate(({}, {"splits": ["test"]}, {"state": 0}, {"final": True}), 1):
+        desk.open(attempt=1, round=attempt)
+        body = {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["validation"], **changes}
+        assert desk.ask("evaluate", body, round=attempt).kind == "reply"
+        asked = {name: body[name] for name in ("sha256", "state", "splits", "final")}
+        bindings.append(binding_of_sum(b"attempt", "metrics", asked))
+        desk.ask("metrics", {}, stage="give", round=attempt)
+        assert desk.site._sides["metrics"]._ctx.binding == binding_of_sum(desk.site._open["binding"], "metrics", asked)
+    assert len(set(bindings)) == 4
+
+
+@pytest.mark.parametrize(("round", "attempt"), [(0, 1), (11, 1), (2**30, 1), (1, 2**30)])
+def test_numbers_that_no_run_has_do_not_spoil_the_record(desk, round, attempt):
+    desk = desk()
+    assert desk.open(round=round, attempt=attempt).kind in ("refused", "failed")
+    desk.reborn()
+    assert desk.open().kind == "reply"
+
+
+def test_a_hello_ends_the_attempt(desk):
+    desk = desk()
+    desk.open()
+    assert desk.ask("session", {}, stage="give").kind == "reply"
+    assert desk.ask("hello", {}, round=0).kind == "reply"
+    assert desk.ask("session", {}, stage="give").kind == "failed", "its secrets are gone, and new ones under old names are not made"
+    assert desk.open(attempt=1).kind == "refused"
+    assert desk.open(attempt=2).kind == "reply"
+
+
+def test_what_a_site_keeps_is_its_own_business(desk):
+    desk = desk()
+    desk.open()
+    desk.ask("session", {}, stage="give")
+    assert (desk.host.job.folder / "site_2").stat().st_mode & 0o077 == 0
 
 
 def test_updates_and_scores_of_one_attempt_have_bindings_of_their_own(desk):

@@ -120,9 +120,9 @@ def test_a_round_as_it_should_be(bench):
     first = bench.contribute()
     assert (first.kind, Counted.trained) == ("reply", 1)
     assert first.body["values"].dtype == np.int16
-    assert bench.ask("hello", {}, round=0).body == {"rounds": [0, 1], "attempts": {"1": 1}}
     assert bench.contribute().body["values"].tobytes() == first.body["values"].tobytes()
     assert Counted.trained == 1
+    assert bench.ask("hello", {}, round=0).body == {"rounds": [0, 1], "attempts": {"1": 1}}
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------------
