@@ -35,11 +35,12 @@ def plain(body: Body) -> dict[str, Any]:
 
 
 def malformed(body: Body, most: int) -> list[dict[str, Any]]:
-    """Up to ``most`` variants of a body, spread evenly over all there are; always without anything, and with something more."""
+    """Variants of a body: without anything, without each field, with something more; and up to ``most`` others, spread evenly."""
     whole = plain(body)
     every = list(_changed(whole))
-    step = max(1, -(-len(every) // max(1, most - 2)))
-    return [{}, *every[::step], {**whole, "more": 1}]
+    step = max(1, -(-len(every) // max(1, most)))
+    fewer = [{k: v for k, v in whole.items() if k != key} for key in whole] if len(whole) > 1 else []
+    return [{}, *fewer, *every[::step], {**whole, "more": 1}]
 
 
 def _changed(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

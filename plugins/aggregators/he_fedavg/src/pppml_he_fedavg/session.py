@@ -125,13 +125,18 @@ class HeFedAvgSession(Session):
         _enough("advertised", adverts, said, f"{place}, stage advertise")
 
         made: Body = {}
+        boxes: Mapping[str, Any] = {}
         for maker in adverts:
             outcome = yield Exchange("key", {maker: {"adverts": adverts}})
-            if maker in outcome.replies:
-                made = {"maker": maker, "adverts": adverts, **outcome.replies[maker]}
+            answer = outcome.replies.get(maker, {})
+            try:
+                key = {name: text(answer, name) for name in ("public", "signature")}
+            except WireError:
+                continue  # no key, or a part of one: the next site makes it
+            if set(boxes := answer.get("boxes", {})) == set(adverts):
+                made = {"maker": maker, "adverts": adverts, **key}
                 break
-        boxes = made.get("boxes", {})
-        if set(boxes) != set(adverts):
+        if not made:
             raise RoundAborted("no site made a key for all", place=f"{place}, stage key")
 
         try:
