@@ -75,18 +75,18 @@ def test_nobody_but_an_initiator_with_all_rings_behind_it_agrees(cyclic: Any, re
 
 
 def test_no_decryption_before_the_agreement(cyclic: Any, nobody_released: Any) -> None:
-    body = {"chains": [b"", b""], "signatures": [bytes(64), bytes(64)], "without": []}
-    for when in ("advertise", "ring-1", "ring-2", "agree"):
+    body = {"signatures": dict.fromkeys("abcde", bytes(64))}
+    for when in ("advertise", "ring-1", "ring-2", "agree", "confirm"):
         result = cyclic.run(5, coordinate=asked_early("release", when, dict.fromkeys("abcde", body)))
         assert not result.crashes
         assert {site for stage, site, _ in result.losses if stage == "release"} == set("abcde")
         nobody_released(result)
 
 
-def lists_of(cyclic: SimpleNamespace, **options: Any) -> dict[str, Any]:
-    """The lists of an honest session."""
+def told(cyclic: SimpleNamespace, stage: str, **options: Any) -> dict[str, Any]:
+    """What an honest server tells everybody in this stage."""
     messages = (p.message for p in cyclic.run(5, **options).transcript.passages)
-    return dict(next(m.body for m in messages if m.stage == "release" and m.kind == "session"))
+    return dict(next(m.body for m in messages if m.stage == stage and m.kind == "session"))
 
 
 def first(name: str, change: Callable[[bytes], Any]) -> Change:
@@ -111,24 +111,64 @@ LISTS = {
 @pytest.mark.parametrize("case", LISTS)
 def test_a_list_that_is_not_the_one_agreed_on(lie: Any, refused: Any, nobody_released: Any, case: str) -> None:
     change, reason = LISTS[case]
+    result = lie("confirm", change)
+    refused(result, "confirm", reason, *"abcde")
+    nobody_released(result)
+    assert not isinstance(result.aborted, RoundLost)
+
+
+def test_another_list_for_one_site(lie: Any, refused: Any, nobody_released: Any) -> None:
+    """It refuses, so nobody releases."""
+    result = lie("confirm", claimed("e"), "d")
+    refused(result, "confirm", "one link of each", "d")
+    nobody_released(result)
+
+
+def test_the_lists_of_another_attempt(cyclic: Any, lie: Any, refused: Any, nobody_released: Any) -> None:
+    old = told(cyclic, "confirm", attempt=3)
+    result = lie("confirm", lambda body: old)
+    refused(result, "confirm", "signature of c", *"abcde")
+    nobody_released(result)
+
+
+def signed(change: Callable[[dict[str, Any]], Any]) -> Change:
+    return lambda body: {**body, "signatures": change(body["signatures"])}
+
+
+CONFIRMED = {
+    **{f"none of {site}": (signed(lambda given, s=site: {**given, s: None}), f"signature of {site}") for site in "abcde"},
+    "one left out": (signed(lambda given: {site: one for site, one in given.items() if site != "e"}), "signature of e"),
+    "one of nobody": (signed(lambda given: {**given, "b": bytes(64)}), "signature of b"),
+    "one of another site": (signed(lambda given: {**given, "d": given["e"]}), "signature of d"),
+    "no map": (signed(lambda given: list(given.values())), "signatures"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIRMED)
+def test_nobody_releases_what_one_member_has_not_confirmed(lie: Any, refused: Any, nobody_released: Any, case: str) -> None:
+    change, reason = CONFIRMED[case]
     result = lie("release", change)
     refused(result, "release", reason, *"abcde")
     nobody_released(result)
     assert isinstance(result.aborted, RoundLost)
 
 
-def test_another_list_for_one_site(lie: Any, refused: Any, nobody_released: Any) -> None:
-    """It refuses, the others release, and without its self-mask there is no sum."""
-    result = lie("release", claimed("e"), "d")
-    refused(result, "release", "one link of each", "d")
-    nobody_released(result, *"abce")
-    assert not result.released["d"]
-
-
-def test_the_lists_of_another_attempt(cyclic: Any, lie: Any, refused: Any, nobody_released: Any) -> None:
-    old = lists_of(cyclic, attempt=3)
+def test_the_confirmations_of_another_attempt(cyclic: Any, lie: Any, refused: Any, nobody_released: Any) -> None:
+    old = told(cyclic, "release", attempt=3)
     result = lie("release", lambda body: old)
-    refused(result, "release", "signature of c", *"abcde")
+    refused(result, "release", "signature of a", *"abcde")
+    nobody_released(result)
+
+
+def test_the_server_releases_nothing_without_all_confirmations(cyclic: Any, nobody_released: Any) -> None:
+    """A member that signs something else ends the attempt, not the round."""
+
+    def replies(stage: str, site: str, body: Any) -> Any:
+        return {**body, "signature": bytes(64)} if (stage, site) == ("confirm", "b") else body
+
+    result = cyclic.run(5, coordinate=lambda session, ctx: edited(session, ctx, replies=replies))
+    assert "signature of b" in str(result.aborted)
+    assert not isinstance(result.aborted, RoundLost)
     nobody_released(result)
 
 
@@ -151,8 +191,8 @@ def test_a_list_signed_by_initiators_that_lie(lie: Any, refused: Any, nobody_rel
             signatures.append(identity_of(starter).sign(statement("cyclic-he list", kept[0][0], listed)))
         return {"chains": chains, "signatures": signatures, "without": ["e"]}
 
-    result = lie("release", without_e)
-    refused(result, "release", "signature of (a|c|d)|e has contributed", *"abcd")
+    result = lie("confirm", without_e)
+    refused(result, "confirm", "signature of (a|c|d)|e has contributed", *"abcd")
     nobody_released(result)
 
 

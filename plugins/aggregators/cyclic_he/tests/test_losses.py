@@ -15,7 +15,7 @@ from pppml_core.wire.messages import SERVER
 
 #: random schedules of faults; ``PPPML_SCHEDULES=2000`` tries more.
 SCHEDULES = int(os.environ.get("PPPML_SCHEDULES", "60"))
-BEFORE, AFTER = ("advertise", "keys", "ring-1", "ring-2", "agree"), ("release",)
+BEFORE, AFTER = ("advertise", "keys", "ring-1", "ring-2", "agree", "confirm"), ("release",)
 
 
 def stages(rings: int) -> list[str]:
@@ -87,9 +87,12 @@ def test_nothing_is_left_when_the_round_is_over(cyclic: Any) -> None:
         after_rings = next(state for state in history if len(state.get("links", ())) == 2)
         assert "shares" not in after_rings
         assert ("hop" in after_rings) == (site in ("a", "c")), "only initiators get one more hop"
-        agreed = [state for state in history if "closing" in state]
+        agreed = [state for state in history if "closing" in state and "confirmed" not in state]
         assert len(agreed) == (site in ("a", "c"))
         assert all("hop" not in state and not any(name.startswith("box-") for name in state) for state in agreed)
+        confirmed = [state for state in history if "confirmed" in state]
+        assert [set(state) - {"secret", "closing"} for state in confirmed] == [{"agreed", "seed", "confirmed"}]
+        assert all(("secret" in state) == ("closing" in state) == (site in ("a", "c")) for state in confirmed)
 
 
 def test_fresh_keys_in_every_attempt(cyclic: Any) -> None:

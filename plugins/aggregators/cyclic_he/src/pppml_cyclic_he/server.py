@@ -1,4 +1,4 @@
-"""The server's side, as one reads the protocol: advertise, walk the rings, have the list agreed, release, finish.
+"""The server's side, as one reads the protocol: advertise, walk the rings, have the list agreed on and confirmed, release, finish.
 
 Until the release anything lost ends the attempt, and the round may start another one with everything fresh; a site that was never handed
 the sum in the first ring is bridged instead. After the release the round is finished or lost.
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from pppml_core.errors import PolicyRefusal, RoundAborted, RoundLost, TooFewSurvivors, WireError
-from pppml_core.federation.identity import agreement_key, unseal
+from pppml_core.federation.identity import agreement_key, unseal, verify
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Sum
 from pppml_core.interfaces.he import Residues
-from pppml_core.wire.codec import Encoded
+from pppml_core.wire.codec import Encoded, sha256_of
 from pppml_core.wire.messages import Body, Exchange, ExchangeOutcome, Relay, RelayOutcome
 from pppml_cyclic_he import adverts, uniform
 from pppml_cyclic_he.hops import LINK_BYTES
 from pppml_cyclic_he.setting import Setting, read, stage_of
-from pppml_cyclic_he.site import released_place
+from pppml_cyclic_he.site import confirmation, released_place
 
 Closings = list[dict[str, Any]]
 
@@ -37,12 +37,13 @@ class Coordination:
         self._may_restart = True
 
     def coordinate(self) -> Coordinator:
-        """The five stages. Raises RoundAborted; RoundLost where no other attempt may follow."""
+        """The six stages. Raises RoundAborted; RoundLost where no other attempt may follow."""
         try:
             yield from self._advertise()
             closings = yield from self._relay()
             lists = yield from self._agree(closings)
-            total = yield from self._release(lists)
+            signatures = yield from self._confirm(lists)
+            total = yield from self._release(signatures)
         except (WireError, PolicyRefusal) as error:
             raise self._abort(str(error)) from error
         finally:
@@ -105,11 +106,20 @@ class Coordination:
         chains = [read(body, "chain", bytes) for body in closings]
         return {"chains": chains, "signatures": [read(answers[site], "signature", bytes) for site in starters], "without": without}
 
-    def _release(self, lists: Mapping[str, Any]) -> Generator[Exchange, ExchangeOutcome, np.ndarray[Any, Any]]:
+    def _confirm(self, lists: Mapping[str, Any]) -> Generator[Exchange, ExchangeOutcome, dict[str, bytes]]:
+        """Every member checks all chains and lists, and signs for them."""
+        answers = yield from self._ask("confirm", {site: {} for site in self._members}, lists)
+        signatures = {site: read(answers[site], "signature", bytes) for site in self._members}
+        confirmed = {"without": list(self._without), "chains": sha256_of(lists["chains"]), "adverts": self._digest}
+        for site, signature in signatures.items():  # nobody would release without it, and then no attempt could follow
+            verify(self._ctx.roster[site], signature, confirmation(self._ctx.binding, confirmed), site)
+        return signatures
+
+    def _release(self, signatures: Mapping[str, bytes]) -> Generator[Exchange, ExchangeOutcome, np.ndarray[Any, Any]]:
         """Every member gives up its self-mask and the initiators their sums; what is left is the sum."""
-        members = [site for site in self._rings.order if site not in self._without]
+        members = self._members
         self._may_restart = False
-        answers = yield from self._ask("release", {site: {} for site in members}, lists)
+        answers = yield from self._ask("release", {site: {} for site in members}, {"signatures": signatures})
         setting, length = self._setting, self._setting.params.length
         sums = [self._opened_sum(site, answers[site]) for site in self._rings.initiators]
         if not setting.exact:
@@ -125,6 +135,10 @@ class Coordination:
         return setting.params.integers(total)
 
     # -- parts ------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _members(self) -> list[str]:
+        return [site for site in self._rings.order if site not in self._without]
 
     @property
     def _place(self) -> str:

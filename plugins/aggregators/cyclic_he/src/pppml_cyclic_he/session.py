@@ -44,7 +44,7 @@ class HardenedSession(Session):
         self.setting = Setting(value, Rings(tuple(sorted(cohort)), rings), params, backend)
 
     def coordinate(self, ctx: ServerContext) -> Coordinator:
-        """The five stages at the server."""
+        """The six stages at the server."""
         return server.coordinate(self.setting, ctx)
 
     def handle(self, state: State, message: Message, ctx: SiteContext) -> tuple[State, Body]:
@@ -60,6 +60,8 @@ class HardenedSession(Session):
             return site.reseal(body)
         if message.stage == "agree":
             return site.agree(body)
+        if message.stage == "confirm":
+            return site.confirm(body)
         if message.stage == "release":
             return site.release(body)
         raise WireError(f"there is no stage {message.stage!r}", place=ctx.site)
@@ -145,6 +147,7 @@ class HardenedSession(Session):
                 WireField("reseal", "link", "bytes", (), hops.LINK_BYTES, signed, "the hop that leads past that site"),
             ]
         fields.append(WireField("agree", "signature", "bytes", (), SIGNATURE_BYTES, "in the clear", "signature of the list of sites"))
+        fields.append(WireField("confirm", "signature", "bytes", (), SIGNATURE_BYTES, "in the clear", "signature of all lists and chains"))
         what = "masked, sealed to the server" if exact else "sealed to the server"
         fields.append(WireField("release", "sum", "bytes", (), self._sum_bytes, what, "decrypted sum of a ring, from its initiator"))
         if exact:
@@ -169,6 +172,7 @@ class HardenedSession(Session):
             "keys": 0,
             **dict.fromkeys(self._ring_stages, hop),
             "agree": SIGNATURE_BYTES,
+            "confirm": SIGNATURE_BYTES,
             "release": seeds + self._sum_bytes * rings.count // sites,
         }
 

@@ -1,9 +1,10 @@
-"""A site's part in the sum, one method a stage: advertise, check everybody, add to each ring, agree (initiators), release.
+"""A site's part in the sum, one method a stage: advertise, check everybody, add to each ring, agree (initiators), confirm,
+release.
 
 The state is plain data: ``hop`` (X25519 private key), ``secret`` (an initiator's), ``agreed`` (see :func:`.adverts.check_all`), ``seed`` of
 the self-mask, ``shares`` (seeds of all shares but the last ring's), ``box-1`` ... (key of the last box sent), ``links`` (the signed link
 of each hop sent), ``before`` and ``seen`` (hash received, and sites before this one, in the first ring), ``without`` (sites left out),
-``closing`` (an initiator's ciphertext to decrypt). What is no longer needed is forgotten.
+``closing`` (an initiator's ciphertext to decrypt), ``confirmed`` (see :func:`confirmation`). What is no longer needed is forgotten.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ FARTHEST = 0.375
 def forget(state: Mapping[str, Any], *names: str) -> State:
     """The state without what has served. Nothing is forgotten in any other way; a curious party is one that does not call this."""
     return {name: value for name, value in state.items() if name not in names}
+
+
+def confirmation(binding: bytes, confirmed: Mapping[str, Any]) -> bytes:
+    """What every member signs before anything is released: ``without`` (sites left out), ``chains`` (the hash of all rings' chains),
+    ``adverts`` (the hash of all adverts). A site that was told another story than this one has not signed it.
+    """
+    return statement("cyclic-he confirm", binding, confirmed)
 
 
 def box_of(ring: int) -> str:
@@ -142,18 +150,35 @@ class Site:
         state = {**forget(self._state, "hop", box_of(self._rings.count - 1)), "closing": closing, "without": list(without)}
         return state, {"signature": self._ctx.sign(self._list(ring, without, chain))}
 
-    # -- 4: release -------------------------------------------------------------------------------------------------------------------
+    # -- 4: confirm -------------------------------------------------------------------------------------------------------------------
 
-    def release(self, body: Body) -> Step:
-        """All rings list the same sites, this one among them: give up the self-mask; an initiator decrypts, once."""
+    def confirm(self, body: Body) -> Step:
+        """All rings list the same sites, this one among them: sign that. Keys of boxes are forgotten, so nobody is bridged after it.
+
+        A site that bridged another one signs no list with that one in it: with both its hop and the hop past it, and the seed of its
+        self-mask, an initiator would read its update.
+        """
         without, starters = self._left_out(body), self._rings.initiators
         chains = read(body, "chains", list, length=self._rings.count)
         signatures = read(body, "signatures", list, length=self._rings.count)
         for ring, starter in enumerate(starters):
             chain, _ = self._whole_chain(ring, {"chain": chains[ring]}, without)
             verify(self._ctx.roster[starter], signatures[ring], self._list(ring, without, chain), starter)
+        confirmed = {"without": list(without), "chains": sha256_of(chains), "adverts": self._held("agreed")["digest"]}
+        served = set(self._state) - {"agreed", "secret", "closing", "seed"}
+        state = {**forget(self._state, *served), "confirmed": confirmed}
+        return state, {"signature": self._ctx.sign(confirmation(self._ctx.binding, confirmed))}
 
-        self._ctx.release([site for site in self._rings.order if site not in without])
+    # -- 5: release -------------------------------------------------------------------------------------------------------------------
+
+    def release(self, body: Body) -> Step:
+        """Every member has confirmed the very same thing as this one: give up the self-mask; an initiator decrypts, once."""
+        confirmed, signatures = self._held("confirmed"), read(body, "signatures", dict)
+        members = [site for site in self._rings.order if site not in confirmed["without"]]
+        for site in members:
+            verify(self._ctx.roster[site], signatures.get(site), confirmation(self._ctx.binding, confirmed), site)
+
+        self._ctx.release(members)
         out: dict[str, Any] = {}
         if self._own_ring is not None:
             out["sum"] = self._for_server("sum", self._decrypted().tobytes())
