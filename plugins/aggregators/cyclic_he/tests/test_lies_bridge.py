@@ -19,7 +19,7 @@ from pppml_core.wire.messages import Exchange, Relay
 from pppml_cyclic_he import uniform
 from pppml_cyclic_he.hops import LINK_BYTES, hops_of
 
-COHORTS = [(4, 1), (5, 1), (8, 1), (5, 2), (8, 2)]
+COHORTS = [(4, 1), (5, 1), (8, 1), (5, 2), (10, 2)]
 
 
 def victim_of(rings: Any) -> tuple[str, str]:
@@ -27,7 +27,8 @@ def victim_of(rings: Any) -> tuple[str, str]:
     too, but not just before."""
     for before, victim in reversed(list(pairwise(rings.path(0)))):
         places = [(rings.path(ring).index(before), rings.path(ring).index(victim)) for ring in range(1, rings.count)]
-        if not {before, victim} & set(rings.initiators) and all(one + 1 < other for one, other in places):
+        free = not {before, victim} & set(rings.initiators) and rings.keeps([victim])
+        if free and all(one + 1 < other for one, other in places):
             return victim, before
     raise AssertionError("no such pair")
 

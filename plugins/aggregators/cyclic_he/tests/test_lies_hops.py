@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pppml_core.errors import RoundAborted
+from pppml_core.errors import RoundAborted, RoundLost
 from pppml_core.federation.policy import Policy
 from pppml_core.testing import edited
 from pppml_core.testing.parties import acting
@@ -295,15 +295,35 @@ def test_bridging_that_breaks_a_sites_policy(
 
 
 def test_bridging_that_lowers_the_bound(cyclic: Any, refused: Any) -> None:
-    """Contracted cycles are weaker: a policy that asks for as many colluders as the whole cohort withstands stops the bridging."""
-    rings = cyclic.harness(8, rings=2).session().setting.rings
-    weaker = [site for site in rings.path(0)[2:] if site not in rings.initiators and rings.curious([site]) < rings.curious()]
-    site = weaker[0]
-    before = rings.path(0)[rings.path(0).index(site) - 1]
-    policy = Policy(max_colluders=rings.curious())
-    assert cyclic.run(8, rings=2, policies={before: policy}).correct
-    result = cyclic.run(8, {"site": site, "stage": "ring-1", "do": "drop"}, rings=2, policies={before: policy})
-    refused(result, "reseal", "max_colluders", before)
+    """Contracted cycles are weaker: with d bridged, eight sites on two rings would withstand fewer than four. Every site refuses that."""
+    path = ("e", "g", "b", "c", "a", "h", "d", "f")
+    assert cyclic.harness(8, rings=2).session().setting.rings.path(0) == path
+    weaker = "withstand fewer sites than the plan says"
+    result = cyclic.run(8, rings=2, coordinate=asks_reseal("ring-1", "h", ["d"], 6))
+    refused(result, "reseal", f"without d .* {weaker}", "h")
+
+    def skipping(session: Any, ctx: Any) -> Any:
+        honest = session.coordinate(ctx)
+        asked = next(honest)
+        while asked.stage != "ring-1":
+            asked = honest.send((yield asked))
+        yield replace(asked, path=path[:1], body={**asked.body, "without": ["d"]})
+        raise RoundAborted("enough")
+
+    refused(cyclic.run(8, rings=2, coordinate=skipping), "ring-1", weaker, "e")
+
+
+def test_a_server_does_not_try_to_bridge_where_that_lowers_the_bound(cyclic: Any, nobody_released: Any) -> None:
+    """The round starts again, without that site."""
+    lost = {"site": "d", "stage": "ring-1", "do": "drop"}
+    once = cyclic.run(8, lost, rings=2)
+    assert "withstand fewer sites than the plan says" in str(once.aborted)
+    assert not isinstance(once.aborted, RoundLost)
+    assert not any(p.message.stage == "reseal" for p in once.transcript.passages)
+    nobody_released(once)
+    again = cyclic.run(8, lost, {"site": "d", "stage": "open", "do": "drop", "attempt": 2}, rings=2, attempts=2)
+    assert again.correct
+    assert again.survivors == tuple("abcefgh")
 
 
 @pytest.mark.parametrize(
@@ -313,3 +333,11 @@ def test_bridging_that_lowers_the_bound(cyclic: Any, refused: Any) -> None:
 def test_a_policy_that_the_cohort_does_not_meet(cyclic: Any, refused: Any, policy: Policy, reason: str) -> None:
     """One ring of five sites withstands one colluder."""
     refused(cyclic.run(5, rings=1, policies={"b": policy}), "advertise", reason, "b")
+
+
+def test_colluders_may_lie(cyclic: Any, refused: Any) -> None:
+    """Two rings of eight sites withstand four curious sites, but three that lie: the second is what a policy asks for."""
+    promised = cyclic.harness(8, rings=2).session().guarantees
+    assert (promised.coalition_curious, promised.coalition_active) == (4, 3)
+    assert cyclic.run(8, rings=2, policies={"b": Policy(max_colluders=3)}).correct
+    refused(cyclic.run(8, rings=2, policies={"b": Policy(max_colluders=4)}), "advertise", "max_colluders.* withstand 3 that lie", "b")

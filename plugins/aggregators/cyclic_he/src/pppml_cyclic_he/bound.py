@@ -20,7 +20,20 @@ from functools import lru_cache
 
 Cycle = Sequence[int]
 Cycles = Sequence[Cycle]
+Hop = tuple[int, int]
 Graph = tuple[tuple[int, frozenset[int]], ...]
+
+
+def breach(cycles: Cycles, initiators: Collection[int], known: Hop | None = None) -> int | None:
+    """Size of the smallest coalition that holds these initiators and leaves at least two sites, disconnected; None where there is none.
+
+    Args:
+        cycles: each a list of all sites, in order, its first again after its last.
+        initiators: sites that a coalition needs; none for parties that lie.
+        known: a hop of the first cycle that joins nobody, for the coalition knows what went along it.
+    """
+    cut = _smallest_cut(_graph(cycles, frozenset(initiators), known))
+    return None if cut is None else len(set(initiators)) + cut
 
 
 def curious(cycles: Cycles, initiators: Collection[int], n: int) -> int:
@@ -35,15 +48,15 @@ def curious(cycles: Cycles, initiators: Collection[int], n: int) -> int:
     started = frozenset(initiators)
     if not started or not started <= sites:
         raise ValueError("every cycle needs an initiator that is one of the sites")
-    cut = _smallest_cut(_graph(cycles, started))
-    return n - 2 if cut is None else len(started) + cut - 1
+    smallest = breach(cycles, started)
+    return n - 2 if smallest is None else smallest - 1
 
 
 def active(cycles: Cycles, n: int) -> int:
     """The same for sites and a server that lie, the initiators' keys counted as theirs: vertex connectivity minus 1."""
     _sites(cycles, n)
-    cut = _smallest_cut(_graph(cycles, frozenset()))
-    return n - 2 if cut is None else cut - 1
+    smallest = breach(cycles, ())
+    return n - 2 if smallest is None else smallest - 1
 
 
 def contract(cycles: Cycles, initiators: Collection[int], removed: Collection[int]) -> tuple[tuple[int, ...], ...]:
@@ -84,12 +97,12 @@ def _sites(cycles: Cycles, n: int) -> frozenset[int]:
     return sites
 
 
-def _graph(cycles: Cycles, removed: frozenset[int]) -> Graph:
-    """The union without ``removed``: each site with its neighbours, in order of sites."""
+def _graph(cycles: Cycles, removed: frozenset[int], known: Hop | None = None) -> Graph:
+    """The union without ``removed`` and without the ``known`` hop of the first cycle: each site with its neighbours, in order of sites."""
     near: dict[int, set[int]] = {site: set() for cycle in cycles for site in cycle if site not in removed}
-    for cycle in cycles:
+    for index, cycle in enumerate(cycles):
         for one, other in zip(cycle, (*cycle[1:], cycle[0]), strict=True):
-            if one in near and other in near and one != other:
+            if one in near and other in near and one != other and (index, one, other) != (0, *(known or ())):
                 near[one].add(other)
                 near[other].add(one)
     return tuple((site, frozenset(near[site])) for site in sorted(near))

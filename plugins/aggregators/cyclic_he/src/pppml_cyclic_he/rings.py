@@ -51,14 +51,33 @@ class Rings:
         """The ring that ``site`` initiates, counted from 0."""
         return self.initiators.index(site) if site in self.initiators else None
 
-    def curious(self, without: Collection[str] = ()) -> int:
+    def curious(self) -> int:
         """How many sites may work with the server and learn only the sum of the others, if everybody follows the protocol."""
-        starters = [cycle[0] for cycle in self.cycles]
-        return bound.curious(self._contracted(without), starters, len(self.order) - len(without))
+        return bound.curious(self.cycles, self._starters, len(self.order))
 
-    def active(self, without: Collection[str] = ()) -> int:
+    def active(self) -> int:
         """The same for parties that lie."""
-        return bound.active(self._contracted(without), len(self.order) - len(without))
+        return bound.active(self.cycles, len(self.order))
+
+    def keeps(self, without: Collection[str]) -> bool:
+        """Whether with these sites bridged as many sites of the cohort, bridged ones too, may work with the server as with all in the sum.
+
+        If somebody carried the box that was sealed to a bridged site there, it knows what went along the hop past it, at the price of one
+        more member. One such member is all that must be tried: without one more hop a graph's connectivity falls by one at most, which that
+        price makes up for, save where the graph was complete.
+        """
+        opened: list[tuple[int, int] | None] = [None]
+        for site in without:
+            path = self.path(0, [other for other in without if other != site])
+            place = path.index(site)
+            opened.append((self.order.index(path[place - 1]), self.order.index(path[(place + 1) % len(path)])))
+        left = bound.contract(self.cycles, self._starters, [self.order.index(site) for site in without])
+        for promised, needed in ((self.curious(), self._starters), (self.active(), [])):
+            for hop in opened:
+                size = bound.breach(left, needed, hop)
+                if size is not None and size + (hop is not None) <= promised:
+                    return False
+        return True
 
     def isolating(self) -> tuple[str, ...]:
         """The smallest coalition that, with the server, reads the update of one site: all initiators and all neighbours of that site."""
@@ -81,9 +100,13 @@ class Rings:
             raise PolicyRefusal(f"min_cohort: a sum over {left} sites, at least {least} are required")
         if left - policy.max_colluders < max(2, policy.min_honest):
             raise PolicyRefusal(f"min_honest: {left} sites with {policy.max_colluders} colluders leave fewer than {policy.min_honest}")
-        if (held := self.curious(without)) < policy.max_colluders:
-            raise PolicyRefusal(f"max_colluders: {len(self.cycles)} rings of {left} sites withstand {held}, not {policy.max_colluders}")
+        if without and not self.keeps(without):
+            raise PolicyRefusal(f"without {', '.join(without)} the sum would withstand fewer sites than the plan says")
+        # Never above the curious bound: a coalition that needs all keys too has to cut the same graph. Bridging keeps both.
+        if (held := self.active()) < policy.max_colluders:
+            many = f"{len(self.cycles)} rings of {len(self.order)} sites"
+            raise PolicyRefusal(f"max_colluders: {many} withstand {held} that lie, not {policy.max_colluders}")
 
-    def _contracted(self, without: Collection[str]) -> tuple[tuple[int, ...], ...]:
-        starters = [cycle[0] for cycle in self.cycles]
-        return bound.contract(self.cycles, starters, [i for i, site in enumerate(self.order) if site in without])
+    @property
+    def _starters(self) -> list[int]:
+        return [cycle[0] for cycle in self.cycles]

@@ -91,6 +91,8 @@ class Coordination:
             raise TooFewSurvivors(f"{site} cannot be reached, and fewer than 3 sites would be left", place=self._place)
         path = self._rings.path(0, self._without)
         self._without = tuple(sorted({*self._without, site}))
+        if not self._rings.keeps(self._without):
+            raise self._abort(f"{site} cannot be reached, and with it bridged the sum would withstand fewer sites than the plan says")
         chain = read(body, "chain", bytes)
         before = path[path.index(site) - 1]
         answers = yield from self._ask("reseal", {before: {"without": list(self._without)}})
