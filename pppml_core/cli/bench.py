@@ -22,7 +22,7 @@ _SIZES = {
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """What both comparisons take."""
     for name, (default, says) in _SIZES.items():
-        command = click.option(f"--{name}", type=click.IntRange(min=1), default=default, show_default=True, help=says)(command)
+        command = click.option(f"--{name}", type=click.IntRange(1, 10**8), default=default, show_default=True, help=says)(command)
     command = click.option("--json", "as_json", is_flag=True, help="Print as JSON, with every stage.")(command)
     return click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Draw the comparison into this file.")(command)
 
@@ -77,8 +77,14 @@ def aggregator(uses: str, length: int, sites: int, repeats: int, out: Path | Non
 
 def _listed(uses: str) -> list[Any]:
     from pppml_core.config.source import scalar
+    from pppml_core.errors import ConfigError
 
-    found: list[Any] = scalar(f"[{uses}]")
+    try:
+        found: list[Any] = scalar(f"[{uses}]")
+    except ConfigError as error:
+        raise ConfigError(error.message, place="--use", hint=error.hint) from error
+    if not found:
+        raise ConfigError("nothing to compare", place="--use", hint="name one or more, by comma; `pppml plugins` lists them")
     return found
 
 
@@ -88,8 +94,10 @@ def _tell(rows: Iterable[Row], title: str, out: Path | None, as_json: bool) -> N
     from rich.console import Console
 
     from pppml_core.benchmarking.show import picture, plain, table
-    from pppml_core.errors import PlanRefused
+    from pppml_core.errors import ConfigError, PlanRefused
 
+    if out is not None and out.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"{out.suffix or 'no suffix'} is no kind of picture", place="-o", hint="name it .png, .pdf or .svg")
     done: Sequence[Row] = list(rows)
     if as_json:
         click.echo(json.dumps(plain(done), indent=2))

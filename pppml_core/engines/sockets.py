@@ -92,6 +92,9 @@ class Door:
         self.port: int = self._listening.getsockname()[1]
         self._expected: dict[bytes, Future[Line]] = {}
         self._lock = threading.Lock()
+        self._closed = False
+        #: strangers who have said nothing yet are turned away beyond this number; whoever is awaited knocks again.
+        self._room = threading.BoundedSemaphore(64)
         self._thread = threading.Thread(target=self._listen, name="pppml-door", daemon=True)
         self._thread.start()
 
@@ -110,14 +113,29 @@ class Door:
             arrival.cancel()
 
     def _listen(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 connection, _ = self._listening.accept()
             except OSError:
-                return  # closed
-            threading.Thread(target=self._admit, args=(connection,), name="pppml-visitor", daemon=True).start()
+                # Closed; or out of descriptors for a while, which strangers can bring about: the door stays open for those who are awaited.
+                time.sleep(0.05)
+                continue
+            if not self._room.acquire(blocking=False):
+                connection.close()
+                continue
+            try:
+                threading.Thread(target=self._admit, args=(connection,), name="pppml-visitor", daemon=True).start()
+            except RuntimeError:
+                self._room.release()
+                connection.close()
 
     def _admit(self, connection: socket.socket) -> None:
+        try:
+            self._welcome(connection)
+        finally:
+            self._room.release()
+
+    def _welcome(self, connection: socket.socket) -> None:
         try:
             connection.settimeout(PATIENCE)
             shown = _exactly(connection, HALF)
@@ -134,6 +152,7 @@ class Door:
 
     def close(self) -> None:
         """Stop listening. Safe to call twice."""
+        self._closed = True
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -146,15 +165,23 @@ class Door:
 
 def knock(port: int, token: bytes) -> Line:
     """A site's way in. Raises OSError where no coordinator listens, or one that does not know the token."""
+    for _ in range(7):  # turned away unheard while strangers crowd the door
+        with suppress(EOFError, ConnectionResetError, BrokenPipeError):
+            return _knock(port, token)
+        time.sleep(0.25)
+    try:
+        return _knock(port, token)
+    except EOFError as error:
+        raise ConnectionError("the coordinator did not let this process in") from error
+
+
+def _knock(port: int, token: bytes) -> Line:
     connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     try:
         connection.sendall(token[:HALF])
         if not hmac.compare_digest(_exactly(connection, HALF), token[HALF:]):
             raise ConnectionError("this is not the coordinator that started this process")
-    except EOFError as error:
-        connection.close()
-        raise ConnectionError("the coordinator did not let this process in") from error
-    except OSError:
+    except (EOFError, OSError):
         connection.close()
         raise
     return Line(connection)

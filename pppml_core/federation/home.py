@@ -81,8 +81,11 @@ def open_home(folder: Path) -> Home:
 
 def read_public(given: str, party: str) -> bytes:
     """The public identity in a file or a text: base64, alone or after the party's name. Raises ConfigError where it names another."""
-    path = Path(given)
-    text = path.read_text(errors="replace") if path.is_file() else given
+    try:
+        path = Path(given)
+        text = path.read_text(errors="replace") if path.is_file() else given
+    except (OSError, ValueError):  # too long for a file name, or no name at all
+        text = given
     name, public = read_card(text)
     if name not in (None, party):
         raise ConfigError(f"this is the card of {name}, not of {party}", place="name", hint=f"pin it as {name}, or ask {party} for its own")

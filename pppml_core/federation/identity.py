@@ -214,6 +214,17 @@ def load_identity(home: Path) -> Identity:
     return Identity(Secret(key))
 
 
+def refuse_writable(path: Path) -> None:
+    """Raise ConfigError where others than its owner may change or exchange a file that says whom to trust."""
+    home = path.parent.stat().st_mode
+    if os.name != "posix" or not home & 0o011:
+        return  # nobody else gets in
+    if home & 0o022:
+        raise ConfigError("others may exchange the files in this folder", place=str(path.parent), hint=f"chmod go-w {path.parent}")
+    if path.stat().st_mode & 0o022:
+        raise ConfigError("others may change whom and what this party trusts", place=str(path), hint=f"chmod go-w {path}")
+
+
 def load_roster(home: Path) -> dict[str, bytes]:
     """The pinned public identities of a home, by party; empty where nobody is trusted yet.
 
@@ -222,8 +233,7 @@ def load_roster(home: Path) -> dict[str, bytes]:
     path = home / ROSTER_FILE
     if not path.is_file():
         return {}
-    if os.name == "posix" and path.stat().st_mode & 0o002:
-        raise ConfigError("everybody may change whom this party trusts", place=str(path), hint=f"chmod o-w {path}")
+    refuse_writable(path)
     try:
         return dict(_read_roster(path.read_bytes()))
     except (ValueError, TypeError, ConfigError) as error:

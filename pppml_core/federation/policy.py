@@ -5,6 +5,7 @@ It is held in the site's home as ``policy.yaml``, a map of the settings of :clas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pppml_core.config.source import load_yaml
 from pppml_core.errors import ConfigError, PolicyRefusal, nearest
+from pppml_core.federation.identity import refuse_writable
 
 POLICY_FILE = "policy.yaml"
 
@@ -59,8 +61,14 @@ class Policy(BaseModel):
 def load_policy(home: Path) -> Policy:
     """The policy of a home: ``policy.yaml``, or the defaults where there is none. Raises ConfigError that names line and remedy."""
     path = home / POLICY_FILE
-    if not path.is_file():
+    if misspelt := next((p for p in (home / "policy.yml", home / "policy.json") if os.path.lexists(p)), None):
+        raise ConfigError(f"the policy is read from {POLICY_FILE} only", place=str(misspelt), hint=f"rename it to {POLICY_FILE}")
+    if not os.path.lexists(path):
         return Policy()
+    if not path.is_file():
+        # A link that leads nowhere, a folder: rules were meant, so none at all is no answer.
+        raise ConfigError("the policy is no file", place=str(path), hint="restore it, or remove it to fall back on the stated defaults")
+    refuse_writable(path)
     document = load_yaml(path)
     try:
         # Strict, as YAML tells numbers from texts itself: a quoted number is a slip that must not pass for a rule.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pppml_core.errors import InconsistentModel, RoundLost, TooFewSurvivors
+from pppml_core.errors import InconsistentModel, PlanRefused, RoundLost, TooFewSurvivors
 from pppml_core.federation.server import Server
 from pppml_core.federation.terms import RELEASED, binding, binding_of_sum
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
@@ -70,14 +70,18 @@ def announce(
     config = server.parts.config
     lost: dict[str, str] = {}
     while True:
+        told = "".join(f"; {site}: {reason}" for site, reason in list(lost.items())[:1])
         if len(cohort) < config.run.min_cohort or not cohort:
             text = f"{len(cohort)} sites accepted, at least {max(1, config.run.min_cohort)} are needed"
-            reason = f"; {next(iter(lost))}: {next(iter(lost.values()))}" if lost else ""
-            raise TooFewSurvivors(text + reason, place=f"round {round}")
+            raise TooFewSurvivors(text + told, place=f"round {round}")
         attempt = server.new_attempt(round)
         if trains:
             server.emit({"event": "round-started", "round": round, "attempt": attempt, "cohort": list(cohort)})
-        terms = server.terms(round, cohort)
+        try:
+            terms = server.terms(round, cohort)
+        except PlanRefused as error:
+            # The whole cohort was planned for: what is left of it is too small for this sum.
+            raise TooFewSurvivors(f"{error.misfits[0]}{told}", place=f"round {round}") from error
         replies, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, weights)
         if not lost:
             bound = binding(server.run, round, attempt, server.sha256(weights), terms)

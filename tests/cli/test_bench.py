@@ -246,3 +246,19 @@ def test_a_missing_back_end_is_told_with_the_command_to_get_it(pppml: Go, monkey
         code, _, err = pppml(f"bench {line}")
         assert code == 3
         assert f"pip install {name}" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ('bench he --use ""', "nothing to compare"),
+        ('bench he --use "insecure,{"', "--use"),
+        ("bench he --use tenseal -o picture.zzz", ".zzz is no kind of picture"),
+        ("bench he --use tenseal --length 100000000000", "100000000"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_before_anything_is_timed(pppml: Go, line: str, text: str) -> None:
+    """One paragraph, exit code 2."""
+    code, _, err = pppml(line)
+    assert code == 2
+    assert text in err

@@ -154,6 +154,33 @@ def test_strangers_are_sent_away_and_keep_nobody_out(door, shown):
         end.close()
 
 
+def test_the_door_stays_open_when_descriptors_run_out(door, monkeypatch):
+    real, left = door._listening.accept, iter([OSError(24, "Too many open files")] * 3)
+
+    class Short:
+        def accept(self):
+            for error in left:
+                raise error
+            return real()
+
+        def __getattr__(self, name):
+            return getattr(real.__self__, name)
+
+    monkeypatch.setattr(door, "_listening", Short())
+    connected(door.port).close()  # wakes the listener, which meets the shortage from now on
+    token, arrival = door.expect()
+    knock(door.port, token).close()
+    arrival.result(5).close()
+
+
+def test_idle_strangers_do_not_keep_out_whom_is_awaited(door):
+    strangers = [connected(door.port) for _ in range(80)]
+    token, arrival = door.expect()
+    threading.Timer(0.4, lambda: [stranger.close() for stranger in strangers]).start()
+    knock(door.port, token).close()
+    arrival.result(5).close()
+
+
 def test_half_a_token_is_none_and_the_second_half_is_never_shown_to_a_stranger(door):
     token, arrival = door.expect()
     stranger = connected(door.port)

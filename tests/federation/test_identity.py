@@ -455,10 +455,20 @@ def test_a_roster_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_roster_everybody_may_write_is_refused(tmp_path: Path) -> None:
     ids.pin(tmp_path, "clinic_a", A)
-    (tmp_path / ids.ROSTER_FILE).chmod(0o646)
-    with pytest.raises(ConfigError, match="everybody may change") as refused:
+    tmp_path.chmod(0o755)
+    for mode in (0o646, 0o664):
+        (tmp_path / ids.ROSTER_FILE).chmod(mode)
+        with pytest.raises(ConfigError, match="others may change") as refused:
+            ids.load_roster(tmp_path)
+        assert "chmod go-w" in (refused.value.hint or "")
+    (tmp_path / ids.ROSTER_FILE).chmod(0o644)
+    assert ids.load_roster(tmp_path) == {"clinic_a": A}
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match="others may exchange"):
         ids.load_roster(tmp_path)
-    assert "chmod o-w" in (refused.value.hint or "")
+    tmp_path.chmod(0o700)
+    (tmp_path / ids.ROSTER_FILE).chmod(0o664)
+    assert ids.load_roster(tmp_path) == {"clinic_a": A}, "nobody else gets into this folder"
 
 
 def test_cards_are_read_as_they_are_written() -> None:

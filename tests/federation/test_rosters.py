@@ -190,6 +190,27 @@ def test_a_slip_in_a_file_is_told_with_its_line(tmp_path, text, said):
     assert "policy.yaml:" in str(caught.value)
 
 
+@pytest.mark.parametrize("what", ["folder", "dangling", "misspelt"])
+def test_a_policy_that_cannot_be_read_is_no_permission(tmp_path, what):
+    if what == "folder":
+        (tmp_path / "policy.yaml").mkdir()
+    elif what == "dangling":
+        (tmp_path / "policy.yaml").symlink_to(tmp_path / "not-mounted")
+    else:
+        (tmp_path / "policy.yml").write_text("min_cohort: 3\n")
+    with pytest.raises(ConfigError, match="policy"):
+        load_policy(tmp_path)
+
+
+def test_others_must_not_write_the_policy(tmp_path):
+    (tmp_path / "policy.yaml").write_text("min_cohort: 3\n")
+    (tmp_path / "policy.yaml").chmod(0o666)
+    assert load_policy(tmp_path).min_cohort == 3, "nobody else gets into this folder"
+    tmp_path.chmod(0o755)
+    with pytest.raises(ConfigError, match="others may change"):
+        load_policy(tmp_path)
+
+
 def test_a_policy_in_a_sites_folder_holds_in_a_run_on_one_machine(experiment, tmp_path):
     home = tmp_path / "r" / "sites" / "site_2"
     home.mkdir(parents=True)

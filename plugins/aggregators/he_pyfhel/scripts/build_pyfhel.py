@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 VERSION = "3.5.0"
@@ -118,6 +119,15 @@ def wheel(out: Path) -> Path:
     raise problem
 
 
+def sound(path: Path) -> bool:
+    """Whether a wheel is whole: an install that was cut off may have left a part of one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def main() -> int:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,6 +138,10 @@ def main() -> int:
         return 0
     try:
         ready = wheel(options.folder)
+        if not sound(ready):
+            print(f"{ready} is damaged; it is built anew", flush=True)
+            ready.unlink()
+            ready = wheel(options.folder)
         if not options.no_install:
             install(ready)
             if problem := works():

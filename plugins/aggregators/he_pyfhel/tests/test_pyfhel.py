@@ -334,3 +334,21 @@ def test_seal_headers_are_little_endian_structs() -> None:
     magic, size, major, minor, compression, zero, whole = struct.unpack_from("<HBBBBHQ", setting.preamble())
     assert (magic, size, major, minor, compression, zero) == (0xA15E, 16, 4, 1, 0, 0)
     assert whole == len(setting.preamble()) + 8 * setting.words
+
+
+def test_a_damaged_wheel_is_not_taken_for_one(tmp_path: Path) -> None:
+    """An interrupted copy must not keep Pyfhel out for good."""
+    import importlib.util
+    import zipfile
+
+    spec = importlib.util.spec_from_file_location("build_pyfhel", BUILD)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    whole, part = tmp_path / "whole.whl", tmp_path / "part.whl"
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("a", bytes(1000))
+    part.write_bytes(whole.read_bytes()[:600])
+    assert script.sound(whole)
+    assert not script.sound(part)

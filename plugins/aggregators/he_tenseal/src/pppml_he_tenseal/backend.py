@@ -137,9 +137,11 @@ class TenSEALBackend(HEBackend):
 
 
 def _paper(value: ValueSpec, additions: int) -> Setting:
-    """The CKKS parameters of the PPPML-HMI code. They hold any sum that is met here."""
+    """The CKKS parameters of the PPPML-HMI code. Raises PlanRefused for sums so large that doubles would round them."""
     if value.length < 1 or additions < 1:
         raise PlanRefused(["there is nothing to encrypt or to add"])
+    if value.bound is not None and value.bound * additions >= 2**48:
+        raise PlanRefused([f"sums up to {value.bound * additions:,} are beyond what these parameters hold; lower `encoding.bits`"])
     primes = seal_primes(PAPER_DEGREE, PAPER_BITS)
     assert primes is not None
     return Setting("ckks", Ring(PAPER_DEGREE, primes[:-1], primes[-1]), scale=PAPER_SCALE)
