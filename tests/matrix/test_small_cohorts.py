@@ -1,4 +1,4 @@
-"""A site that does not come to a round leaves a cohort that may be too small for the sum: the round is tried again, the run is not refused."""
+"""A site that does not come may leave a cohort too small for the sum: the round is tried again, the run is not refused."""
 
 from __future__ import annotations
 
