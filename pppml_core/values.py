@@ -172,20 +172,24 @@ class FixedPoint:
             raise PppmlError(f"a vector of shape {flat.shape} does not fit length {self.layout.length}", place="fixed point")
         out = np.empty(flat.shape, dtype=np.int32)
         saturated = 0
+        # Two buffers for all blocks: memory that is asked for anew costs more than what is computed in it.
+        numbers, uniform = np.empty((2, min(_BLOCK, max(1, self.layout.length))))
         for (tensor, where), limit in zip(self.layout.slices(), self.ranges, strict=True):
-            # In blocks that stay in cache; each needs a few temporaries of its own size only.
+            # In blocks that stay in cache.
             for start in range(where.start, where.stop, _BLOCK):
                 part = slice(start, min(start + _BLOCK, where.stop))
+                x, u = numbers[: part.stop - part.start], uniform[: part.stop - part.start]
                 # float64 also where x is float32: with 24 bits float32 has no fraction left to round, with 16 too little for no bias.
-                x = flat[part].astype(np.float64)
-                peak = np.max(np.abs(x))
-                if not np.isfinite(peak):
+                np.copyto(x, flat[part])
+                low, high = x.min(), x.max()
+                if not (np.isfinite(low) and np.isfinite(high)):
                     raise PppmlError(f"{tensor.name!r} holds NaN or infinity", place="fixed point", hint="lower the learning rate")
-                if peak > limit:
+                if max(high, -low) > limit:
                     saturated += int(np.count_nonzero(np.abs(x) > limit))
                     np.clip(x, -limit, limit, out=x)
                 x *= self.levels / limit
-                x += generator.random(x.shape)
+                generator.random(out=u)
+                x += u
                 np.floor(x, out=x)
                 # limit * (levels / limit) may round past levels, and so may levels + u: the integer must not leave its range.
                 np.clip(x, -self.levels, self.levels, out=x)
