@@ -92,10 +92,12 @@ class Rows(KnowledgeSuite):
         return self.make()
 
     def faults(self, patch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-        """Fewer: before the first ring nobody has sent a contribution; a reply that is lost is that of an initiator or of b."""
+        """Fewer: before the first ring nobody has sent a contribution; a reply that is lost, or a site lost between the rings and
+        the release, is an initiator's or b.
+        """
         for fault in super().faults(patch):
-            early, lost_reply = fault["stage"] in ("advertise", "keys"), fault["do"] == "drop-reply"
-            if fault["site"] == "a" or (not early and (not lost_reply or fault["site"] == "b")):
+            early, alike = fault["stage"] in ("advertise", "keys"), fault["do"] == "drop-reply" or fault["stage"] in ("agree", "confirm")
+            if fault["site"] == "a" or (not early and (not alike or fault["site"] == "b")):
                 yield fault
 
     def rows(self, result: HarnessResult, coalition: Sequence[str], basis: Basis) -> Iterable[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pppml_core.errors import RoundLost
@@ -38,20 +39,17 @@ def harness(request: pytest.FixtureRequest) -> Any:
 
 
 def test_the_sum(harness: Any) -> None:
-    for sites, rings in [(3, 1), (5, 2)] if harness.exact else [(3, 1), (5, 1)]:
-        result = harness(sites, rings, topology="star").run()
-        assert result.correct, (sites, rings, result.aborted)
-        assert result.survivors == site_names(sites)
+    result = harness(5, 2 if harness.exact else 1, topology="star").run()
+    assert result.correct, result.aborted
+    assert result.survivors == site_names(5)
 
 
 def test_the_largest_integers(harness: Any) -> None:
-    import numpy as np
-
+    """Of both signs, in one vector."""
     for bound in (32_767, 2**23 - 1) if harness.exact else (32_767,):
-        for signs in ((1, 1, 1), (-1, -1, -1)):
-            given = {site: np.full(300, sign * bound, np.int32) for site, sign in zip("abc", signs, strict=True)}
-            result = harness(3, 1, length=300, bound=bound, contributions=given).run()
-            assert result.correct, (bound, signs, result.aborted)
+        ends = np.repeat(np.array([bound, -bound], np.int32), 150)
+        result = harness(3, 1, length=300, bound=bound, contributions={site: ends.copy() for site in "abc"}).run()
+        assert result.correct, (bound, result.aborted)
 
 
 def test_lost_sites(harness: Any) -> None:

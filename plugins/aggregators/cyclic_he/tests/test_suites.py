@@ -46,9 +46,9 @@ class TestOneRing(Curious):
 
     config = {"rings": 1, "backend": CONFIG}
     max_sites = 5
-    schedules = 20
-    variants = 12
-    lies = 4
+    schedules = 12
+    variants = 8
+    lies = 3
 
 
 class TestPlugin(PluginSuite):
