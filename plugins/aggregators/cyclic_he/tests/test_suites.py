@@ -1,4 +1,7 @@
-"""The conformance kit, on a back end that encrypts nothing: with one ring."""
+"""The conformance kit, on a back end that encrypts nothing: with one ring.
+
+Of three sites none is bridged, so some of it is asked of four. Other losses, lies and coalitions are in the other files.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ class Curious(AggregatorSuite):
 
     @pytest.fixture(autouse=True)
     def _memory(self, request: pytest.FixtureRequest) -> None:
+        if any(word in request.node.name for word in ("declared", "coalition", "dropout", "vanish")):
+            self.sites = 4
         # Where it is asked what is exposed; everywhere else the sites are honest ones, that forget.
         if any(word in request.node.name for word in ("coalition", "another_model", "release", "attempts")):
             self.memory = request.getfixturevalue("memory")
@@ -45,6 +50,7 @@ class TestOneRing(Curious):
     """Two rings: the other files here."""
 
     config = {"rings": 1, "backend": CONFIG}
+    sites = 3
     max_sites = 5
     schedules = 12
     variants = 8

@@ -113,8 +113,9 @@ class Coordination:
         answers = yield from self._ask("confirm", {site: {} for site in self._members}, lists)
         signatures = {site: read(answers[site], "signature", bytes) for site in self._members}
         confirmed = {"without": list(self._without), "chains": sha256_of(lists["chains"]), "adverts": self._digest}
+        statement = confirmation(self._ctx.binding, confirmed)
         for site, signature in signatures.items():  # nobody would release without it, and then no attempt could follow
-            verify(self._ctx.roster[site], signature, confirmation(self._ctx.binding, confirmed), site)
+            verify(self._ctx.roster[site], signature, statement, site)
         return signatures
 
     def _release(self, signatures: Mapping[str, bytes]) -> Generator[Exchange, ExchangeOutcome, np.ndarray[Any, Any]]:

@@ -175,8 +175,9 @@ class Site:
         """Every member has confirmed the very same thing as this one: give up the self-mask; an initiator decrypts, once."""
         confirmed, signatures = self._held("confirmed"), read(body, "signatures", dict)
         members = [site for site in self._rings.order if site not in confirmed["without"]]
+        agreed_on = confirmation(self._ctx.binding, confirmed)
         for site in members:
-            verify(self._ctx.roster[site], signatures.get(site), confirmation(self._ctx.binding, confirmed), site)
+            verify(self._ctx.roster[site], signatures.get(site), agreed_on, site)
 
         self._ctx.release(members)
         out: dict[str, Any] = {}
