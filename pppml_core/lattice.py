@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from pppml_core.errors import PlanRefused, WireError
@@ -288,6 +290,26 @@ def without_header(kind: Kind, params: HEParams, data: object, key: bytes | None
     if key is not None and held != key:
         raise WireError("this is of another key", place=kind)
     return held, view[HEADER_BYTES:]
+
+
+def chunked(params: HEParams, ring: Ring, scale: float | None, slots: int, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A vector in chunks of ``slots`` numbers, shape ``(parts, slots)``, int64 or float64, the last filled with zeros.
+
+    Raises WireError for what is no plaintext of these parameters.
+    """
+    modulus = params.plaintext_modulus
+    dtype = np.dtype(np.float64 if modulus is None else np.uint64)
+    if not isinstance(values, np.ndarray) or values.dtype != dtype or values.shape != (params.length,):
+        raise WireError(f"a plaintext is {dtype} of ({params.length},)", place="plaintext")
+    if modulus is not None and int(values.max()) >= modulus:
+        raise WireError(f"not residues modulo {modulus}", place="plaintext")
+    if modulus is None:
+        largest = float(np.abs(values).max())
+        if not (np.isfinite(largest) and holds(ring, scale or 1.0, params.additions, largest)):
+            raise WireError("a number is not finite, or too large for the scale", place="plaintext")
+    whole = np.zeros(-(-params.length // slots) * slots, values.dtype)
+    whole[: params.length] = values
+    return whole.view(np.float64 if modulus is None else np.int64).reshape(-1, slots)
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------------------------

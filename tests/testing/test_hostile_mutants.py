@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pppml_core.component import Component, ComponentConfig
-from pppml_core.errors import InconsistentModel, RoundAborted, RoundLost, WireError
+from pppml_core.errors import InconsistentModel, PolicyRefusal, RoundAborted, RoundLost, WireError
 from pppml_core.federation.identity import agreement_key, public_key, shared_key, statement, verify
 from pppml_core.interfaces.aggregation import Aggregator, Exposure, Guarantees, Session, Sum, WireField
 from pppml_core.testing import AggregatorSuite
@@ -210,7 +210,7 @@ class CatchesTheRefusal(Little):
     def _unmask(self, state, message, ctx):
         try:
             ctx.release(ctx.cohort)
-        except Exception:
+        except PolicyRefusal:
             return {"next": None}, {"seed": state["seed"]}
         return {"next": None}, {"seed": state["seed"]}
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pppml_core.errors import WireError
 from pppml_core.interfaces.he import HEBackend, HEParams
-from pppml_core.lattice import HEADER_BYTES, Shape, holds, plan_approximate, plan_exact, with_header, without_header
+from pppml_core.lattice import HEADER_BYTES, Shape, chunked, plan_approximate, plan_exact, with_header, without_header
 from pppml_core.randomness import Secret
 from pppml_core.values import ValueSpec
 from pppml_he_pyfhel.config import PyfhelConfig
@@ -77,7 +77,7 @@ class PyfhelBackend(HEBackend):
         setting = Setting.of(params)
         key, body = without_header("public key", params, public)
         library = encryptor(setting, bytes(body))
-        rows = _rows(params, setting, values)
+        rows = chunked(params, setting.ring, setting.scale, setting.slots, values)
         one = {"bfv": library.encryptInt, "bgv": library.encryptBGV, "ckks": library.encryptFrac}[params.scheme]
         preamble, scratch = setting.preamble(), PyCtxt(pyfhel=library)
         words = np.empty((BLOCK, setting.words), np.uint64)
@@ -134,23 +134,6 @@ class PyfhelBackend(HEBackend):
         for words in _blocks(setting, body):
             for row in words:
                 yield library, PyCtxt(pyfhel=library, bytestring=preamble + row.tobytes(), scheme=params.scheme)
-
-
-def _rows(params: HEParams, setting: Setting, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The vector in chunks, shape ``(parts, slots)``, int64 or float64. Raises WireError for what is no plaintext of these parameters."""
-    modulus = params.plaintext_modulus
-    dtype = np.dtype(np.float64 if modulus is None else np.uint64)
-    if not isinstance(values, np.ndarray) or values.dtype != dtype or values.shape != (params.length,):
-        raise WireError(f"a plaintext is {dtype} of ({params.length},)", place="plaintext")
-    if modulus is not None and int(values.max()) >= modulus:
-        raise WireError(f"not residues modulo {modulus}", place="plaintext")
-    if modulus is None:
-        largest = float(np.abs(values).max())
-        if not (np.isfinite(largest) and holds(setting.ring, setting.scale or 1.0, params.additions, largest)):
-            raise WireError("a number is not finite, or too large for the scale", place="plaintext")
-    whole = np.zeros(_parts(params, setting) * setting.slots, values.dtype)
-    whole[: params.length] = values
-    return whole.view(np.float64 if modulus is None else np.int64).reshape(-1, setting.slots)
 
 
 def _parts(params: HEParams, setting: Setting) -> int:

@@ -17,8 +17,8 @@ from pppml_core.lattice import (
     HEADER_BYTES,
     Ring,
     Shape,
+    chunked,
     error_std,
-    holds,
     plan_approximate,
     plan_exact,
     seal_primes,
@@ -88,7 +88,7 @@ class TenSEALBackend(HEBackend):
         setting = Setting.of(params)
         key, body = without_header("public key", params, public)
         context = encryptor(setting, bytes(body)).data
-        rows = _rows(params, setting, values)
+        rows = chunked(params, setting.ring, setting.scale, setting.slots, values)
         if setting.scale is None:
             vectors = (core.BFVVector(context, row.tolist()) for row in rows)
         else:
@@ -145,23 +145,6 @@ def _paper(value: ValueSpec, additions: int) -> Setting:
     primes = seal_primes(PAPER_DEGREE, PAPER_BITS)
     assert primes is not None
     return Setting("ckks", Ring(PAPER_DEGREE, primes[:-1], primes[-1]), scale=PAPER_SCALE)
-
-
-def _rows(params: HEParams, setting: Setting, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The vector in chunks, shape ``(parts, slots)``, int64 or float64. Raises WireError for what is no plaintext of these parameters."""
-    modulus = params.plaintext_modulus
-    dtype = np.dtype(np.float64 if modulus is None else np.uint64)
-    if not isinstance(values, np.ndarray) or values.dtype != dtype or values.shape != (params.length,):
-        raise WireError(f"a plaintext is {dtype} of ({params.length},)", place="plaintext")
-    if modulus is not None and int(values.max()) >= modulus:
-        raise WireError(f"not residues modulo {modulus}", place="plaintext")
-    if modulus is None:
-        largest = float(np.abs(values).max())
-        if not (np.isfinite(largest) and holds(setting.ring, setting.scale or 1.0, params.additions, largest)):
-            raise WireError("a number is not finite, or too large for the scale", place="plaintext")
-    whole = np.zeros(_parts(params, setting) * setting.slots, values.dtype)
-    whole[: params.length] = values
-    return whole.view(np.float64 if modulus is None else np.int64).reshape(-1, setting.slots)
 
 
 def _parts(params: HEParams, setting: Setting) -> int:
