@@ -291,9 +291,10 @@ class Run:
 
         parts = self._assembly
         path = self.folder / "model.safetensors"
-        if site is None and not parts.personalization.shares:
+        if site is None and not parts.personalization.has_global_model:
             names = ", ".join(s.slug for s in parts.task.sites())
-            raise ConfigError("every site of this run trained alone: there is no shared model", place="site", hint=f"name a site: {names}")
+            why = "keeps a part of the model for itself" if parts.personalization.shares else "trained alone"
+            raise ConfigError(f"every site of this run {why}: there is no shared model", place="site", hint=f"name a site: {names}")
         if site is not None:
             sites = [s.slug for s in parts.task.sites()]
             if site not in sites:
@@ -314,6 +315,24 @@ class Run:
         model.to(next(iter(t for t in weights.values() if t.is_floating_point())).dtype)
         model.load_state_dict(weights)
         return model.eval()
+
+    def adapt(self, site: str, examples: int | None = None, draw: int = 0) -> torch.nn.Module:
+        """The model of a site that comes later: the trained weights, adapted by the run's own method to a few of its training images.
+
+        Args:
+            site: slug of any site of the task, also of one in ``task.leave_out``. Only its training part is read, never the test part.
+            examples: training examples to adapt to; default: all.
+            draw: which examples; repeat with other draws to see how much depends on them.
+
+        """
+        from safetensors.torch import load_file
+
+        from pppml_core.federation.newcomer import adapted
+
+        path = self.folder / "model.safetensors"
+        if not path.exists() and self._assembly.personalization.shares:
+            raise CheckpointError("the run has not written its model yet", place=str(path), hint=f"pppml run ... --resume {self.folder}")
+        return adapted(self._assembly, load_file(path) if path.exists() else {}, site, examples, draw)
 
     def predict(self, path: str | Path, site: str | None = None, out: str | Path | None = None, probabilities: bool = False) -> Any:
         """Predict the images of a file or folder with the global or a site's model; written to ``out`` where given."""
@@ -336,8 +355,8 @@ class Run:
         """A few test images with predictions for the report, where this process has the data. They stay in the run's folder."""
         from pppml_core.learning.samples import sample_predictions
 
-        shares = self._assembly.personalization.shares
-        sample_predictions(self._assembly.task, lambda s: self.model(None if shares else s), self.folder / "examples.npz", per_site)
+        shared = self._assembly.personalization.has_global_model
+        sample_predictions(self._assembly.task, lambda s: self.model(None if shared else s), self.folder / "examples.npz", per_site)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"

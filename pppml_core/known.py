@@ -20,6 +20,18 @@ KNOWN: tuple[Known, ...] = (
     Known("aggregator", "cyclic-he", "pppml-cyclic-he", "plugins/aggregators/cyclic_he", "homomorphic sums along rings of sites"),
     Known("aggregator", "he-fedavg", "pppml-he-fedavg", "plugins/aggregators/he_fedavg", "homomorphic sums at the server, one key"),
     Known("personalization", "per-fedavg", "pppml-perfedavg", "plugins/personalization/perfedavg", "meta-learned start for each site"),
+    *(
+        Known("personalization", name, "pppml-personalization-baselines", "plugins/personalization/baselines", summary)
+        for name, summary in (
+            ("apfl", "each site mixes its own and the shared model"),
+            ("ditto", "own models, held near the shared one"),
+            ("fedavg-finetune", "FedAvg, then fine-tuning at each site"),
+            ("fedbn", "normalization stays at the site"),
+            ("fedper", "the head stays at the site"),
+            ("fedprox", "local training held near the shared model"),
+            ("fedrep", "the head stays at the site, trained before the body"),
+        )
+    ),
     Known("privacy", "dp-sgd", "pppml-dp", "plugins/privacy/dp", "clipped and noised gradients with accounting"),
     Known("attack", "idlg", "pppml-idlg", "plugins/attacks/idlg", "images and labels from gradients"),
     Known("task", "blood-cells", "pppml-blood-cells", "plugins/tasks/blood_cells", "blood cell classification"),

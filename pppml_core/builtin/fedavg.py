@@ -13,6 +13,7 @@ class FedAvg(Personalization):
     """Local training from the shared weights; the weighted mean of the differences is applied by the server's optimizer."""
 
     config: FedAvgConfig
+    shares_one_gradient = True
 
     def local_update(
         self, model: torch.nn.Module, data: LocalData, gradients: GradientRule, state: PersonalState

@@ -16,7 +16,7 @@ from pppml_core.adhoc import AttributeConfig, ObjectConfig, choice_of
 from pppml_core.component import Choice, Component, ComponentConfig
 from pppml_core.config.run_config import RunConfig
 from pppml_core.config.schema import ChoiceSchema, finished
-from pppml_core.config.source import ConfigPath
+from pppml_core.config.source import OF_ANY_TASK, ConfigPath
 from pppml_core.errors import ConfigError, PluginError, PppmlError
 from pppml_core.registry import Registry
 
@@ -109,12 +109,12 @@ class Binding:
         return self.variants[kind, component.name]
 
     def normalized(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """Shorthands written out (``model: unet``, ``task.pool``), defaults of choices filled in, and every name that is not available."""
+        """Shorthands written out (``model: unet``, ``task.pool``), defaults of choices filled in, and every unavailable name."""
         out, problems = dict(data), list[Problem]()
         task = out.get("task")
-        if isinstance(task, Mapping) and "pool" in task:
-            out["task"] = {key: value for key, value in task.items() if key != "pool"}
-            out["pool"] = task["pool"]
+        if isinstance(task, Mapping):
+            out["task"] = {key: value for key, value in task.items() if key not in OF_ANY_TASK}
+            out |= {key: value for key, value in task.items() if key in OF_ANY_TASK}
         return self._section(self.root, out, (), problems), problems
 
     def _section(self, config: type[BaseModel], data: dict[str, Any], path: ConfigPath, problems: list[Problem]) -> dict[str, Any]:

@@ -126,6 +126,9 @@ class RunConfig(Section):
     run: RunSection = Field(default_factory=RunSection)
     task: Annotated[ComponentConfig, Choice("task")]
     pool: bool = Field(False, description="set by `task.pool: true`: all sites' data at one place, centralized training")
+    leave_out: list[str] = Field(
+        default_factory=list, description="set by `task.leave_out`: sites (slugs) that take no part, so that a model can be tried on them"
+    )
     model: Annotated[ComponentConfig | None, Choice("model")] = None
     training: TrainingSection = Field(default_factory=TrainingSection)
     encoding: Annotated[EncodingSection, BeforeValidator(_encoding_by_name, json_schema_input_type=EncodingSection | _EncodingName)] = (

@@ -11,7 +11,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 ATTRIBUTE_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
-_POOL = {"type": "boolean", "default": False, "description": "all sites' data at one place: centralized training"}
+#: What every task takes (``source.OF_ANY_TASK``).
+_OF_ANY_TASK = {
+    "pool": {"type": "boolean", "default": False, "description": "all sites' data at one place: centralized training"},
+    "leave_out": {"type": "array", "items": {"type": "string"}, "default": [], "description": "sites (slugs) that take no part"},
+}
 
 
 _MARK = "x-pppml-choice"
@@ -49,10 +53,10 @@ def finished(schema: dict[str, Any]) -> dict[str, Any]:
         name = _use(definitions[key]).get("const")
         if choice.kind != "task" and name != choice.default:
             return member
-        # Only a task may be told `pool`, and only a default may leave out `use`: a copy, since a definition may serve elsewhere too.
+        # Only a task takes these, and only a default may leave out `use`: a copy, since a definition may serve elsewhere too.
         own = copy.deepcopy(definitions[key])
         if choice.kind == "task":
-            own["properties"]["pool"] = _POOL
+            own["properties"] |= _OF_ANY_TASK
         if name is not None and name == choice.default:
             own["required"] = [required for required in own["required"] if required != "use"]
         walked: dict[str, Any] = walk(own)

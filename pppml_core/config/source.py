@@ -19,6 +19,8 @@ from pppml_core.errors import ConfigError
 
 #: Where in a config: keys and list indices from the top.
 ConfigPath = tuple[str | int, ...]
+#: Settings that every task takes, whatever its own are; kept beside the task, as ``pool`` and ``leave_out``.
+OF_ANY_TASK = ("pool", "leave_out")
 
 _MAX_CHARACTERS = 4_000_000
 _MAX_VALUES = 100_000
@@ -47,7 +49,7 @@ class Document:
     def place(self, path: ConfigPath) -> str:
         """``file:line: a.b[0]``, with the line of the nearest entry that has one."""
         # `task.pool` is kept as `pool`; its line is where it was written.
-        written = ("task", "pool") if path == ("pool",) and ("task", "pool") in self.places else path
+        written = ("task", *path) if path[:1] and path[0] in OF_ANY_TASK and ("task", path[0]) in self.places else path
         text = dotted(written)
         for length in range(len(written), -1, -1):
             if found := self.places.get(written[:length]):

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from pppml_core.adhoc import choice_of
 from pppml_core.config.binding import Binding, Problem
-from pppml_core.config.source import ConfigPath
+from pppml_core.config.source import OF_ANY_TASK, ConfigPath
 from pppml_core.errors import ConfigError, nearest
 
 _KINDS = {
@@ -68,7 +68,7 @@ def _worded(path: ConfigPath, details: Sequence[ErrorDetails], binding: Binding,
     if first["type"] == "missing":
         return ConfigError("is missing", hint=about)
     if first["type"] == "extra_forbidden":
-        known = sorted(owner.model_fields) + (["pool"] if path[:-1] == ("task",) else []) if owner else []
+        known = sorted(owner.model_fields) + (list(OF_ANY_TASK) if path[:-1] == ("task",) else []) if owner else []
         close = nearest(str(path[-1]), known)
         return ConfigError(f"unknown key {path[-1]!r}", hint=f"did you mean {close!r}?" if close else f"known here: {', '.join(known)}")
     if first["type"] in ("value_error", "assertion_error"):

@@ -21,6 +21,7 @@ from pppml_core.interfaces.privacy import PrivacyMechanism, PrivacyPlan, Privacy
 from pppml_core.interfaces.task import SiteData, Task, TaskSpec
 from pppml_core.learning.arrays import parameters_and_buffers
 from pppml_core.learning.evaluation import Remembered
+from pppml_core.learning.leave_out import TaskWithout
 from pppml_core.learning.pool import PooledTask
 from pppml_core.learning.training import DTYPES, device_of, fits_cache, steps_per_round
 from pppml_core.randomness import Seeds, seeded
@@ -47,6 +48,8 @@ class Assembly:
         """Build every component of a bound config. ``objects`` are live Python objects by section."""
         objects = objects or {}
         task = registry.build("task", config.task, objects)
+        if config.leave_out:
+            task = TaskWithout(task, config.leave_out)
         if config.pool:
             task = PooledTask(task)
         config = with_task_defaults(config, task.spec(), registry)
@@ -117,7 +120,8 @@ class Assembly:
     def privacy_setting(self, sizes: Mapping[str, int]) -> PrivacySetting:
         """What the privacy mechanism is planned for: the same public numbers at every party. ``sizes``: training examples of each site."""
         run, training = self.config.run, self.config.training
-        steps = {site: steps_per_round(training, n) for site, n in sizes.items()}
+        each = self.personalization.batches_per_step
+        steps = {site: steps_per_round(training, n, each) for site, n in sizes.items()}
         cohort = min(run.cohort or len(sizes), len(sizes))
         return PrivacySetting(run.rounds, cohort, sizes, training.batch_size, steps, self.personalization.gradient_calls)
 

@@ -14,6 +14,8 @@ from pppml_core.config.run_config import TrainingSection
 from pppml_core.errors import PppmlError, nearest
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import levels_of, rounded_weight, weight_error
+from pppml_core.interfaces.personalization import Batch
+from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.interfaces.task import SPLITS, SiteData, TaskSpec
 from pppml_core.learning.data.inspection import faults
 from pppml_core.learning.pool import evaluated_sites, held_out
@@ -212,8 +214,8 @@ def _check_cohort(plan: Plan, parts: Assembly) -> None:
         )
 
 
-def check_together(plan: Plan, parts: Assembly) -> None:
-    """Model and settings against each other, and against what data could be read."""
+def check_together(plan: Plan, parts: Assembly) -> bool:
+    """Model and settings against each other, and against what data could be read. False where no site's steps can be counted."""
     encoding, size = plan.config.encoding, plan.config.training.batch_size
     explicit = encoding.range.values() if isinstance(encoding.range, dict) else [] if encoding.range == "auto" else [encoding.range]
     step, rate = max(explicit, default=0.0) / levels_of(encoding.bits), plan.config.training.optimizer.lr
@@ -224,6 +226,50 @@ def check_together(plan: Plan, parts: Assembly) -> None:
         for pattern in encoding.range:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in shared):
                 plan.misfits.append(f"encoding.range: {pattern!r} matches no shared tensor; the first is {next(iter(shared), 'none')!r}")
+    settings = plan.config.training.model_dump()
+    plan.misfits += _of("personalization", parts.personalization.misfits(parts.model, plan.sizes, settings))
+    plan.warnings += _of("personalization", parts.personalization.remarks(settings))
+    if parts.personalization.shares and not parts.shared:
+        plan.misfits.append("personalization: it keeps every tensor of this model at the site, so nothing would be shared")
     normalized = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in parts.model.modules())
     if normalized and any(n % size == 1 or size == 1 for n in plan.sizes.values()):
         plan.warnings.append("training.batch_size: a batch of one example occurs, on which batch normalization is unreliable or fails")
+    each = parts.personalization.batches_per_step
+    few = {site: n for site, n in plan.sizes.items() if 0 < n < each}
+    for site, n in few.items():
+        text = f"site {site!r} has {n} training examples, and a step of the personalization takes {each} batches that share none"
+        plan.misfits.append(f"training: {text}; leave it out (task.leave_out)")
+    return not few
+
+
+def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
+    """Whether the privacy mechanism can protect what this personalization makes of gradients."""
+    rule, training, mechanism = parts.personalization, plan.config.training, privacy.statement.mechanism
+    name = plan.config.personalization.use  # type: ignore[attr-defined]
+
+    def probe(model: torch.nn.Module, batch: Batch) -> float:
+        return 0.0
+
+    if rule.needs_hessian and privacy.gradient_rule(probe) is not probe:
+        plan.misfits.append(
+            f"personalization: {name} needs Hessian-vector products, which {mechanism} neither clips nor noises; take an order that "
+            "needs gradients only"
+        )
+    if privacy.placement != "distributed":
+        return
+    if not rule.shares_one_gradient:
+        calls = f"it makes {rule.gradient_calls} gradients a step" if rule.gradient_calls > 1 else "what it shares is no plain gradient"
+        plan.misfits.append(
+            f"personalization: {name} cannot be protected by distributed noise: {calls}, and all but the last would enter the sum "
+            "without noise; use fedavg, or a mechanism with placement local"
+        )
+    for site, steps in plan.training["steps"].items():
+        if steps != 1:
+            text = f"distributed noise protects one gradient a sum, and {site!r} makes {steps} steps a round"
+            plan.misfits.append(f"training: {text}; set training.steps: 1")
+            break
+    if training.optimizer.use != "sgd" or training.keep_optimizer:
+        plan.misfits.append(
+            "training.optimizer: with distributed noise what a site shares must be its gradient: use sgd, without keep_optimizer "
+            "(the server may have momentum or Adam)"
+        )

@@ -23,8 +23,8 @@ Scores = dict[tuple[str, str, str], dict[str, float]]
 
 
 def weight_kinds(method: Personalization) -> list[str]:
-    """Which weights are scored: the shared ones where there are any, each site's own where they differ."""
-    return [kind for kind, on in (("global", method.shares), ("personalized", method.personalizes)) if on]
+    """Which weights are scored: the shared ones where they make a model, each site's own where they differ."""
+    return [kind for kind, on in (("global", method.has_global_model), ("personalized", method.personalizes)) if on]
 
 
 def to_wire(scores: Scores) -> dict[str, Any]:

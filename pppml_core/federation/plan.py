@@ -98,9 +98,8 @@ def make_plan(config: RunConfig, registry: Registry, objects: Mapping[str, Any] 
     checks.check_engine(plan, registry, objects or {})
     checks.check_settings(plan, parts)
     loaded, built = checks.check_data(plan, parts), checks.check_model(plan, parts)
-    if built:
-        checks.check_together(plan, parts)
-    if loaded and built:
+    fits = built and checks.check_together(plan, parts)
+    if loaded and fits:
         _plan_exchange(plan, parts)
     plan.headline = _headline(plan, parts)
     return plan
@@ -126,6 +125,7 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
         plan.misfits += [f"privacy: {text}" for text in refused]
         return
     privacy = parts.mechanism.plan(setting)
+    checks.check_gradients(plan, parts, privacy)
     plan.privacy = privacy.statement.to_dict()
     _bound_weight(plan, parts, privacy)
     session = _plan_session(plan, parts, cohort, privacy) if parts.personalization.shares else None

@@ -324,7 +324,7 @@ class Site:
         if config.run.metrics == "sum" and not (self._is_open(message) and message.body["sha256"] == self._open["weights"]):
             raise PolicyRefusal("scores that leave in a sum are those of the model of an open attempt", place=self.name)
         splits = tuple(message.body["splits"])
-        scores = self._trainer.scores(message.body["state"], weights, splits)
+        scores = self._trainer.scores(message.body["state"], weights, splits, keep=message.body["final"])
         if message.body["final"]:
             for side in self._sides.values():
                 side.forget()  # no more updates are asked for

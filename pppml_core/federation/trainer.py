@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,18 +15,23 @@ import torch
 from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.evaluation import Scores, weight_kinds
+from pppml_core.federation.files import write_atomic
 from pppml_core.federation.ledger import Ledger
 from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.store import SiteStore
 from pppml_core.interfaces.personalization import GradientRule
 from pppml_core.interfaces.privacy import PrivacyPlan
-from pppml_core.interfaces.task import Split
+from pppml_core.interfaces.task import Examples, Predictions, Split, TaskSpec
 from pppml_core.learning.arrays import load_state, personal_state, to_numpy, to_torch
-from pppml_core.learning.evaluation import evaluate
+from pppml_core.learning.evaluation import predict_examples
 from pppml_core.learning.gradients import plain_gradients
+from pppml_core.learning.metrics import score_groups
 from pppml_core.learning.pool import held_out
 from pppml_core.learning.training import LocalTraining, TensorCache, class_weights, device_of, fits_cache
 from pppml_core.randomness import seeded
+
+#: JSON in a site's own folder: ``{"metric": name, "sites": {site: {split: {weights: {"groups", "values", "counts"}}}}}``. It never leaves.
+GROUP_SCORES = "group-scores.json"
 
 
 class Trainer:
@@ -36,6 +42,7 @@ class Trainer:
         self._ledger = Ledger(store.folder / "ledger.jsonl")
         self._cache: TensorCache | None = None
         self._gradients: GradientRule | None = None
+        self._plain: GradientRule | None = None
 
     def contribution(
         self, round: int, key: bytes, weights: Mapping[str, npt.NDArray[Any]], pipeline: Pipeline | None, keep: Iterable[int]
@@ -96,13 +103,17 @@ class Trainer:
         self._store.save_state(round, {**after, "saturated": saturated}, keep)
         return values
 
-    def scores(self, round: int, weights: Mapping[str, npt.NDArray[Any]], splits: Iterable[Split]) -> Scores:
-        """Scores of the shared weights after ``round`` and, where the method personalizes, of this site's own model."""
+    def scores(self, round: int, weights: Mapping[str, npt.NDArray[Any]], splits: Iterable[Split], *, keep: bool = False) -> Scores:
+        """Scores of the shared weights after ``round`` and, where the method personalizes, of this site's own model.
+
+        ``keep`` writes the score of each patient (group) to the site's own folder, :data:`GROUP_SCORES`, for intervals over patients.
+        """
         started = time.perf_counter()
         parts = self._parts
         state = self._site_state(round)
         data = held_out(parts.task, self._site, parts.load(self._site))
         out: Scores = {}
+        groups: dict[str, Any] = {}
         with seeded(parts.seeds.integer("evaluation", round, "site", self._site)):
             for kind in weight_kinds(parts.personalization):
                 model = self._place(weights, state)
@@ -110,8 +121,15 @@ class Trainer:
                     model = self._adapted(model, round, state)
                 for name, part in data:
                     for split in splits:
-                        if len(part.part(split)):
-                            out[name, split, kind] = evaluate(model, parts.task, part.part(split))
+                        if not len(part.part(split)):
+                            continue
+                        predictions = predict_examples(model, part.part(split), parts.spec.size)
+                        out[name, split, kind] = {m: float(v) for m, v in parts.task.score(predictions).items()}
+                        if keep:
+                            groups.setdefault(name, {}).setdefault(split, {})[kind] = group_scores(parts.spec, predictions)
+        if keep:
+            metric = "dice" if parts.spec.kind == "segmentation" else "accuracy"
+            write_atomic(self._store.folder / GROUP_SCORES, json.dumps({"metric": metric, "sites": groups}).encode())
         self._clock["evaluate"] = self._clock.get("evaluate", 0.0) + time.perf_counter() - started
         return out
 
@@ -126,7 +144,8 @@ class Trainer:
 
     def _adapted(self, model: torch.nn.Module, round: int, state: Mapping[str, Any]) -> torch.nn.Module:
         data = self._training(round, {**state, "optimizer": None})
-        return self._parts.personalization.adapt(model, data, self._rule(), state["method"])
+        # Plain autograd: the adapted model stays here, and no privacy mechanism is charged for it.
+        return self._parts.personalization.adapt(model, data, self._plain_rule(), state["method"])
 
     def _site_state(self, round: int) -> dict[str, Any]:
         """The state after a round; before a site's first, the method's own beginning."""
@@ -161,14 +180,31 @@ class Trainer:
         )
 
     def _rule(self) -> GradientRule:
+        """The rule of training: the privacy mechanism's."""
         if self._gradients is None:
-            parts, training = self._parts, self._parts.config.training
-            balance = class_weights(training, parts.load(self._site).train, len(parts.spec.classes))
-            dtype = next(parts.model.parameters()).dtype
-            weights = None if balance is None else torch.tensor(balance, dtype=dtype, device=device_of(training))
-            plain = plain_gradients(lambda outputs, targets: parts.task.loss(outputs, targets, weights), training.precision)
-            self._gradients = self._privacy.gradient_rule(plain)
+            self._gradients = self._privacy.gradient_rule(self._plain_rule())
         return self._gradients
+
+    def _plain_rule(self) -> GradientRule:
+        if self._plain is None:
+            self._plain = plain_rule(self._parts, self._parts.load(self._site).train)
+        return self._plain
+
+
+def plain_rule(parts: Assembly, examples: Examples) -> GradientRule:
+    """Autograd of the task's loss; class weights are of these training examples, where they are balanced."""
+    training = parts.config.training
+    balance = class_weights(training, examples, len(parts.spec.classes))
+    dtype = next(parts.model.parameters()).dtype
+    weights = None if balance is None else torch.tensor(balance, dtype=dtype, device=device_of(training))
+    return plain_gradients(lambda outputs, targets: parts.task.loss(outputs, targets, weights), training.precision)
+
+
+def group_scores(spec: TaskSpec, predictions: Predictions) -> dict[str, list[Any]]:
+    """The score of each group (patient, smear, volume), see :func:`.metrics.score_groups`, and its number of examples."""
+    values = score_groups(spec, predictions)
+    _, counts = np.unique(predictions.groups, return_counts=True)
+    return {"groups": [str(g) for g in values], "values": list(values.values()), "counts": counts.tolist()}
 
 
 def plain_state(state: Any) -> Any:

@@ -10,6 +10,18 @@ Torch-native and stateless: state is handed in and out. Plain FedAvg is::
 
         def server_update(self, weights, mean, state):
             return {n: w + mean[n] for n, w in weights.items()}, state
+
+A rule that changes how a gradient is made wraps ``gradients`` and leaves the loop alone. FedProx is::
+
+            def proximal(model, batch):
+                loss = gradients(model, batch)
+                for name, p in model.named_parameters():
+                    p.grad += mu * (p.detach() - start[name])
+                return loss
+
+            data.train(model, proximal)
+
+A rule whose step needs several batches, such as Per-FedAvg, declares ``batches_per_step`` and is handed that many disjoint batches.
 """
 
 from __future__ import annotations
@@ -28,10 +40,12 @@ if TYPE_CHECKING:
     Batch = tuple[torch.Tensor, torch.Tensor]
     #: Sets ``.grad`` of the model's parameters for one batch and returns the batch's mean loss.
     GradientRule = Callable[[torch.nn.Module, Batch], float]
+    #: The same for one optimizer step, which may take a tuple of batches.
+    StepRule = Callable[[torch.nn.Module, Any], float]
 else:
     Tensors = Mapping[str, Any]
     Batch = tuple
-    GradientRule = Callable
+    GradientRule = StepRule = Callable
 
 #: Plain data a site keeps between rounds: names to tensors, numbers, or maps of these.
 PersonalState = Mapping[str, Any]
@@ -46,7 +60,7 @@ class Update:
 
 
 class LocalData(Protocol):
-    """A site's training data and training settings during one round."""
+    """A site's training data and training settings during one round. There is no way from here to validation or test data."""
 
     examples: int
 
@@ -57,28 +71,74 @@ class LocalData(Protocol):
         """``count`` further batches with an order of their own, named by the purpose; a new order whenever the examples are used up."""
 
     def train(
-        self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None
+        self,
+        model: torch.nn.Module,
+        rule: StepRule,
+        *,
+        parameters: list[torch.nn.Parameter] | None = None,
+        batches_per_step: int = 1,
+        lr: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        purpose: str = "train",
     ) -> dict[str, float]:
-        """The configured local training in place: optimizer, schedule, batches. Returns mean training metrics (``loss``)."""
+        """The configured local training in place. Returns mean training metrics (``loss``; empty when no step was made).
+
+        Args:
+            model: trained in place, in training mode.
+            rule: called once for each optimizer step with a batch, or with a tuple of ``batches_per_step`` of them.
+            parameters: which to train; default: all.
+            batches_per_step: above 1, each step gets that many batches of the configured size without an example in common. An epoch
+                is one pass over the data all the same, so it has fewer steps.
+            lr: instead of the configured learning rate, with the same schedule.
+            epochs: instead of the configured epochs or steps.
+            steps: instead of the configured epochs or steps.
+            purpose: names the order of examples and the optimizer's kept state, where a round trains more than once.
+        """
 
 
 class Personalization(ABC):
     """A local learning rule; holds no state."""
 
     #: gradient evaluations per optimizer step, for privacy accounting and cost.
-    gradient_calls = 1
+    gradient_calls: int = 1
+    #: disjoint batches per optimizer step, as handed to ``LocalData.train``.
+    batches_per_step: int = 1
     #: False: nothing is shared, no sum is formed.
-    shares = True
+    shares: bool = True
+    #: whether ``adapt`` gives something else than the global model, so that both are evaluated.
+    personalizes: bool = False
+    #: whether it asks the gradient rule for Hessian-vector products, which no privacy mechanism can bound.
+    needs_hessian: bool = False
+    #: whether a round of one step shares a mean of per-example gradients at the shared weights, times a public rate, and nothing else:
+    #: all that noise distributed over the sites can protect.
+    shares_one_gradient: bool = False
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config
 
+    @property
+    def has_global_model(self) -> bool:
+        """Whether the shared weights make a model by themselves. False where every site adds parts of its own (a head, normalization)."""
+        return self.shares
+
+    def misfits(self, model: torch.nn.Module, examples: Mapping[str, int], training: Mapping[str, Any]) -> list[str]:
+        """All reasons why this rule does not fit the network, the sites' numbers of training examples, or the training settings."""
+        return []
+
+    def remarks(self, training: Mapping[str, Any]) -> list[str]:
+        """Where the settings depart from the paper; the plan prints them."""
+        return []
+
     def init(self, model: torch.nn.Module) -> PersonalState:
-        """A site's state before its first round."""
+        """A site's state before its first round; ``model`` holds the initial weights."""
         return {}
 
-    def shared(self, name: str) -> bool:
-        """Whether this floating parameter or buffer (state-dict name) is shared; the rest stays at the site."""
+    def shared(self, name: str, model: torch.nn.Module) -> bool:
+        """Whether this floating parameter or buffer (state-dict name) is shared; the rest stays at the site.
+
+        ``model`` is there for its structure (names and types of modules): the answer must not depend on its values.
+        """
         return self.shares
 
     @abstractmethod
@@ -100,8 +160,8 @@ class Personalization(ABC):
         return examples
 
     def adapt(self, model: torch.nn.Module, data: LocalData, gradients: GradientRule, state: PersonalState) -> torch.nn.Module:
-        """The model a site would use: from shared weights in ``model`` to the personalized one, on the site's training data only."""
-        return model
+        """The model a site would use: from shared weights in ``model`` to the personalized one, on the site's training data only.
 
-    #: whether ``adapt`` gives something else than the global model, so that both are evaluated.
-    personalizes = False
+        It stays at the site, so ``gradients`` is plain autograd here, whatever the privacy mechanism.
+        """
+        return model

@@ -29,15 +29,17 @@ def to_torch(arrays: Arrays) -> dict[str, torch.Tensor]:
     return {n: torch.from_numpy(np.array(a)) for n, a in arrays.items()}
 
 
-def parameters_and_buffers(model: torch.nn.Module, shared: Callable[[str], bool], *, share_buffers: bool) -> tuple[TensorSpec, ...]:
+def parameters_and_buffers(
+    model: torch.nn.Module, shared: Callable[[str, torch.nn.Module], bool], *, share_buffers: bool
+) -> tuple[TensorSpec, ...]:
     """What of a model's state is shared: parameters first, then floating buffers, each in the state's order."""
     parameters = dict(model.named_parameters())
     state = model.state_dict()
-    first = [TensorSpec(n, tuple(t.shape)) for n, t in state.items() if n in parameters and t.is_floating_point() and shared(n)]
+    first = [TensorSpec(n, tuple(t.shape)) for n, t in state.items() if n in parameters and t.is_floating_point() and shared(n, model)]
     second = [
         TensorSpec(n, tuple(t.shape), "buffer")
         for n, t in state.items()
-        if share_buffers and n not in parameters and t.is_floating_point() and shared(n)
+        if share_buffers and n not in parameters and t.is_floating_point() and shared(n, model)
     ]
     return tuple(first + second)
 

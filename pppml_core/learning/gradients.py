@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from pppml_core.interfaces.personalization import Batch, GradientRule
+from pppml_core.interfaces.personalization import Batch
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def plain_gradients(loss: LossFunction, precision: str = "float32") -> GradientRule:
+class PlainGradients:
     """Autograd: zero the gradients, one forward and one backward pass; returns the batch's mean loss.
 
     ``precision`` ``bf16`` runs the forward pass under autocast; parameters and gradients stay float32.
     """
 
-    def rule(model: torch.nn.Module, batch: Batch) -> float:
-        images, targets = batch
+    def __init__(self, loss: LossFunction, precision: str = "float32") -> None:
+        self._loss, self._precision = loss, precision
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> float:
+        """Sets ``.grad`` of every parameter that takes part."""
         model.zero_grad(set_to_none=True)
-        mixed = torch.autocast(images.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-        with mixed:
-            value = loss(model(images), targets)
+        value = self._value(model, batch)
         value.backward()
         return float(value.detach())
 
-    return rule
+    def hessian_vector(self, model: torch.nn.Module, batch: Batch, vector: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The Hessian of the batch's mean loss at the model's weights times ``vector``, by differentiating the gradient once more.
+
+        Args:
+            model: its ``.grad`` fields are left as they are; buffers change as in any forward pass in the model's mode.
+            batch: images and targets.
+            vector: parameter name -> tensor of its shape. Parameters that are not named count as zero in it.
+
+        Returns:
+            Parameter name -> product, for the named parameters; zero for those on which the gradient does not depend.
+
+        """
+        parameters = {n: p for n, p in model.named_parameters() if n in vector}
+        names, at = list(parameters), list(parameters.values())
+        gradients = torch.autograd.grad(self._value(model, batch), at, create_graph=True, allow_unused=True)
+        taken = [(g, vector[n]) for g, n in zip(gradients, names, strict=True) if g is not None and g.requires_grad]
+        if not taken:  # the loss is linear in these parameters
+            return {n: torch.zeros_like(p) for n, p in parameters.items()}
+        products = torch.autograd.grad([g for g, _ in taken], at, [v for _, v in taken], allow_unused=True)
+        return {n: torch.zeros_like(p) if h is None else h for (n, p), h in zip(parameters.items(), products, strict=True)}
+
+    def _value(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        images, targets = batch
+        mixed: AbstractContextManager[object] = nullcontext()
+        if self._precision == "bf16":
+            mixed = torch.autocast(images.device.type, torch.bfloat16)
+        with mixed:
+            return self._loss(model(images), targets)
+
+
+def plain_gradients(loss: LossFunction, precision: str = "float32") -> PlainGradients:
+    """The rule without any privacy mechanism."""
+    return PlainGradients(loss, precision)

@@ -7,20 +7,24 @@ loader count.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pppml_core.config.run_config import OptimizerSection, TrainingSection
-from pppml_core.interfaces.personalization import Batch, GradientRule
+from pppml_core.errors import DataError
+from pppml_core.interfaces.personalization import Batch, StepRule
 from pppml_core.interfaces.task import Examples
 from pppml_core.learning.data.examples import stacked
 from pppml_core.randomness import Seeds, reseed
+
+T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 
@@ -31,11 +35,29 @@ def device_of(training: TrainingSection) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
 
 
-def steps_per_round(training: TrainingSection, examples: int) -> int:
-    """Optimizer steps of one local round; the last batch of an epoch may be smaller."""
+def steps_per_round(training: TrainingSection, examples: int, batches_per_step: int = 1) -> int:
+    """Optimizer steps of one local round; the batches of an epoch's last step may be smaller."""
     if training.steps is not None:
         return training.steps
-    return (1 if training.epochs is None else training.epochs) * math.ceil(examples / training.batch_size)
+    epochs = 1 if training.epochs is None else training.epochs
+    return epochs * len(_cut(examples, training.batch_size, batches_per_step))
+
+
+def _cut(examples: int, batch_size: int, batches_per_step: int) -> list[npt.NDArray[np.int64]]:
+    """Ends of the batches of each step of one pass: positions ``(batches_per_step + 1,)``, so that the batches have no example in common.
+
+    The last step shares out what is left evenly; fewer examples than batches are left over.
+    """
+    size = min(batch_size, examples // batches_per_step)
+    if size == 0:
+        text = f"a step needs {batches_per_step} batches without an example in common, and there are {examples} training examples"
+        raise DataError(text, place="training data", hint="leave this site out, or use a rule that takes one batch")
+    whole, left = divmod(examples, size * batches_per_step)
+    sizes = [np.full(batches_per_step, size)] * whole
+    if left >= batches_per_step:
+        sizes.append(np.array([left // batches_per_step + (i < left % batches_per_step) for i in range(batches_per_step)]))
+    ends = np.cumsum([0, *np.concatenate(sizes)])
+    return [ends[i * batches_per_step : (i + 1) * batches_per_step + 1] for i in range(len(sizes))]
 
 
 def learning_rate_factor(training: TrainingSection, round: int, rounds: int) -> float:
@@ -116,7 +138,7 @@ class LocalTraining:
         self._name = ("round", round, "site", site)
         self._factor = learning_rate_factor(training, round, rounds)
         self._device, self._dtype = device_of(training), DTYPES[training.precision]
-        self._calls = 0
+        self._passes: dict[str, int] = {}
         self.examples = len(examples)
         self.optimizer_state = optimizer_state
 
@@ -124,14 +146,18 @@ class LocalTraining:
         """The permutation of one epoch."""
         return self._seeds.generator(*self._name, purpose, "epoch", epoch).permutation(self.examples)
 
-    def _index_batches(self, purpose: str, epochs: int | None, steps: int | None) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        size, done, epoch = min(self._training.batch_size, self.examples), 0, 0
+    def _index_batches(
+        self, purpose: str, epochs: int | None, steps: int | None, batches_per_step: int = 1
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Epoch and examples of each batch; the batches of one step follow each other."""
+        done, epoch, cut = 0, 0, _cut(self.examples, self._training.batch_size, batches_per_step)
         while (epochs is None or epoch < epochs) and (steps is None or done < steps):
             order = self.order(epoch, purpose)
-            for start in range(0, self.examples, size):
+            for ends in cut:
                 if steps is not None and done >= steps:
                     return
-                yield epoch, order[start : start + size]
+                for start, end in itertools.pairwise(ends):
+                    yield epoch, order[start:end]
                 done += 1
             epoch += 1
 
@@ -163,41 +189,66 @@ class LocalTraining:
             for futures in ahead:
                 yield collate([f.result() for f in futures])
 
-    def _seeded(self, batches: Iterator[Batch], purpose: str) -> Iterator[Batch]:
+    def _seeded(self, batches: Iterator[T], purpose: str) -> Iterator[T]:
         for step, batch in enumerate(batches):
             reseed(self._seeds.integer(*self._name, purpose, "step", step))
             yield batch
 
     def batches(self) -> Iterator[Batch]:
         """The configured epochs or steps. A second pass in one round draws a new order."""
-        purpose = "train" if self._calls == 0 else f"train-{self._calls}"
-        self._calls += 1
-        epochs = None if self._training.steps is not None else (1 if self._training.epochs is None else self._training.epochs)
-        return self._seeded(self._load(self._index_batches(purpose, epochs, self._training.steps), purpose), purpose)
+        purpose, epochs, steps = self._pass("train", None, None)
+        return self._seeded(self._load(self._index_batches(purpose, epochs, steps), purpose), purpose)
+
+    def _pass(self, purpose: str, epochs: int | None, steps: int | None) -> tuple[str, int | None, int | None]:
+        """The name of the next pass for a purpose, and how long it is."""
+        number = self._passes.get(purpose, 0)
+        self._passes[purpose] = number + 1
+        if epochs is None and steps is None:
+            epochs, steps = self._training.epochs, self._training.steps
+        return f"{purpose}-{number}" if number else purpose, 1 if epochs is None and steps is None else epochs, steps
 
     def sample(self, purpose: str, count: int) -> Iterator[Batch]:
         """``count`` batches for a purpose of their own."""
         return self._seeded(self._load(self._index_batches(purpose, None, count), purpose), purpose)
 
     def train(
-        self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None
+        self,
+        model: torch.nn.Module,
+        rule: StepRule,
+        *,
+        parameters: list[torch.nn.Parameter] | None = None,
+        batches_per_step: int = 1,
+        lr: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        purpose: str = "train",
     ) -> dict[str, float]:
         """The configured training in place: returns ``{"loss": mean over examples seen}`` (empty when no step was made)."""
         model.train()
-        optimizer = make_optimizer(parameters if parameters is not None else model.parameters(), self._training.optimizer, self._factor)
-        if self.optimizer_state is not None:
+        section = self._training.optimizer if lr is None else self._training.optimizer.model_copy(update={"lr": lr})
+        optimizer = make_optimizer(parameters if parameters is not None else model.parameters(), section, self._factor)
+        if (kept := (self.optimizer_state or {}).get(purpose)) is not None:
             rates = [group["lr"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(_from_plain(self.optimizer_state))
+            optimizer.load_state_dict(_from_plain(kept))
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate  # the schedule belongs to the round, not to the state
+        name, epochs, steps = self._pass(purpose, epochs, steps)
+        batches = self._load(self._index_batches(name, epochs, steps, batches_per_step), name)
         total, seen = 0.0, 0
-        for batch in self.batches():
-            total += gradients(model, batch) * len(batch[0])
-            seen += len(batch[0])
+        for together in self._seeded(_by(batches, batches_per_step), name):
+            examples = sum(len(images) for images, _ in together)
+            total += rule(model, together if batches_per_step > 1 else together[0]) * examples
+            seen += examples
             optimizer.step()
         if self._training.keep_optimizer:
-            self.optimizer_state = _to_plain(optimizer.state_dict())
+            self.optimizer_state = {**(self.optimizer_state or {}), purpose: _to_plain(optimizer.state_dict())}
         return {"loss": total / seen} if seen else {}
+
+
+def _by(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch, ...]]:
+    """``count`` batches at a time."""
+    while together := tuple(itertools.islice(batches, count)):
+        yield together
 
 
 def _to_plain(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pppml_core.interfaces.personalization import Batch, GradientRule
+from pppml_core.interfaces.personalization import Batch, StepRule
 from pppml_core.randomness import Seeds
 
 CHANNELS, SIZE, CLASSES = 1, (8, 8), 3
@@ -31,38 +31,55 @@ class FixedData:
         generator = Seeds(0).generator("fixed-data", site)
         self._images = torch.from_numpy(generator.standard_normal((self.examples, CHANNELS, *SIZE))).to(dtype)
         self._targets = torch.from_numpy(generator.integers(0, CLASSES, self.examples))
-        self._site, self._passes = site, 0
+        self._site, self._passes = site, dict[str, int]()
         #: optimizer state kept at the site, as the real training data have it.
         self.optimizer_state = None
 
-    def _draw(self, purpose: str, count: int) -> Iterator[Batch]:
+    def _draw(self, purpose: str, steps: int, batches: int = 1) -> Iterator[tuple[Batch, ...]]:
+        """For each step that many batches without an example in common."""
         generator = Seeds(1).generator("order", self._site, purpose)
-        for _ in range(count):
-            picked = torch.from_numpy(generator.permutation(self.examples)[: self._size])
-            yield self._images[picked], self._targets[picked]
+        for _ in range(steps):
+            order = torch.from_numpy(generator.permutation(self.examples))
+            picked = [order[i * self._size : (i + 1) * self._size] for i in range(batches)]
+            yield tuple((self._images[p], self._targets[p]) for p in picked)
+
+    def _pass(self, purpose: str) -> str:
+        self._passes[purpose] = self._passes.get(purpose, 0) + 1
+        return f"{purpose}-{self._passes[purpose]}"
 
     def batches(self) -> Iterator[Batch]:
         """``steps`` batches; a further pass draws others."""
-        self._passes += 1
-        return self._draw(f"train-{self._passes}", self.steps)
+        return (batch for (batch,) in self._draw(self._pass("train"), self.steps))
 
     def sample(self, purpose: str, count: int) -> Iterator[Batch]:
         """``count`` batches of their own."""
-        return self._draw(purpose, count)
+        return (batch for (batch,) in self._draw(purpose, count))
 
     def train(
-        self, model: torch.nn.Module, gradients: GradientRule, *, parameters: list[torch.nn.Parameter] | None = None
+        self,
+        model: torch.nn.Module,
+        rule: StepRule,
+        *,
+        parameters: list[torch.nn.Parameter] | None = None,
+        batches_per_step: int = 1,
+        lr: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        purpose: str = "train",
     ) -> dict[str, float]:
-        """Plain SGD over :meth:`batches`."""
+        """Plain SGD; an epoch is as many whole steps as the examples make. At most four batches a step."""
         model.train()
         chosen = list(model.parameters()) if parameters is None else parameters
+        rate = self._lr if lr is None else lr
+        if epochs is not None:
+            steps = epochs * (self.examples // (self._size * batches_per_step))
         losses = []
-        for batch in self.batches():
-            losses.append(gradients(model, batch))
+        for together in self._draw(self._pass(purpose), self.steps if steps is None else steps, batches_per_step):
+            losses.append(rule(model, together if batches_per_step > 1 else together[0]))
             with torch.no_grad():
                 for parameter in chosen:
                     if parameter.grad is not None:
-                        parameter.sub_(self._lr * parameter.grad)
+                        parameter.sub_(rate * parameter.grad)
         return {"loss": sum(losses) / len(losses)} if losses else {}
 
 

@@ -52,7 +52,7 @@ class PersonalizationSuite(Suite):
         model, updates = self.network(), []
         state: Any = rule().init(self.network())
         for _ in range(count):
-            load_state(model, {n: t for n, t in self.network().state_dict().items() if rule().shared(n)})
+            load_state(model, {n: t for n, t in self.network().state_dict().items() if rule().shared(n, model)})
             update, state = rule().local_update(model, self.data(site), self.gradients(), state)
             updates.append(update)
             state = _through_data(state)
@@ -88,7 +88,7 @@ class PersonalizationSuite(Suite):
         rule = self.make()
         update, _, _ = self.updated(rule)
         floating = {n: t for n, t in self.network().state_dict().items() if t.is_floating_point()}
-        shared = {n for n in floating if rule.shared(n)}
+        shared = {n for n in floating if rule.shared(n, self.network())}
         assert rule.shares or not shared, "shares is False, but shared() says otherwise"
         assert not rule.shares or shared, "shares is True, but nothing is shared"
         assert shared <= set(update.delta), f"not in the update: {sorted(shared - set(update.delta))}"
@@ -104,10 +104,10 @@ class PersonalizationSuite(Suite):
         """If this fails: ``shared(name)`` must depend on the name only, before and after training, in every instance."""
         rule = self.make()
         names = list(self.network().state_dict())
-        before = [rule.shared(name) for name in names]
-        self.updated(rule)
+        before = [rule.shared(name, self.network()) for name in names]
+        _, _, trained = self.updated(rule)
         assert all(isinstance(answer, bool) for answer in before)
-        assert before == [rule.shared(name) for name in names] == [self.make().shared(name) for name in names]
+        assert before == [rule.shared(name, trained) for name in names] == [self.make().shared(name, self.network()) for name in names]
 
     def test_update_is_a_snapshot(self) -> None:
         """If this fails: clone what you return; the update or the state shares memory with the model, which the next site overwrites."""
@@ -230,7 +230,7 @@ class PersonalizationSuite(Suite):
     def weights(self) -> dict[str, torch.Tensor]:
         """The shared weights as the server holds them."""
         rule = self.make()
-        return {n: t.clone() for n, t in self.network().state_dict().items() if t.is_floating_point() and rule.shared(n)}
+        return {n: t.clone() for n, t in self.network().state_dict().items() if t.is_floating_point() and rule.shared(n, self.network())}
 
     def test_a_zero_mean_keeps_the_weights(self) -> None:
         """If this fails: the server moves although no site did."""

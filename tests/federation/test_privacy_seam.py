@@ -100,7 +100,8 @@ def test_local_noise_follows_the_clip_and_comes_before_the_weight(go, contributi
 
 def test_distributed_noise_is_added_to_the_integers_of_the_update_alone(go, contributions, flat):
     fake, plain = Fake(placement="distributed", shift=100, noise_bound=200), Fake(placement="none")
-    run, other = (go(privacy=f, run={"rounds": 1, "transcript": "payloads"}) for f in (fake, plain))
+    sections = {"run": {"rounds": 1, "transcript": "payloads"}, "training": {"steps": 1}}
+    run, other = (go(privacy=f, **sections) for f in (fake, plain))
     assert [q for q in fake.asked if q[0] == "integer_noise"] == [("integer_noise", (LENGTH,), "int32")] * 3
     assert not [q for q in fake.asked if q[0] in ("noise", "server_noise")]
     noisy, quiet = contributions(run, 1).raw, contributions(other, 1).raw
@@ -114,7 +115,7 @@ def test_distributed_noise_is_added_to_the_integers_of_the_update_alone(go, cont
 def test_noise_may_widen_a_contribution_by_its_bound_and_no_more(go, shift, bound, survive):
     fake = Fake(placement="distributed", shift=shift, noise_bound=bound)
     # A range so small that every coordinate is at its end: noise alone decides whether it is beyond.
-    sections = {"privacy": fake, "encoding": {"range": 1e-7}, "run": {"rounds": 1, "on_abort": "skip"}}
+    sections = {"privacy": fake, "encoding": {"range": 1e-7}, "run": {"rounds": 1, "on_abort": "skip"}, "training": {"steps": 1}}
     assert go(**sections).result["survivors"]["1"] == (list(SITES) if survive else [])
 
 

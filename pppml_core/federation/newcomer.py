@@ -1,0 +1,60 @@
+"""A hospital that comes later: it takes the trained weights and adapts them to a few of its own training images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+
+from pppml_core.errors import ConfigError, DataError, nearest
+from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.trainer import plain_rule
+from pppml_core.interfaces.task import Task
+from pppml_core.learning.arrays import load_state
+from pppml_core.learning.data.examples import Subset
+from pppml_core.learning.leave_out import TaskWithout
+from pppml_core.learning.pool import PooledTask
+from pppml_core.learning.training import LocalTraining
+from pppml_core.randomness import seeded
+
+
+def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, examples: int | None, draw: int) -> torch.nn.Module:
+    """What the run's own method makes of the shared ``weights`` at a site, from ``examples`` of its training data (None: all of them).
+
+    The site has no state of earlier rounds, whether it took part or not. Nothing but its training part is read. ``draw`` names which
+    examples are drawn and in which order they are used; the same draw with more examples contains the one with fewer. Returns a network of
+    its own, on the training device, in evaluation mode.
+
+    Raises ConfigError on an unknown site and for methods that share no model, DataError where the site has fewer training examples.
+    """
+    rule = parts.personalization
+    if not rule.shares:
+        raise ConfigError("nothing is shared in this run, so there is nothing to adapt", place="site")
+    task = _whole(parts.task)
+    slugs = [s.slug for s in task.sites()]
+    if site not in slugs:
+        close = nearest(site, slugs)
+        raise ConfigError(
+            f"there is no site {site!r}", place="site", hint=f"did you mean {close!r}?" if close else f"the sites are {', '.join(slugs)}"
+        )
+    training = task.load(site).train
+    count = len(training) if examples is None else examples
+    if not 0 < count <= len(training):
+        raise DataError(f"{count} of {len(training)} training examples cannot be taken", place=f"site {site}", hint="give fewer")
+    picked = parts.seeds.generator("newcomer", site, "draw", draw).permutation(len(training))[:count]
+    support = Subset(training, picked)
+    model = copy.deepcopy(parts.model)
+    load_state(model, parts.initial_state, dict(weights))
+    data = LocalTraining(
+        support, parts.config.training, parts.seeds, site=f"{site}#{draw}", round=parts.config.run.rounds, rounds=parts.config.run.rounds
+    )
+    with seeded(parts.seeds.integer("newcomer", site, "draw", draw, "adapt")):
+        return rule.adapt(model, data, plain_rule(parts, support), rule.init(model)).eval()
+
+
+def _whole(task: Task) -> Task:
+    """The task with all its sites, also those that were left out."""
+    while isinstance(task, PooledTask | TaskWithout):
+        task = task.inner
+    return task
