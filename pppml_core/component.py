@@ -23,6 +23,8 @@ KINDS: dict[str, str] = {
     "engine": "pppml_engines",
     "reporter": "pppml_reporters",
 }
+#: Settings that every task takes, whatever its own are; a config keeps them beside the task.
+OF_ANY_TASK = ("pool", "leave_out")
 
 
 class ComponentConfig(BaseModel):

@@ -17,7 +17,7 @@ import pluggy
 import pppml_core
 from pppml_core import hookspecs
 from pppml_core.adhoc import choice_of
-from pppml_core.component import KINDS, Component, ComponentConfig
+from pppml_core.component import KINDS, OF_ANY_TASK, Component, ComponentConfig
 from pppml_core.errors import PluginError, nearest
 
 CORE = "pppml-core"
@@ -153,7 +153,7 @@ def checked(kind: str, component: Any, origin: str) -> Component:
         raise PluginError(f"{origin}: the name {component.name!r} is not lower-case words joined by '-'")
     if not (isinstance(component.config, type) and issubclass(component.config, ComponentConfig)):
         raise PluginError(f"{origin}: the config of {component.name!r} is not a ComponentConfig class")
-    reserved = component.RESERVED | ({"pool"} if kind == "task" else frozenset())
+    reserved = component.RESERVED | (set(OF_ANY_TASK) if kind == "task" else frozenset())
     if taken := sorted(reserved & set(component.config.model_fields)):
         raise PluginError(f"{origin}: the config of {component.name!r} has a field {taken[0]!r}, which is reserved")
     component.config.model_rebuild()  # raises where an annotation cannot be resolved; no work where all are

@@ -13,10 +13,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pppml_core.adhoc import AttributeConfig, ObjectConfig, choice_of
-from pppml_core.component import Choice, Component, ComponentConfig
+from pppml_core.component import OF_ANY_TASK, Choice, Component, ComponentConfig
 from pppml_core.config.run_config import RunConfig
 from pppml_core.config.schema import ChoiceSchema, finished
-from pppml_core.config.source import OF_ANY_TASK, ConfigPath
+from pppml_core.config.source import ConfigPath
 from pppml_core.errors import ConfigError, PluginError, PppmlError
 from pppml_core.registry import Registry
 

@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 ATTRIBUTE_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
-#: What every task takes (``source.OF_ANY_TASK``).
+#: What every task takes (``component.OF_ANY_TASK``).
 _OF_ANY_TASK = {
     "pool": {"type": "boolean", "default": False, "description": "all sites' data at one place: centralized training"},
     "leave_out": {"type": "array", "items": {"type": "string"}, "default": [], "description": "sites (slugs) that take no part"},

@@ -15,12 +15,11 @@ from typing import Any
 
 import yaml
 
+from pppml_core.component import OF_ANY_TASK
 from pppml_core.errors import ConfigError
 
 #: Where in a config: keys and list indices from the top.
 ConfigPath = tuple[str | int, ...]
-#: Settings that every task takes, whatever its own are; kept beside the task, as ``pool`` and ``leave_out``.
-OF_ANY_TASK = ("pool", "leave_out")
 
 _MAX_CHARACTERS = 4_000_000
 _MAX_VALUES = 100_000

@@ -10,8 +10,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pppml_core.adhoc import choice_of
+from pppml_core.component import OF_ANY_TASK
 from pppml_core.config.binding import Binding, Problem
-from pppml_core.config.source import OF_ANY_TASK, ConfigPath
+from pppml_core.config.source import ConfigPath
 from pppml_core.errors import ConfigError, nearest
 
 _KINDS = {
