@@ -231,6 +231,8 @@ def check_together(plan: Plan, parts: Assembly) -> bool:
     plan.warnings += _of("personalization", parts.personalization.remarks(settings))
     if parts.personalization.shares and not parts.shared:
         plan.misfits.append("personalization: it keeps every tensor of this model at the site, so nothing would be shared")
+    if not (parts.personalization.has_global_model or parts.personalization.personalizes):
+        plan.misfits.append("personalization: it makes neither a shared model nor one of each site, so there is nothing to score")
     normalized = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in parts.model.modules())
     if normalized and any(n % size == 1 or size == 1 for n in plan.sizes.values()):
         plan.warnings.append("training.batch_size: a batch of one example occurs, on which batch normalization is unreliable or fails")

@@ -15,7 +15,7 @@ from pppml_core.learning.arrays import load_state
 from pppml_core.learning.data.examples import Subset
 from pppml_core.learning.leave_out import TaskWithout
 from pppml_core.learning.pool import PooledTask
-from pppml_core.learning.training import LocalTraining
+from pppml_core.learning.training import LocalTraining, TensorCache, device_of, fits_cache
 from pppml_core.randomness import seeded
 
 
@@ -38,17 +38,18 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
         raise ConfigError(
             f"there is no site {site!r}", place="site", hint=f"did you mean {close!r}?" if close else f"the sites are {', '.join(slugs)}"
         )
-    training = task.load(site).train
-    count = len(training) if examples is None else examples
-    if not 0 < count <= len(training):
-        raise DataError(f"{count} of {len(training)} training examples cannot be taken", place=f"site {site}", hint="give fewer")
-    picked = parts.seeds.generator("newcomer", site, "draw", draw).permutation(len(training))[:count]
-    support = Subset(training, picked)
+    own = task.load(site).train
+    count = len(own) if examples is None else examples
+    if not 0 < count <= len(own):
+        raise DataError(f"{count} of {len(own)} training examples cannot be taken", place=f"site {site}", hint="give fewer")
+    picked = parts.seeds.generator("newcomer", site, "draw", draw).permutation(len(own))[:count]
+    support = Subset(own, picked)
     model = copy.deepcopy(parts.model)
     load_state(model, parts.initial_state, dict(weights))
-    data = LocalTraining(
-        support, parts.config.training, parts.seeds, site=f"{site}#{draw}", round=parts.config.run.rounds, rounds=parts.config.run.rounds
-    )
+    training, rounds = parts.config.training, parts.config.run.rounds
+    cached = training.cache and not training.augment and fits_cache(support, len(slugs))
+    cache = TensorCache(support, next(model.parameters()).dtype, device_of(training)) if cached else None
+    data = LocalTraining(support, training, parts.seeds, site=f"{site}#{draw}", round=rounds, rounds=rounds, cache=cache)
     with seeded(parts.seeds.integer("newcomer", site, "draw", draw, "adapt")):
         return rule.adapt(model, data, plain_rule(parts, support), rule.init(model)).eval()
 

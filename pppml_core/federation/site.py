@@ -328,7 +328,6 @@ class Site:
         if message.body["final"]:
             for side in self._sides.values():
                 side.forget()  # no more updates are asked for
-            self._write_personalized(message.body["state"], weights)
         if config.run.metrics == "sum":
             kinds = evaluation.weight_kinds(parts.personalization)
             generator = parts.seeds.generator("evaluation", message.round, "site", self.name, "rounding")
@@ -336,14 +335,6 @@ class Site:
             self._scores = {"values": values, "splits": splits, "kinds": kinds, "about": about_scores(message.body)}
         body: dict[str, Any] = {"needs_weights": False}
         return {**body, "scores": evaluation.to_wire(scores)} if config.run.metrics == "per-site" else body
-
-    def _write_personalized(self, round: int, weights: Mapping[str, npt.NDArray[Any]]) -> None:
-        """This site's own model, in its own folder, for its own use."""
-        from safetensors.torch import save
-
-        from pppml_core.federation.files import write_atomic
-
-        write_atomic(self._store.folder / "personalized.safetensors", save(self._trainer.personalized(round, weights)))
 
     def freeze(self) -> bytes:
         """Everything a recreated site needs to go on within an attempt."""

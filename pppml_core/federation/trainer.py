@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.store import SiteStore
 from pppml_core.interfaces.personalization import GradientRule
 from pppml_core.interfaces.privacy import PrivacyPlan
-from pppml_core.interfaces.task import Examples, Predictions, Split, TaskSpec
+from pppml_core.interfaces.task import Examples, Predictions, Split, Task, TaskSpec
 from pppml_core.learning.arrays import load_state, personal_state, to_numpy, to_torch
 from pppml_core.learning.evaluation import predict_examples
 from pppml_core.learning.gradients import plain_gradients
+from pppml_core.learning.losses import default_loss
 from pppml_core.learning.metrics import score_groups
 from pppml_core.learning.pool import held_out
 from pppml_core.learning.training import LocalTraining, TensorCache, class_weights, device_of, fits_cache
@@ -106,7 +108,8 @@ class Trainer:
     def scores(self, round: int, weights: Mapping[str, npt.NDArray[Any]], splits: Iterable[Split], *, keep: bool = False) -> Scores:
         """Scores of the shared weights after ``round`` and, where the method personalizes, of this site's own model.
 
-        ``keep`` writes the score of each patient (group) to the site's own folder, :data:`GROUP_SCORES`, for intervals over patients.
+        ``keep`` writes to the site's own folder the very model that was scored, its own where it has one (``personalized.safetensors``),
+        and the score of each patient (group), :data:`GROUP_SCORES`, for intervals over patients.
         """
         started = time.perf_counter()
         parts = self._parts
@@ -114,11 +117,14 @@ class Trainer:
         data = held_out(parts.task, self._site, parts.load(self._site))
         out: Scores = {}
         groups: dict[str, Any] = {}
+        own: dict[str, torch.Tensor] = {}
         with seeded(parts.seeds.integer("evaluation", round, "site", self._site)):
             for kind in weight_kinds(parts.personalization):
                 model = self._place(weights, state)
                 if kind == "personalized":
                     model = self._adapted(model, round, state)
+                if keep:
+                    own = {n: t.detach().cpu().clone().contiguous() for n, t in model.state_dict().items()}
                 for name, part in data:
                     for split in splits:
                         if not len(part.part(split)):
@@ -128,19 +134,13 @@ class Trainer:
                         if keep:
                             groups.setdefault(name, {}).setdefault(split, {})[kind] = group_scores(parts.spec, predictions)
         if keep:
+            from safetensors.torch import save
+
+            write_atomic(self._store.folder / "personalized.safetensors", save(own))
             metric = "dice" if parts.spec.kind == "segmentation" else "accuracy"
             write_atomic(self._store.folder / GROUP_SCORES, json.dumps({"metric": metric, "sites": groups}).encode())
         self._clock["evaluate"] = self._clock.get("evaluate", 0.0) + time.perf_counter() - started
         return out
-
-    def personalized(self, round: int, weights: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
-        """State of this site's own model after ``round``, on the CPU."""
-        state = self._site_state(round)
-        with seeded(self._parts.seeds.integer("evaluation", round, "site", self._site)):
-            model = self._place(weights, state)
-            if self._parts.personalization.personalizes:
-                model = self._adapted(model, round, state)
-        return {n: t.detach().cpu().clone().contiguous() for n, t in model.state_dict().items()}
 
     def _adapted(self, model: torch.nn.Module, round: int, state: Mapping[str, Any]) -> torch.nn.Module:
         data = self._training(round, {**state, "optimizer": None})
@@ -197,7 +197,11 @@ def plain_rule(parts: Assembly, examples: Examples) -> GradientRule:
     balance = class_weights(training, examples, len(parts.spec.classes))
     dtype = next(parts.model.parameters()).dtype
     weights = None if balance is None else torch.tensor(balance, dtype=dtype, device=device_of(training))
-    return plain_gradients(lambda outputs, targets: parts.task.loss(outputs, targets, weights), training.precision)
+    # The loss alone: what is handed to a learning rule must not lead to the images of the task.
+    loss = parts.task.loss
+    if getattr(loss, "__func__", None) is Task.loss:
+        loss = partial(default_loss, parts.spec.kind)
+    return plain_gradients(lambda outputs, targets: loss(outputs, targets, weights), training.precision)
 
 
 def group_scores(spec: TaskSpec, predictions: Predictions) -> dict[str, list[Any]]:

@@ -134,7 +134,9 @@ class LocalTraining:
         cache: TensorCache | None = None,
         optimizer_state: Mapping[str, Any] | None = None,
     ) -> None:
-        self._examples, self._training, self._seeds, self._cache = examples, training, seeds, cache
+        self._training, self._seeds = training, seeds
+        # One of the two: examples may share arrays with those of other parts, which a copy of the training part does not.
+        self._source = examples if cache is None or training.augment else cache
         self._name = ("round", round, "site", site)
         self._factor = learning_rate_factor(training, round, rounds)
         self._device, self._dtype = device_of(training), DTYPES[training.precision]
@@ -163,13 +165,14 @@ class LocalTraining:
 
     def _one(self, epoch: int, index: int, purpose: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         augment = self._seeds.generator(*self._name, purpose, "augment", epoch, index) if self._training.augment else None
-        return self._examples.example(index, augment)
+        assert not isinstance(self._source, TensorCache)
+        return self._source.example(index, augment)
 
     def _load(self, batches: Iterator[tuple[int, npt.NDArray[np.int64]]], purpose: str) -> Iterator[Batch]:
-        if self._cache is not None and not self._training.augment:
+        if isinstance(self._source, TensorCache):
             for _, indices in batches:
-                picked = torch.from_numpy(indices).to(self._cache.images.device)
-                yield self._cache.images[picked], self._cache.targets[picked]
+                picked = torch.from_numpy(indices).to(self._source.images.device)
+                yield self._source.images[picked], self._source.targets[picked]
             return
 
         def collate(pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]) -> Batch:

@@ -127,7 +127,8 @@ def site_data(data: Collection, parts: Parts, to_image: ToImage, augment: Augmen
         # An unknown patient is no patient: one name for several such examples is one group in each part, never the same in two.
         own = data.groups[order[where]]
         groups = np.where(data.known[order[where]], own, np.char.add(f"{SPLITS[i]}:", own))
-        return ArrayExamples(images[where], targets[where], groups, to_image, augment if SPLITS[i] == "train" else None)
+        # Copies: from a view of the training part the other parts could be reached.
+        return ArrayExamples(images[where].copy(), targets[where].copy(), groups, to_image, augment if SPLITS[i] == "train" else None)
 
     return SiteData(*(examples(i) for i in range(len(SPLITS))))
 
