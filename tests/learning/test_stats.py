@@ -9,7 +9,15 @@ import pytest
 from scipy import optimize, stats
 
 from pppml_core.errors import PppmlError
-from pppml_core.learning.stats import Interval, bootstrap_interval, clopper_pearson, mean_interval, paired_difference, wilson
+from pppml_core.learning.stats import (
+    Interval,
+    bootstrap_interval,
+    clopper_pearson,
+    mean_interval,
+    paired_difference,
+    stratified_bootstrap,
+    wilson,
+)
 from pppml_core.randomness import Seeds
 
 
@@ -146,3 +154,50 @@ def test_impossible_counts_are_refused(k, n):
     for interval in (wilson, clopper_pearson):
         with pytest.raises(PppmlError, match="not a proportion"):
             interval(k, n)
+
+
+def site_means(samples):
+    """The mean over sites of each site's mean, for :func:`stratified_bootstrap`."""
+    return lambda drawn: np.mean([x[at].mean(axis=-1) for x, at in zip(samples, drawn, strict=True)], axis=0)
+
+
+def test_stratified_bootstrap_has_the_closed_form_variance():
+    # The bootstrap variance of the mean of site means is the mean of s_i^2 / n_i (s with divisor n) over sites, divided by their number.
+    rng = np.random.default_rng(3)
+    samples = [rng.normal(0.2, 1.0, 400), rng.normal(0.9, 0.1, 25), rng.normal(0.5, 0.4, 100)]
+    found = stratified_bootstrap([400, 25, 100], site_means(samples), np.random.default_rng(0), resamples=20_000)
+    variance = np.mean([x.var() / len(x) for x in samples]) / 3
+    assert found.estimate == pytest.approx(np.mean([x.mean() for x in samples]))
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.sqrt(variance), rel=0.03)
+    assert (found.n, found.method) == (525, "bootstrap-bca")
+    # One pool of all patients would mix the sites' levels into the width and move the estimate towards the large site.
+    pooled = bootstrap_interval(np.concatenate(samples), np.mean, np.random.default_rng(0))
+    assert pooled.estimate < found.estimate - 0.2
+
+
+def test_stratified_bootstrap_of_one_stratum_is_the_plain_one():
+    values = np.random.default_rng(1).random(30)
+    one = stratified_bootstrap([30], lambda drawn: values[drawn[0]].mean(axis=-1), np.random.default_rng(0), resamples=4000)
+    plain = bootstrap_interval(values, np.mean, np.random.default_rng(0), resamples=4000)
+    assert (one.low, one.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+def test_stratified_bootstrap_keeps_pairs_together():
+    rng = np.random.default_rng(2)
+    a = [rng.random(20), rng.random(12)]
+    b = [x - 0.1 for x in a]
+    difference = stratified_bootstrap([20, 12], lambda d: site_means(a)(d) - site_means(b)(d), np.random.default_rng(0), resamples=500)
+    assert (difference.low, difference.estimate, difference.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_stratum_of_one_unit_is_kept_as_it_is():
+    a, single = np.random.default_rng(4).random(50), np.array([0.7])
+    both = stratified_bootstrap([50, 1], site_means([a, single]), np.random.default_rng(0))
+    alone = stratified_bootstrap([50], site_means([a]), np.random.default_rng(0))
+    assert both.high - both.low == pytest.approx((alone.high - alone.low) / 2, rel=1e-6)
+    nothing = stratified_bootstrap([1, 1], site_means([single, single]), np.random.default_rng(0))
+    assert nothing.estimate == pytest.approx(0.7)
+    assert np.isnan(nothing.low)
+    for wrong in ([], [3, 0]):
+        with pytest.raises(PppmlError, match="at least one unit"):
+            stratified_bootstrap(wrong, site_means([a]), np.random.default_rng(0))
