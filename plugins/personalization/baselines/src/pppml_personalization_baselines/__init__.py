@@ -1,0 +1,1 @@
+"""Baselines of personalized federated learning: fine-tuning, FedProx, FedBN, Ditto, FedPer, FedRep, APFL."""
