@@ -90,7 +90,8 @@ def bootstrap_interval(
         raise PppmlError("an interval needs at least one value", place="bootstrap interval")
 
     def of_drawn(drawn: npt.NDArray[np.int64]) -> float:
-        return float(statistic(np.concatenate([groups[i] for i in drawn])))
+        # Rows are taken in one go: the same array, several times as fast.
+        return float(statistic(values[drawn] if isinstance(values, np.ndarray) else np.concatenate([groups[i] for i in drawn])))
 
     everything = np.arange(len(groups))
     estimate = of_drawn(everything)

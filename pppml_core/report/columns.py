@@ -14,6 +14,8 @@ Role = Literal["local-only", "federated", "centralized"]
 ROLES: tuple[Role, ...] = ("local-only", "federated", "centralized")
 #: settings that do not make another method: what a run is called, how it is seeded, where it is shown and how it is executed.
 INCIDENTAL = ("run.name", "run.seed", "reporters", "engine", "extends", "attacks", "training.loader_workers", "training.cache")
+#: what the shared weights of a method are, where more than "global" can be said.
+GLOBAL_IS = {"fedavg-finetune": "FedAvg", "per-fedavg": "before adapting"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,14 @@ class Column:
     @property
     def same_weights(self) -> bool:
         """Whether global and personalized values are equal throughout: the method does not personalize."""
-        finals = [run.final for run in self.runs]
-        return all(set(f.weights) == {"global", "personalized"} for f in finals) and all(
-            _equal(f.value("global", s, m), f.value("personalized", s, m)) for f in finals for s in (None, *f.site_names) for m in f.metrics
-        )
+        return all(run.final.one_model for run in self.runs)
+
+    def told(self, weights: str) -> str:
+        """What these weights are, as the head of a column of figures."""
+        if self.same_weights and self.role != "local-only":
+            return "one model"
+        use = self.first.part("config", "personalization").get("use")
+        return f"global ({GLOBAL_IS[use]})" if weights == "global" and len(self.weights) == 2 and use in GLOBAL_IS else weights
 
     @property
     def best_weights(self) -> str | None:
@@ -156,7 +162,3 @@ def _distinct(found: list[Column]) -> list[Column]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _equal(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b))

@@ -16,12 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.report.columns import Column
+from pppml_core.report.personalization import Against, Gains
 from pppml_core.report.records import RunRecords
 
 #: drawn in these, which no page uses, then replaced by CSS variables.
-INK, RULE, TRUTH, PREDICTION = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+INK, RULE, TRUTH, PREDICTION, PAGE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
 SERIES = tuple(f"#0a0c{i:02x}" for i in range(1, 9))
-VARIABLES = {INK: "--ink", RULE: "--rule", TRUTH: "--truth", PREDICTION: "--prediction"} | {c: f"--c{i}" for i, c in enumerate(SERIES, 1)}
+VARIABLES = {INK: "--ink", RULE: "--rule", TRUTH: "--truth", PREDICTION: "--prediction", PAGE: "--page"} | {
+    c: f"--c{i}" for i, c in enumerate(SERIES, 1)
+}
 DASHES = ("none", "5 2.5", "1.5 2")
 #: with more sites than this, one line each in its own colour tells nothing.
 MANY = len(SERIES) * 2
@@ -107,6 +110,37 @@ def comparison(found: Sequence[Column], metric: str) -> Picture | None:
         axes.tick_params(axis="y", length=0)
     keys = tuple(Key(c.label, f"--c{i % 8 + 1}", mark=MARKS[i % 8][1]) for i, (c, _) in enumerate(shown))
     return Picture(svg[0], f"Final {metric} of each site by column. Means: {', '.join(told)}.", metric, keys)
+
+
+def forest(found: Sequence[Against], gains: Gains, title: str) -> Picture | None:
+    """Differences at each site with their intervals, a row a site, a mark a method: filled where the interval excludes zero."""
+    sites = [site for site in gains.names if any(site in against.sites for against in found)]
+    if not sites or len(sites) > 40:
+        return None
+    colours = [gains.models.index(against.model) % 8 for against in found]
+    step, told, ends = 0.8 / max(len(found), 3), [], [0.0]
+    with _axes(4.6, 0.7 + max(0.27, 0.11 * len(found)) * len(sites)) as (axes, svg):
+        axes.set_ylim(len(sites) - 0.4, -0.6)
+        axes.set_yticks(range(len(sites)), [_shorten(gains.names[s]) for s in sites], parse_math=False)
+        axes.hlines(np.arange(len(sites) - 1) + 0.5, 0, 1, transform=axes.get_yaxis_transform(), color=RULE, linewidth=0.8, zorder=0)
+        axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
+        for index, (against, colour) in enumerate(zip(found, colours, strict=True)):
+            for site, one in against.sites.items():
+                at = sites.index(site) + (index - (len(found) - 1) / 2) * step
+                if one.has_interval:
+                    axes.hlines(at, one.low, one.high, color=SERIES[colour], linewidth=1.6)
+                    ends += [one.low, one.high]
+                inside = SERIES[colour] if one.clear else PAGE
+                axes.plot(one.mean, at, MARKS[colour][0], markersize=5, color=SERIES[colour], markerfacecolor=inside, zorder=3)
+                ends.append(one.mean)
+            told.append(f"{against.model.name}: {len(against.having(1))} sites above zero, {len(against.having(-1))} below")
+        room = 0.08 * (max(ends) - min(ends)) or 0.01
+        axes.set_xlim(min(ends) - room, max(ends) + room)
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("worse  ←  0  →  better")
+    keys = tuple(Key(a.model.name, f"--c{c + 1}", mark=MARKS[c][1]) for a, c in zip(found, colours, strict=True))
+    return Picture(svg[0], f"{title}, by site. {'; '.join(told)}.", title, keys)
 
 
 def outline(image: npt.NDArray[Any], truth: npt.NDArray[Any], prediction: npt.NDArray[Any], alt: str, title: str) -> Picture:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pppml_core.errors import ConfigError
-from pppml_core.report import columns, words
+from pppml_core.report import columns, personalization, personalization_words, words
 from pppml_core.report.columns import Column
 from pppml_core.report.records import Record, RunRecords, items, read_run
-from pppml_core.report.tables import MISSING, number, seconds, size
+from pppml_core.report.tables import MISSING, change, number, seconds, size
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -61,8 +61,8 @@ def render(runs: Sequence[RunRecords]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"size": size, "seconds": seconds, "number": number, "capital": words.capital}
-    environment.globals["place"] = _Placer()
+    environment.filters |= {"size": size, "seconds": seconds, "number": number, "change": change, "capital": words.capital}
+    environment.globals |= {"place": _Placer(), "verdict": personalization_words.verdict}
     metric = main.first.primary_metric
     return environment.get_template("template.html.j2").render(
         title=_title(main, found),
@@ -79,6 +79,7 @@ def render(runs: Sequence[RunRecords]) -> str:
         differences=columns.differences(found),
         comparison=_comparison(found, metric),
         curves=[(column, *_curves(column, metric)) for column in _ordered(main, found)],
+        gains=[_gains(gain) for gain in personalization.gains(found)],
         examples=_examples(main, found),
         guarantees=_guarantees(main, found),
         privacy=_privacy(main, found),
@@ -150,6 +151,27 @@ def _comparison(found: Sequence[Column], metric: str | None) -> Any:
     from pppml_core.report.figures import comparison
 
     return comparison(found, metric) if metric else None
+
+
+def _gains(gain: personalization.Gains) -> dict[str, Any]:
+    """One task's part of the section: numbers, sentences and figures."""
+    from pppml_core.report.figures import forest
+
+    told = personalization_words
+    sides = [(f"{gain.metric}, against local-only", [m.alone for m in gain.methods])]
+    sides.append((f"{gain.metric}, against one model for all", [m.one for m in gain.methods]))
+    compared = [(title, [a for a in side if a is not None and a.sites]) for title, side in sides]
+    drawn = [forest(side, gain, title) for title, side in compared]
+    return {
+        "gain": gain,
+        "answer": told.answer(gain),
+        "tallies": told.tallies(gain),
+        "figures": [picture for picture in drawn if picture is not None],
+        "rows": [(row.model.name, row) for row in gain.rows],
+        "differences": [(f"Differences of {title}", side) for title, side in compared if side],
+        "intervals": told.intervals(gain),
+        "meaning": told.meaning(gain),
+    }
 
 
 def _curves(column: Column, metric: str | None) -> tuple[Any, Any, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.errors import DataError
+from pppml_core.report.patients import PatientScores, read_patient_scores
 from pppml_core.report.tables import FinalMetrics, final_metrics
 
 Record = Mapping[str, Any]
@@ -35,6 +36,7 @@ class RunRecords:
     events: Sequence[Record] = ()
     examples: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     attacks: Sequence[Record] = ()
+    patients: PatientScores = field(default_factory=PatientScores)
     missing: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
 
@@ -124,9 +126,11 @@ def read_run(folder: Path) -> RunRecords:
     if {"config.resolved.yaml", "plan.json", "events.jsonl", "result.json", "metrics.jsonl"} <= set(missing):
         raise DataError("holds none of the files of a run", place=str(folder), hint="give the folder that `pppml run` wrote")
     damaged: list[str] = []
+    config = _yaml(folder / "config.resolved.yaml", damaged)
+    patients = read_patient_scores(folder, config)
     return RunRecords(
         folder,
-        config=_yaml(folder / "config.resolved.yaml", damaged),
+        config=config,
         plan=_json(folder / "plan.json", damaged),
         manifest=_json(folder / "manifest.json", damaged),
         result=_json(folder / "result.json", damaged),
@@ -134,8 +138,9 @@ def read_run(folder: Path) -> RunRecords:
         events=_jsonl(folder / "events.jsonl", damaged),
         examples=_examples(folder / "examples.npz", damaged),
         attacks=[_json(path, damaged) for path in sorted((folder / "attacks").glob("*.json"))],
+        patients=patients,
         missing=missing,
-        damaged=tuple(damaged),
+        damaged=(*damaged, *patients.damaged),
     )
 
 

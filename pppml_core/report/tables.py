@@ -20,6 +20,8 @@ WEIGHTS = ("global", "personalized")
 #: keys of a metrics row that are not metrics.
 ROW_KEYS = frozenset({"round", "site", "split", "weights"})
 MISSING = "–"
+#: the row that stands for the mean over sites where scores leave them only in a sum (``run.metrics: sum``).
+ALL_SITES = "all"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,19 @@ class FinalMetrics:
         """Names of all metrics, in the order they appear."""
         found = (m for w in WEIGHTS for values in (self.mean.get(w, {}), *self.sites.get(w, {}).values()) for m in values)
         return tuple(dict.fromkeys(found))
+
+    @property
+    def one_model(self) -> bool:
+        """Whether global and personalized values are equal throughout: then there is one model for all."""
+        return set(self.weights) == set(WEIGHTS) and all(
+            _equal(self.value("global", s, m), self.value("personalized", s, m)) for s in (None, *self.site_names) for m in self.metrics
+        )
+
+    def worst(self, weights: str, metric: str) -> tuple[str, float]:
+        """The site with the lowest value, and that value; ``("", NaN)`` where no site has one."""
+        found = {site: v for site in self.site_names if math.isfinite(v := self.value(weights, site, metric))}
+        site = min(found, key=lambda s: found[s], default="")
+        return site, found.get(site, math.nan)
 
     def value(self, weights: str, site: str | None, metric: str) -> float:
         """One value, ``site`` None for the mean; NaN where there is none."""
@@ -116,6 +131,7 @@ def final_metrics(source: Source) -> FinalMetrics:
     parts = _mapping(source.get("metrics", source))
     sites = {w: {s: _numbers(v) for s, v in _mapping(_mapping(parts.get(w)).get("sites")).items()} for w in WEIGHTS}
     mean = {w: _numbers(_mapping(parts.get(w)).get("mean")) or _mean(sites[w]) for w in WEIGHTS}
+    sites = {w: _single(sites[w]) for w in WEIGHTS}
     rounds = source.get("selected_round", source.get("rounds"))
     return FinalMetrics(sites, mean, rounds if isinstance(rounds, int) else None, source.get("split"))
 
@@ -133,12 +149,18 @@ def metrics_grid(source: Source, *, names: Mapping[str, str] | None = None) -> G
 
 
 def comparison_grid(sources: Mapping[str, Source], metric: str, *, names: Mapping[str, str] | None = None) -> Grid:
-    """One metric of several runs: sites by runs (label -> source), global and personalized side by side."""
+    """One metric of several runs: sites by runs (label -> source), global and personalized side by side where they differ.
+
+    The mean over sites comes first, then the worst site: the lowest value, so give a metric of which more is better.
+    """
     finals = {label: final_metrics(source) for label, source in sources.items()}
-    columns = [(label, w) for label, final in finals.items() for w in final.weights]
+    columns = [(label, w) for label, final in finals.items() for w in (final.weights[:1] if final.one_model else final.weights)]
     sites = tuple(dict.fromkeys(site for final in finals.values() for site in final.site_names))
     rows = [(name, *(number(finals[label].value(w, site, metric)) for label, w in columns)) for name, site in _site_rows(sites, names)]
-    return Grid(metric, ("site", *(f"{label}\n{w}" for label, w in columns)), tuple(rows))
+    if sites:
+        rows.insert(1, ("worst site", *(number(finals[label].worst(w, metric)[1]) for label, w in columns)))
+    heads = [f"{label}\n{'one model' if finals[label].one_model else w}" for label, w in columns]
+    return Grid(metric, ("site", *heads), tuple(rows))
 
 
 def metrics_table(source: Source, *, names: Mapping[str, str] | None = None) -> Table:
@@ -171,6 +193,17 @@ def number(value: float | None) -> str:
         return MISSING
     digits = next((d for limit, d in ((1.0005, 3), (99.995, 2), (999.95, 1)) if abs(value) < limit), 0)
     return f"{value:,.{digits}f}"
+
+
+def change(value: float | None) -> str:
+    """A difference with its sign.
+
+    >>> change(0.0213), change(-0.2), change(0.0001), change(float("nan"))
+    ('+0.021', '-0.200', '0.000', '–')
+    """
+    shown = number(value)
+    shown = "0.000" if shown == "-0.000" else shown
+    return f"+{shown}" if value is not None and value > 0 and shown != "0.000" else shown
 
 
 def size(count: float | None) -> str:
@@ -215,15 +248,24 @@ def _from_rows(rows: Sequence[Mapping[str, Any]]) -> FinalMetrics:
     for row in rows:
         if row["round"] == last and row.get("weights") in sites:
             sites[row["weights"]][str(row.get("site"))] = _numbers({k: v for k, v in row.items() if k not in ROW_KEYS})
-    # A row over all sites is what `run.metrics: sum` leaves; it is the mean then, not a site.
-    mean = {w: sites[w].pop("mean", {}) or _mean(sites[w]) for w in WEIGHTS}
+    mean = {w: _mean(sites[w]) for w in WEIGHTS}
+    sites = {w: _single(sites[w]) for w in WEIGHTS}
     return FinalMetrics(sites, mean, last, split)
+
+
+def _single(sites: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The sites told one by one: none where a sum over all of them is all there is."""
+    return {} if set(sites) == {ALL_SITES} else sites
 
 
 def _mean(sites: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(metric for values in sites.values() for metric in values)
     found = {m: [v[m] for v in sites.values() if math.isfinite(v.get(m, math.nan))] for m in names}
     return {m: sum(values) / len(values) if values else math.nan for m, values in found.items()}
+
+
+def _equal(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

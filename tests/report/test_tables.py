@@ -46,9 +46,12 @@ def test_rows_count_for_the_last_round_of_the_test_split() -> None:
 
 
 def test_a_mean_row_of_the_summed_mode_is_no_site() -> None:
-    final = final_metrics([{**ROWS[1], "site": "mean"}])
-    assert final.site_names == ()
-    assert final.value("global", None, "dice") == 0.5
+    summed = {"metrics": {"global": {"mean": {"dice": 0.5}, "sites": {"all": {"dice": 0.5}}}}}
+    for final in (final_metrics([{**ROWS[1], "site": "all"}]), final_metrics(summed)):
+        assert final.site_names == ()
+        assert final.value("global", None, "dice") == 0.5
+    beside_another = final_metrics([{**ROWS[1], "site": "all"}, ROWS[2]])
+    assert beside_another.site_names == ("all", "b"), "a site may be called so"
 
 
 def test_grid_has_the_mean_first_and_reads_the_same_in_three_forms() -> None:
@@ -67,5 +70,16 @@ def test_grid_has_the_mean_first_and_reads_the_same_in_three_forms() -> None:
 def test_comparison_puts_runs_side_by_side() -> None:
     grid = comparison_grid({"fedavg": RESULT, "alone": ROWS}, "dice")
     assert grid.header == ("site", "fedavg\nglobal", "fedavg\npersonalized", "alone\nglobal")
-    assert grid.rows[1] == ("a", "0.500", "0.750", "0.500")
+    assert grid.rows[1:3] == (("worst site", "0.500", "0.750", "0.500"), ("a", "0.500", "0.750", "0.500"))
     assert "<table>" in grid._repr_html_()
+
+
+def test_comparison_shows_one_model_once_and_each_ones_worst_site() -> None:
+    sites = {"a": {"dice": 0.5}, "b": {"dice": 0.4}, "c": {"dice": None}}
+    same = {"metrics": {w: {"mean": {"dice": 0.45}, "sites": sites} for w in ("global", "personalized")}}
+    own = {"metrics": {"personalized": {"mean": {"dice": 0.5}, "sites": {"a": {"dice": 0.2}, "b": {"dice": 0.8}}}}}
+    grid = comparison_grid({"fedavg": same, "fedper": own}, "dice")
+    assert grid.header == ("site", "fedavg\none model", "fedper\npersonalized")
+    assert grid.rows[:2] == (("mean of sites", "0.450", "0.500"), ("worst site", "0.400", "0.200"))
+    summed = comparison_grid({"fedavg": {"metrics": {"global": {"mean": {"dice": 0.5}, "sites": {"all": {"dice": 0.5}}}}}}, "dice")
+    assert summed.rows == (("mean of sites", "0.500"),), "no worst site where only sums left the sites"
