@@ -14,8 +14,10 @@ Role = Literal["local-only", "federated", "centralized"]
 ROLES: tuple[Role, ...] = ("local-only", "federated", "centralized")
 #: settings that do not make another method: what a run is called, how it is seeded, where it is shown and how it is executed.
 INCIDENTAL = ("run.name", "run.seed", "reporters", "engine", "extends", "attacks", "training.loader_workers", "training.cache")
+#: methods whose shared weights are what FedAvg gives, bit for bit, whatever each site makes of them.
+FEDAVG = ("fedavg", "fedavg-finetune", "ditto", "apfl")
 #: what the shared weights of a method are, where more than "global" can be said.
-GLOBAL_IS = {"fedavg-finetune": "FedAvg", "per-fedavg": "before adapting"}
+GLOBAL_IS = {**dict.fromkeys(FEDAVG[1:], "FedAvg"), "per-fedavg": "before adapting"}
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,32 @@ class Column:
         return self.runs[0]
 
     @property
+    def method(self) -> str:
+        """Name of the personalization; empty where no configuration tells."""
+        return str(self.first.part("config", "personalization").get("use") or "")
+
+    def has(self, weights: str) -> bool:
+        """Whether these weights were scored, however they compare."""
+        return any(weights in run.final.weights for run in self.runs)
+
+    @property
     def weights(self) -> tuple[str, ...]:
         """Which weights are shown. Of ``local-only`` the personalized ones alone: nobody trains its global weights."""
-        found = tuple(w for w in ("global", "personalized") if any(w in run.final.weights for run in self.runs))
+        found = tuple(w for w in ("global", "personalized") if self.has(w))
         if self.role == "local-only" and "personalized" in found:
             return ("personalized",)
         return found[:1] if len(found) == 2 and self.same_weights else found
 
     @property
     def same_weights(self) -> bool:
-        """Whether global and personalized values are equal throughout: the method does not personalize."""
+        """Whether global and personalized values are equal throughout: one column of figures tells both."""
         return all(run.final.one_model for run in self.runs)
 
     def told(self, weights: str) -> str:
         """What these weights are, as the head of a column of figures."""
         if self.same_weights and self.role != "local-only":
             return "one model"
-        use = self.first.part("config", "personalization").get("use")
-        return f"global ({GLOBAL_IS[use]})" if weights == "global" and len(self.weights) == 2 and use in GLOBAL_IS else weights
+        return f"global ({GLOBAL_IS[self.method]})" if weights == "global" and self.method in GLOBAL_IS else weights
 
     @property
     def best_weights(self) -> str | None:

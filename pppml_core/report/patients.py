@@ -21,6 +21,7 @@ WITHHELD = {
     "sum": "run.metrics is sum: what is known of single sites and patients was meant to stay at the sites, so it is not read",
     "none": "run.metrics is none: what is known of single sites and patients was meant to stay at the sites, so it is not read",
 }
+POOLED = "all images lay at one place, so there is no site to speak of"
 UNKNOWN = "no configuration tells what may leave the sites (run.metrics), so scores of single patients are not read"
 
 
@@ -58,6 +59,9 @@ def read_patient_scores(folder: Path, config: Mapping[str, Any]) -> PatientScore
     share = run.get("metrics") if isinstance(run, Mapping) else None
     if share != "per-site":
         return PatientScores(withheld=WITHHELD.get(str(share), UNKNOWN))
+    task = config.get("task")
+    if config.get("pool") or (isinstance(task, Mapping) and task.get("pool")):
+        return PatientScores(withheld=POOLED)
     metrics: dict[str, str] = {}
     kept: dict[tuple[str, str], Scores] = {}
     damaged: list[str] = []

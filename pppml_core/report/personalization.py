@@ -17,14 +17,12 @@ from typing import Literal
 
 import numpy as np
 
-from pppml_core.report.columns import Column, differences
+from pppml_core.report.columns import FEDAVG, Column, differences
 from pppml_core.report.patients import METRICS, Scores
 from pppml_core.report.records import RunRecords, flat
 
 Role = Literal["alone", "global", "own"]
 Over = Literal["patients", "seeds", "nothing"]
-#: methods whose shared weights are what FedAvg would have given.
-FEDAVG = ("fedavg", "fedavg-finetune")
 #: with fewer patients no difference is called clear: that five of five agree happens by chance one time in sixteen.
 FEWEST = 6
 #: differences below half a thousandth are level, as the three decimals show them.
@@ -73,7 +71,12 @@ class Model:
     @property
     def name(self) -> str:
         """How a sentence calls it."""
-        return f"the global model of {self.label}" if self.role == "global" and self.column.best_weights != "global" else self.label
+        return self.label if self.used else f"the global model of {self.label}"
+
+    @property
+    def used(self) -> bool:
+        """Whether a patient would meet it: not the global model of a method that makes each site its own."""
+        return self.role != "global" or not self.column.has("personalized")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -123,14 +126,16 @@ class Gains:
         self._levels: dict[tuple[str, str, str], Measured] = {}
         alone = [Model(c.label, "alone", c, c.weights[-1]) for c in self.columns if c.role == "local-only"]
         federated = [c for c in self.columns if c.role == "federated"]
-        self._alone, self._global = alone, [Model(c.label, "global", c, "global") for c in federated if "global" in c.weights]
-        self._own = [Model(c.label, "own", c, "personalized") for c in federated if "personalized" in c.weights]
+        shared = [Model(c.label, "global", c, "global") for c in federated if c.has("global")]
+        self._alone, self._global = alone, sorted(shared, key=lambda m: m.column.method != "fedavg")
+        self._plain = [m for m in self._global if m.column.method in FEDAVG]
+        self._own = [Model(c.label, "own", c, "personalized") for c in federated if c.has("personalized")]
 
     @cached_property
     def methods(self) -> list[Method]:
         """Every federated method by what a patient would meet: each site's own model, else the global one; FedAvg's global one too."""
-        lone = [m for m in self._global if m.column.best_weights == "global" or m in self._references]
-        return [self._method(model) for model in [*sorted(lone, key=lambda m: use(m.column) not in FEDAVG), *self._own]]
+        shown = [m for m in self._global if m.used or m in self._references]
+        return [self._method(model) for model in [*shown, *self._own]]
 
     @cached_property
     def rows(self) -> list[Method]:
@@ -160,13 +165,12 @@ class Gains:
     def _one(self, model: Model) -> Model | None:
         """The global model to set it against: FedAvg's of the most similar settings, else the method's own."""
         if model.role == "global":
-            plain = [m for m in self._global if use(m.column) in FEDAVG]
-            return None if model in plain else nearest(plain, model)
+            return None if model.column.method in FEDAVG else nearest(self._plain, model)
         mine = next((m for m in self._global if m.column is model.column), None)
-        if mine is not None and use(mine.column) in FEDAVG:
-            # A FedAvg run of the same settings has the same weights: one column is enough.
-            return next((m for m in self._global if use(m.column) == "fedavg" and same(m, mine)), mine)
-        return nearest([m for m in self._global if use(m.column) in FEDAVG], model) or mine
+        if mine is not None and mine in self._plain:
+            # Runs of the same settings have the same weights: one column is enough.
+            return next(m for m in self._plain if same(m, mine))
+        return nearest(self._plain, model) or mine
 
     def _method(self, model: Model) -> Method:
         alone, one = nearest(self._alone, model), self._one(model)
@@ -264,7 +268,7 @@ def gains(found: Sequence[Column]) -> list[Gains]:
     return [
         Gains(columns)
         for columns in tasks.values()
-        if {"federated"} < {c.role for c in columns} or any(c.role == "federated" and "personalized" in c.weights for c in columns)
+        if {"federated"} < {c.role for c in columns} or any(c.role == "federated" and c.has("personalized") for c in columns)
     ]
 
 
@@ -291,11 +295,9 @@ def nearest(models: Sequence[Model], model: Model) -> Model | None:
 
 
 def same(one: Model, other: Model) -> bool:
-    """Whether two models have the same scores everywhere and with every seed."""
-    if {r.seed for r in one.column.runs} != {r.seed for r in other.column.runs} or one.sites != other.sites:
-        return False
-    pairs = [(a, b) for a in one.column.runs for b in other.column.runs if a.seed == b.seed]
-    return all(a.final.sites.get(one.weights) == b.final.sites.get(other.weights) for a, b in pairs)
+    """Whether two global models are one: the same weights, by hash, and the same scores with every seed."""
+    mine, theirs = ({r.seed: (r.result.get("model_sha256"), r.final.sites.get("global")) for r in m.column.runs} for m in (one, other))
+    return one is other or (mine == theirs and all(digest for digest, _ in mine.values()))
 
 
 def _metric(columns: Sequence[Column]) -> str:
@@ -305,11 +307,6 @@ def _metric(columns: Sequence[Column]) -> str:
         if metric in kept and all(metric in c.first.final.metrics for c in columns):
             return metric
     return next((str(c.first.primary_metric) for c in columns if c.first.primary_metric), "")
-
-
-def use(column: Column) -> str:
-    """Name of the column's method."""
-    return str(column.first.part("config", "personalization").get("use") or "")
 
 
 def _data(run: RunRecords) -> str:

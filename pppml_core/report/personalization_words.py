@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pppml_core.report.personalization import FEDAVG, FEWEST, Against, Gains, Measured, Method, use
+from pppml_core.report.columns import FEDAVG
+from pppml_core.report.personalization import FEWEST, Against, Gains, Measured, Method
 
 
 def answer(gains: Gains) -> list[str]:
@@ -15,7 +16,11 @@ def answer(gains: Gains) -> list[str]:
         return [f"This cannot be told: no scores of single sites left the sites (run.metrics: {', '.join(sorted(asked))})."]
     if not any(m.model.role == "own" for m in gains.methods):
         out.append("No run here personalizes: what follows sets one model for all against each site alone.")
-    alone = [m for m in gains.methods if m.alone is not None and m.alone.sites and m.model.weights == m.model.column.best_weights]
+    alone = [
+        m
+        for m in gains.methods
+        if m.alone is not None and m.alone.sites and (m.model.role == "own" or not m.model.column.has("personalized"))
+    ]
     if not alone:
         text = "Whether a site would be better off alone cannot be told: no local-only run on the same data was given."
         out.append(f"{text} Run the same configuration with personalization=local-only and give both folders to pppml report.")
@@ -25,6 +30,9 @@ def answer(gains: Gains) -> list[str]:
         kept = f"Only {harmless[0].name} leaves no site worse off than it would be alone" if len(harmless) == 1 else kept
         kept = kept or f"Every one of the {len(alone)} methods leaves at least one site worse off than it would be alone"
         out.append(f"{kept}{': ' + _listed([m.name for m in harmless]) if len(harmless) > 1 else ''}.")
+        most = max(alone, key=lambda m: len(m.alone.having(-1)) if m.alone else 0)
+        if most.alone is not None and (lost := most.alone.having(-1)):
+            out[-1] += f" {most.model.name} leaves the most worse off: {_of(len(lost), len(most.alone.sites))}."
     return out
 
 
@@ -43,8 +51,10 @@ def tally(against: Against, names: dict[str, str], than: str) -> str:
     """``3 of 5 sites are better off with X than alone, 2 of them clearly so; 1 is worse off, clearly so: Clinic C.``"""
     better, worse, level = (against.having(sign) for sign in (1, -1, 0))
     known = any(d.has_interval for d in against.sites.values())
-    parts = [f"{_of(len(better), len(against.sites))} sites {_are(len(better))} better off with {against.model.name} {than}"]
-    parts[0] += _clearly(len(better), len(against.clearly(1)), known)
+    if not better and not worse:
+        return f"No site gains or loses with {against.model.name}, against {than.removeprefix('than ').removeprefix('with ')}."
+    head = f"{_of(len(better), len(against.sites))} sites {_are(len(better))} better off with {against.model.name} {than}"
+    parts = [head + _clearly(len(better), len(against.clearly(1)), known)]
     if level:
         parts.append(f"{len(level)} {_are(len(level))} level")
     lost = _clearly(len(worse), len(against.clearly(-1)), known)
@@ -65,7 +75,7 @@ def intervals(gains: Gains) -> list[str]:
         span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         out.append(
             f"In brackets: 95 % bootstrap intervals over the test patients of each site ({span} a site; single images where a site names "
-            f"no patients){averaged}. They cover the choice of patients{'' if averaged else ', not the seed'}."
+            f"no patients){averaged}. They cover the choice of patients, not the seed of training."
         )
         if min(counts) < FEWEST:
             out.append(f"With fewer than {FEWEST} patients no difference is called clear, whatever its interval.")
@@ -115,7 +125,7 @@ def _base(method: Method) -> str:
     assert method.one is not None
     base = method.one.base
     if base.column is method.model.column:
-        return "its own global model" + (" (plain FedAvg)" if use(base.column) in FEDAVG else "")
+        return "its own global model" + (" (plain FedAvg)" if base.column.method in FEDAVG else "")
     return f"the global model of {base.label}"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from pppml_core.known import known
 from pppml_core.report.columns import Column
 from pppml_core.report.records import Record, RunRecords, flat, items
 from pppml_core.report.tables import number
@@ -66,11 +67,19 @@ def headline(column: Column) -> list[str]:
         parts.append(f"Classes: {', '.join(map(str, classes))}.")
     chosen = [(kind, run.part("config", kind).get("use")) for kind in ("personalization", "aggregator", "privacy")]
     if any(use for _, use in chosen) and column.role == "federated":
-        parts.append(capital("; ".join(f"{kind}: {FAMILIAR.get(str(use), use)}" for kind, use in chosen if use)) + ".")
+        parts.append(capital("; ".join(f"{kind}: {_familiar(kind, str(use))}" for kind, use in chosen if use)) + ".")
     seeds = [str(r.seed) for r in column.runs if r.seed is not None]
     if seeds:
         parts.append(f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(seeds)}.")
     return parts
+
+
+def _familiar(kind: str, use: str) -> str:
+    """A component's name with what it does, where the catalogue knows it."""
+    if use in FAMILIAR:
+        return FAMILIAR[use]
+    entry = known(kind, use)
+    return f"{use} ({entry.summary})" if entry else use
 
 
 def guarantees(run: RunRecords) -> Record:
@@ -145,10 +154,6 @@ def bracket_words(found: Sequence[Column], metric: str | None) -> list[str]:
             parts.append(f"{_apart(here - above)} centralized training ({number(above)}){gap}")
         if parts:
             out.append(f"{column.label} reaches a mean {metric} of {number(here)}. It lies {'; it lies '.join(parts)}.")
-        if alone is not None and (worse := _worse_sites(column, alone, metric)):
-            names = [column.first.site_names.get(s, s) for s in worse]
-            shown = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
-            out.append(f"At {len(worse)} of {len(column.first.final.site_names)} sites {column.label} is below local-only: {shown}.")
     work = {c.label: gradients for c in found if (gradients := _example_gradients(c.first))}
     if work and max(work.values()) > 1.2 * min(work.values()):
         told = ", ".join(f"{label} about {gradients:,}" for label, gradients in work.items())
@@ -202,6 +207,8 @@ def not_evaluated(main: Column, found: Sequence[Column]) -> list[str]:
             out.append(f"Values of {metric} at {where}: undefined on these data, left out of the mean.")
     if "personalized" not in run.final.weights and run.final.metrics:
         out.append("Personalized weights: no value was recorded.")
+    if "global" not in run.final.weights and run.final.metrics and main.role == "federated":
+        out.append(f"A global model: with {main.method or main.label} what is shared makes no model without each site's own parts.")
     if not any(r.attacks for column in found for r in column.runs):
         out.append("Attacks: none was run, so nothing here shows what an adversary could reconstruct.")
     if not isinstance(privacy(run).get("epsilon"), int | float):
@@ -307,13 +314,3 @@ def _sign(difference: float) -> int:
 def _example_gradients(run: RunRecords) -> int | None:
     batch = run.part("config", "training").get("batch_size")
     return run.steps * batch if run.steps and isinstance(batch, int) else None
-
-
-def _worse_sites(column: Column, alone: Column, metric: str) -> list[str]:
-    if column.best_weights is None or alone.best_weights is None:
-        return []
-    sites = column.first.final.site_names
-    pairs: Mapping[str, tuple[float, float]] = {
-        s: (column.estimate(column.best_weights, s, metric).mean, alone.estimate(alone.best_weights, s, metric).mean) for s in sites
-    }
-    return [s for s, (here, there) in pairs.items() if here < there]

@@ -43,7 +43,7 @@ def squares(count: int, size: int, generator: np.random.Generator) -> dict[str, 
 def write_run(
     folder: Path, *, method: str = "fedavg", seed: int = 1, rounds: int = 6, planned: int | None = None, finished: bool = True,
     sites: dict[str, str] | None = None, kind: str = "segmentation", private: bool = False,
-    masked: bool = False, settings: dict[str, Any] | None = None, examples: bool = True, personalized: bool = True,
+    masked: bool = False, settings: dict[str, Any] | None = None, examples: bool = True, personalized: bool = True, patients: int = 0,
 ) -> Path:  # fmt: skip
     sites, folder = sites or SITES, Path(folder)
     folder.mkdir(parents=True)
@@ -143,8 +143,32 @@ def write_run(
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result))
         events.append({"event": "run-finished", "result": result})
+        if patients:
+            write_patients(folder, patients)
     (folder / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     return folder
+
+
+def write_patients(folder: Path, count: int) -> None:
+    """Scores of single patients in the sites' folders, and the result as their means."""
+    result = json.loads((folder / "result.json").read_text())
+    metric = "dice" if "dice" in result["metrics"]["global"]["mean"] else "accuracy"
+    sites: dict[str, dict[str, Any]] = {}
+    for weights, part in result["metrics"].items():
+        for site, values in part["sites"].items():
+            # Patients are hard or easy with every method; the methods differ by less.
+            hard, own = (np.random.default_rng([*map(ord, site), *map(ord, more)]) for more in ("", folder.name + weights))
+            counts = 1 + hard.integers(0, 6, count)
+            found = np.clip(values[metric] + hard.normal(0, 0.1, count) + own.normal(0, 0.02, count), 0, 1)
+            sites.setdefault(site, {})[weights] = {
+                "groups": [f"PATIENT-{site}-{i}" for i in range(count)], "values": found.tolist(), "counts": counts.tolist(),
+            }  # fmt: skip
+            values[metric] = float(np.average(found, weights=counts if metric == "accuracy" else None))
+        part["mean"][metric] = float(np.mean([v[metric] for v in part["sites"].values()]))
+    (folder / "result.json").write_text(json.dumps(result))
+    for site, tested in sites.items():
+        (folder / "sites" / site).mkdir(parents=True)
+        (folder / "sites" / site / "group-scores.json").write_text(json.dumps({"metric": metric, "sites": {site: {"test": tested}}}))
 
 
 @pytest.fixture

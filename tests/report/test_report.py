@@ -160,7 +160,7 @@ def test_below_local_only_is_said_with_the_sites(make_run: Make) -> None:
         (run / "result.json").write_text(json.dumps(result))
     shown = page(*runs)
     assert "0.100 below local-only (0.500): what the sites lose by training together" in shown.text
-    assert re.search(r"At \d of 4 sites fedavg is below local-only: .*Hospital B", shown.text)
+    assert re.search(r"\d of 4 sites (is|are) better off with fedavg than alone; .* worse off: .*Hospital B", shown.text)
 
 
 def test_unequal_training_is_said(make_run: Make) -> None:
