@@ -125,7 +125,7 @@ class Once(Reporter):
 
 def test_the_record_of_a_run_and_its_resume(go, experiment, tmp_path):
     """The resolved config says it and gives the same sites again; a resume with other sites is refused, with the same it goes on."""
-    once = Once()
+    once = Once(None)
 
     def start(task):
         return experiment(task=task, reporters=[once]).run(tmp_path / "r", report=False)
