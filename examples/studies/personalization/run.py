@@ -1,0 +1,83 @@
+"""The study of personalization: methods x tasks x seeds, hospitals that come later, tables and pictures.
+
+    python examples/studies/personalization/run.py --data DIR --out runs/personalization
+
+DIR holds the npz files that the configs name; tasks without their file are left out, and it is said so. An interrupted study goes on when
+the command is given again. ``--tune`` chooses the methods' settings on validation data first, and writes ``tuned.yaml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# One torch thread: what bit-identical results and a fair count of processors depend on. Before anything imports torch.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from jobs import run_all
+from selection import HERE, Selection, jobs_of, read_tuned
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is asked for; 1 where a job failed."""
+    options = parser().parse_args(arguments)
+    tuned_file = options.tuned
+    selection = Selection.read(options.selection).narrowed(
+        tasks=options.tasks, methods=options.methods, seeds=options.seeds, full=options.full
+    )
+    selection = with_data(selection, options.data)
+    if not options.new_site:
+        selection = selection.model_copy(update={"new_site": selection.new_site.model_copy(update={"sites": {}})})
+    if options.tune:
+        from tune import tune
+
+        failed = tune(selection, options.data, options.out, tuned_file, options.workers)
+        print(f"chosen: {tuned_file}")
+    else:
+        failed = {} if options.tables else run_all(jobs_of(selection, read_tuned(tuned_file), options.out, options.data), options.workers)
+        from pictures import draw
+        from summary import summarize
+        from tables import write_tables
+
+        results = summarize(selection, options.out)
+        write_tables(results, options.out)
+        draw(results, options.out / "pictures")
+        print((options.out / "tables.md").read_text("utf-8"))
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("--data", type=Path, help="folder of the npz files")
+    out.add_argument("--out", type=Path, default=Path("runs/personalization"), help="folder of the runs, the tables and the pictures")
+    out.add_argument("--tasks", nargs="+", help="only these tasks")
+    out.add_argument("--methods", nargs="+", help="only these methods")
+    out.add_argument("--seeds", nargs="+", type=int, help="other seeds")
+    out.add_argument("--full", action="store_true", help="all methods, not only the default selection")
+    out.add_argument("--workers", type=int, default=2, help="processes that train, one run each at a time")
+    out.add_argument("--no-new-site", dest="new_site", action="store_false", help="without the sites that come later")
+    out.add_argument("--tune", action="store_true", help="choose settings on validation data and write them, instead of running")
+    out.add_argument("--tables", action="store_true", help="only tables and pictures of what was run")
+    out.add_argument("--selection", type=Path, default=HERE / "selection.yaml", help="another selection")
+    out.add_argument("--tuned", type=Path, default=HERE / "tuned.yaml", help="chosen settings")
+    return out
+
+
+def with_data(selection: Selection, data: Path | None) -> Selection:
+    """Without the tasks whose file is not there."""
+    kept = []
+    for name, task in selection.tasks.items():
+        if task.file is None or (data is not None and (data / task.file).exists()):
+            kept.append(name)
+        else:
+            print(f"{name} is left out: {task.file} is not in {data or 'any folder; give --data'}", file=sys.stderr)
+    return selection.narrowed(tasks=kept, methods=selection.methods)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
