@@ -72,7 +72,10 @@ def recorded(tmp_path_factory):
             experiment = pppml.Experiment(
                 task="tiny", model={"use": "tiny-net", "width": 48}, reporters=["jsonl"], run=run, registry=Registry.only(), **others
             )
-            folders[name] = experiment.run(tmp_path_factory.mktemp("round") / name).folder
+            run = experiment.run(tmp_path_factory.mktemp("round") / name)
+            folders[name] = run.folder
+            if name == "fedavg":
+                run.adapt("site_1", 5, draw=2)
     return folders, names
 
 
@@ -139,10 +142,10 @@ def test_seed_names(recorded):
             before = parts[i - 1] if i else None
             if before in ("round", "evaluation"):
                 out.append("R")
-            elif before == "site":
+            elif before in ("site", "newcomer"):
                 out.append("NAME")
-            elif before in ("epoch", "step"):
-                out.append("E" if before == "epoch" else "K")
+            elif before in ("epoch", "step", "draw"):
+                out.append({"epoch": "E", "step": "K", "draw": "D"}[before])
             elif before == "augment":
                 out += ["E", "I"]
                 break
