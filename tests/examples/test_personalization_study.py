@@ -119,7 +119,7 @@ class Here:
 
 
 def test_tuning_chooses_the_best_on_validation_with_a_seed_of_its_own(finished):
-    study, folder, _ = finished
+    _, folder, _ = finished
     tuned = yaml.safe_load((folder / "tuned.yaml").read_text())
     rates = tuned["tiny"]["lr"]["tries"]
     assert [r["lr"] for r in rates] == [0.01, 0.003]
