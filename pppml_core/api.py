@@ -340,6 +340,39 @@ class Run:
 
         return predict_run(self.task, self.model(site), path, out, probabilities=probabilities)
 
+    def export_bundle(self, out: str | Path | None = None, site: str | None = None) -> Path:
+        """The global or a site's model as a MONAI bundle, usable with MONAI alone; returns its folder.
+
+        Args:
+            out: a new or empty folder; default: ``bundle`` or ``bundle-SITE`` in the run's folder.
+            site: slug of the site whose personalized model it is.
+
+        Raises CheckpointError for a run that has not finished, ConfigError on an unknown site, a method without global model, a folder
+        that is not empty or cannot be written, and a network or task that MONAI alone cannot be told of.
+        """
+        from pppml_core.config import to_plain
+        from pppml_core.learning.arrays import sha256_of_state
+        from pppml_core.learning.bundle.documents import Origin
+        from pppml_core.learning.bundle.export import write_bundle
+
+        result, plain = self.result, to_plain(self.config)
+        model = self.model(site)
+        scores = result["metrics"]["global" if site is None else "personalized"]
+        origin = Origin(
+            run=plain["run"]["name"],
+            task=plain["task"]["use"],
+            model=plain["model"]["use"],
+            method=plain["personalization"]["use"],
+            aggregator=plain["aggregator"]["use"],
+            site=site,
+            rounds=result["rounds"],
+            weights=sha256_of_state(model.state_dict()),
+            scores=(scores["mean"] if site is None else scores["sites"].get(site)) or {},
+            privacy=result["privacy"],
+        )
+        folder = Path(out) if out is not None else self.folder / ("bundle" if site is None else f"bundle-{site}")
+        return write_bundle(self.task, self._assembly.factory, model, origin, folder)
+
     @property
     def task(self) -> Any:
         """The task, built."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -81,3 +84,23 @@ class TinyNet(ModelFactory):
         if spec.kind == "segmentation":
             return torch.nn.Sequential(*body, torch.nn.Conv2d(2 * w, classes, 1))
         return torch.nn.Sequential(*body, torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(32 * w, classes))
+
+    def definition(self, spec: TaskSpec) -> Mapping[str, Any]:
+        """The same layers for MONAI."""
+        w, classes = self.config.width, len(spec.classes)
+        group = {"_target_": "torch.nn.GroupNorm", "num_groups": 1, "num_channels": w}
+        batch = {"_target_": "torch.nn.BatchNorm2d", "num_features": w}
+
+        def convolution(channels: int, features: int, size: int) -> dict[str, Any]:
+            sizes = {"in_channels": channels, "out_channels": features, "kernel_size": size, "padding": size // 2}
+            return {"_target_": "torch.nn.Conv2d", **sizes}
+
+        relu = {"_target_": "torch.nn.ReLU"}
+        body = [convolution(spec.channels, w, 3), group if self.config.norm == "group" else batch, relu, convolution(w, 2 * w, 3), relu]
+        pooled = [
+            {"_target_": "torch.nn.AdaptiveAvgPool2d", "output_size": 4},
+            {"_target_": "torch.nn.Flatten"},
+            {"_target_": "torch.nn.Linear", "in_features": 32 * w, "out_features": classes},
+        ]
+        head = [convolution(2 * w, classes, 1)] if spec.kind == "segmentation" else pooled
+        return {"layers": [*body, *head], "network_def": "$torch.nn.Sequential(*@layers)"}

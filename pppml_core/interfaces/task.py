@@ -124,6 +124,33 @@ class Predictions:
     groups: npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How MONAI alone reads one kind of file and makes of it what ``Task.prepare`` makes of it.
+
+    Args:
+        name: of the kind: ``nifti``, ``dicom``, ``picture``; a file name.
+        pattern: file name pattern, e.g. ``*.nii.gz``; ``*/`` where each folder is one image.
+        about: what such a file must hold, one sentence.
+        dims: spatial axes of the image after ``steps``; 3 for a 2-D network: predicted slice by slice along the last axis.
+        steps: MONAI dictionary transforms on the key ``image`` in config form, from a file name to a float32 MetaTensor
+            ``(channels, *size)``. They may name torch and MONAI only.
+        grid: how an answer goes back onto the file's grid: ``same``: it lies there already; ``affine``: it is resampled from the image's
+            affine to the file's; ``size``: it is resized in plane.
+        value_range: smallest and largest value after ``steps``, where they are known.
+        packages: distributions beside MONAI that reading needs.
+    """
+
+    name: str
+    pattern: str
+    about: str
+    dims: int
+    steps: tuple[Mapping[str, Any], ...]
+    grid: Literal["same", "affine", "size"] = "same"
+    value_range: tuple[float, float] | None = None
+    packages: tuple[str, ...] = ()
+
+
 class Task(ABC):
     """Data of several sites, and what is asked of them. Construction reads no pixel; ``load`` does."""
 
@@ -169,6 +196,18 @@ class Task(ABC):
         from pppml_core.learning.predict import read_images
 
         return read_images(self.spec(), path)
+
+    def readings(self) -> Sequence[Reading]:
+        """``prepare`` in MONAI's config form, for `pppml export bundle`: the kinds of files it can be told for, the usual one first.
+
+        Empty: it cannot be told, and there is no bundle. Default: pictures and NIfTI as the default of ``prepare`` reads them, and empty
+        for a task with a ``prepare`` of its own.
+        """
+        if type(self).prepare is not Task.prepare:
+            return ()
+        from pppml_core.learning.bundle.readings import as_stored
+
+        return as_stored(self.spec())
 
 
 def slug(name: str) -> str:

@@ -14,8 +14,9 @@ class TaskWithout(Task):
     def __init__(self, task: Task, left_out: Sequence[str]) -> None:
         super().__init__(task.config)
         self.inner, self.left_out = task, tuple(left_out)
-        # Loss, score and prepare are the inner task's own.
-        self.loss, self.score, self.prepare = task.loss, task.score, task.prepare  # type: ignore[method-assign]
+        # Loss, score and what is done to a file are the inner task's own.
+        self.loss, self.score = task.loss, task.score  # type: ignore[method-assign]
+        self.prepare, self.readings = task.prepare, task.readings  # type: ignore[method-assign]
 
     def spec(self) -> TaskSpec:
         """The inner task's."""

@@ -17,8 +17,9 @@ class PooledTask(Task):
         super().__init__(task.config)
         self.inner = task
         self._loaded: dict[str, SiteData] = {}
-        # Loss, score and prepare are the inner task's own.
-        self.loss, self.score, self.prepare = task.loss, task.score, task.prepare  # type: ignore[method-assign]
+        # Loss, score and what is done to a file are the inner task's own.
+        self.loss, self.score = task.loss, task.score  # type: ignore[method-assign]
+        self.prepare, self.readings = task.prepare, task.readings  # type: ignore[method-assign]
 
     def spec(self) -> TaskSpec:
         """The inner task's."""

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from pppml_core.errors import DataError, PluginError
 from pppml_core.interfaces.task import TaskSpec
 from pppml_core.learning.data.npz import read_npz
+from pppml_core.learning.data.pixels import windowed
 
 Image = npt.NDArray[np.float32]
 Info = dict[str, Any]
@@ -36,13 +37,14 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's mode L
 
 
-def read_images(spec: TaskSpec, path: str | Path) -> list[tuple[Image, Info]]:
+def read_images(spec: TaskSpec, path: str | Path, window: tuple[float, float] | None = None) -> list[tuple[Image, Info]]:
     """The images of a file or folder, each float32 ``(spec.channels, *any size)`` with its info (see above).
 
     NIfTI and DICOM values are as stored (DICOM: rescaled, so HU for CT); integer pixels of pictures and npz are divided by their type's
-    largest value, as in training. A task with a window or a spacing of its own overrides :meth:`Task.prepare`. Axes: pictures, npz
-    and single DICOM files (rows, columns); NIfTI and DICOM series as in the file, slices along the last axis. A DICOM series (the
-    files of one folder with one SeriesInstanceUID) is one volume. Grey is repeated to colour, colour weighted to grey.
+    largest value, as in training. ``window`` (black, white) maps the stored values of every format to [0, 1] instead, clipped. A task
+    with normalization or a spacing of its own overrides :meth:`Task.prepare`. Axes: pictures, npz and single DICOM files (rows, columns);
+    NIfTI and DICOM series as in the file, slices along the last axis. A DICOM series (the files of one folder with one
+    SeriesInstanceUID) is one volume. Grey is repeated to colour, colour weighted to grey.
 
     Raises DataError that names the file: missing, empty, unreadable, not finite, or of channels or dimensions that do not fit.
     """
@@ -52,7 +54,8 @@ def read_images(spec: TaskSpec, path: str | Path) -> list[tuple[Image, Info]]:
     out = []
     names: set[str] = set()
     for array, info in _found(spec, path):
-        image = _with_channels(array, spec.channels, str(info["name"]))
+        scaled = _unit(array) if window is None else windowed(array, window)
+        image = _with_channels(scaled, spec.channels, str(info["name"]))
         if not np.isfinite(image).all():
             raise DataError("NaN or infinite pixels", place=f"{path}: {info['name']}", hint="replace them before prediction.")
         info["name"] = _unique(info["name"], names)
@@ -63,7 +66,7 @@ def read_images(spec: TaskSpec, path: str | Path) -> list[tuple[Image, Info]]:
 
 
 def _found(spec: TaskSpec, path: Path) -> Iterator[Found]:
-    """Arrays with their channels first, in a stable order."""
+    """Arrays as stored, with their channels first, in a stable order; float32 where the format says what the values mean."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     root = path.parent if path.is_file() else path
     dicom: list[Path] = []
@@ -121,7 +124,7 @@ def _picture(spec: TaskSpec, file: Path, name: str) -> Found:
     if array.dtype == np.int32:  # how Pillow hands out some 16-bit files
         array = array.astype(np.uint16)
     array = np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
-    return _unit(array), {"name": name, "format": "picture", "affine": None}
+    return array, {"name": name, "format": "picture", "affine": None}
 
 
 def _npz(spec: TaskSpec, file: Path, name: str) -> Iterator[Found]:
@@ -146,7 +149,7 @@ def _npz(spec: TaskSpec, file: Path, name: str) -> Iterator[Found]:
         )
     digits = len(str(max(0, len(array) - 1)))
     for index in range(len(array)):
-        yield _unit(array[index]), {"name": f"{name}_{index:0{digits}}", "format": "npz", "affine": None, "stack": name}
+        yield array[index], {"name": f"{name}_{index:0{digits}}", "format": "npz", "affine": None, "stack": name}
 
 
 def _dicom(files: list[Path], root: Path, *, only: bool) -> Iterator[Found]:
@@ -178,7 +181,7 @@ def _dicom(files: list[Path], root: Path, *, only: bool) -> Iterator[Found]:
         yield array, {"name": _stem(named) if alone else (_flat(named) or root.name or "series"), "format": "dicom", "affine": affine}
 
 
-def _combined(members: list[tuple[Path, Any]]) -> tuple[Image, npt.NDArray[np.float64]]:
+def _combined(members: list[tuple[Path, Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """The slices of one series, with channels first, and their affine, by MONAI's reader."""
     from monai.data.image_reader import PydicomReader
 
@@ -204,8 +207,7 @@ def _combined(members: list[tuple[Path, Any]]) -> tuple[Image, npt.NDArray[np.fl
         raise DataError(f"DICOM pixels cannot be decoded: {error}", place=place, hint=hint) from error
     colour = int(members[0][1].get("SamplesPerPixel") or 1) > 1
     array = np.moveaxis(array, 2, 0) if colour else np.asarray(array)[None]
-    image = _unit(array) if colour else array.astype(np.float32)
-    return image, np.asarray(meta["affine"], dtype=np.float64)
+    return (array if colour else array.astype(np.float32)), np.asarray(meta["affine"], dtype=np.float64)
 
 
 def _with_channels(array: npt.NDArray[Any], channels: int, place: str) -> Image:

@@ -14,6 +14,7 @@ from pppml_core.errors import ConfigError, nearest
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.interfaces.task import TaskSpec
 from pppml_monai_nets.config import MonaiConfig
+from pppml_monai_nets.definitions import definition
 from pppml_monai_nets.norms import replace_batch_norm
 from pppml_monai_nets.probe import shape_misfits
 
@@ -100,17 +101,30 @@ class MonaiModel(ModelFactory):
 
         Raises ConfigError on an unknown name and on arguments the constructor refuses.
         """
-        maker = self._maker()
-        names = accepted(maker)
-        args = {**{name: value for name, value in from_task(spec).items() if name in names}, **self.config.args}
+        network = self._network(spec)
+        network.register_forward_hook(_first_output)
+        return replace_batch_norm(network, self.config.groups) if self.config.norm == "group" else network
+
+    def definition(self, spec: TaskSpec) -> dict[str, Any]:
+        """The same network for MONAI alone."""
+        network = self._network(spec).eval()
+        with torch.no_grad():
+            several = not isinstance(network(torch.zeros((1, spec.channels, *spec.size))), torch.Tensor)
+        group = self.config.norm == "group"
+        return definition(self.config.name, self._arguments(spec), self.build(spec), replaced=group, first=several)
+
+    def _arguments(self, spec: TaskSpec) -> dict[str, Any]:
+        names = accepted(self._maker())
+        return {**{name: value for name, value in from_task(spec).items() if name in names}, **self.config.args}
+
+    def _network(self, spec: TaskSpec) -> nn.Module:
+        maker, args = self._maker(), self._arguments(spec)
         try:
-            network = maker(**args)
+            return maker(**args)
         except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
             raise ConfigError(
                 f"{self.config.name} refuses its arguments: {error}", place="model.args", hint=f"it was called with {args}"
             ) from error
-        network.register_forward_hook(_first_output)
-        return replace_batch_norm(network, self.config.groups) if self.config.norm == "group" else network
 
 
 def _first_output(module: nn.Module, inputs: Any, output: Any) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ from torch import nn
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.interfaces.task import TaskSpec
 from pppml_monai_nets.config import DenseNetConfig
+from pppml_monai_nets.definitions import definition
 from pppml_monai_nets.norms import replace_batch_norm
 from pppml_monai_nets.probe import kind_misfits, shape_misfits
 
@@ -43,13 +44,19 @@ class DenseNetModel(ModelFactory):
 
     def build(self, spec: TaskSpec) -> nn.Module:
         """The network, without in-place activations where `norm: group` is asked for (they break per-example gradients)."""
-        group = self.config.norm == "group"
-        network = DenseNet(
-            spatial_dims=len(spec.size),
-            in_channels=spec.channels,
-            out_channels=len(spec.classes),
-            act=("relu", {"inplace": not group}),
-            dropout_prob=self.config.dropout,
+        network = DenseNet(**self._arguments(spec))
+        return replace_batch_norm(network, self.config.groups) if self.config.norm == "group" else network
+
+    def definition(self, spec: TaskSpec) -> dict[str, Any]:
+        """The same network for MONAI alone."""
+        return definition("DenseNet", self._arguments(spec), self.build(spec), replaced=self.config.norm == "group")
+
+    def _arguments(self, spec: TaskSpec) -> dict[str, Any]:
+        return {
+            "spatial_dims": len(spec.size),
+            "in_channels": spec.channels,
+            "out_channels": len(spec.classes),
+            "act": ("relu", {"inplace": self.config.norm != "group"}),
+            "dropout_prob": self.config.dropout,
             **VARIANTS[self.config.variant],
-        )
-        return replace_batch_norm(network, self.config.groups) if group else network
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -56,3 +58,20 @@ class SmallCNNModel(ModelFactory):
     def build(self, spec: TaskSpec) -> nn.Module:
         """The network."""
         return SmallCNN(spec.channels, len(spec.classes), self.config.channels, self.config.groups)
+
+    def definition(self, spec: TaskSpec) -> dict[str, Any]:
+        """The same layers under the same names for torch alone; the mean over the image is a pooling to one pixel."""
+        first, second, third = self.config.channels
+
+        def layer(channels: int, width: int) -> str:
+            groups = groups_for(width, self.config.groups)
+            convolution = f"torch.nn.Conv2d({channels}, {width}, 3, padding=1, bias=False)"
+            return f"$torch.nn.Sequential({convolution}, torch.nn.GroupNorm({groups}, {width}), torch.nn.ReLU())"
+
+        pool = {"_target_": "torch.nn.MaxPool2d", "kernel_size": 2}
+        return {
+            "features": [layer(spec.channels, first), pool, layer(first, second), pool, layer(second, third), layer(third, third)],
+            "head": {"_target_": "torch.nn.Linear", "in_features": third, "out_features": len(spec.classes)},
+            "network_def": "$torch.nn.Sequential(collections.OrderedDict(features=torch.nn.Sequential(*@features), "
+            "mean=torch.nn.AdaptiveAvgPool2d(1), flat=torch.nn.Flatten(), head=@head))",
+        }

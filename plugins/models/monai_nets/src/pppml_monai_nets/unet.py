@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from monai.networks.nets import UNet
 from torch import nn
 
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.interfaces.task import TaskSpec
 from pppml_monai_nets.config import UNetConfig
+from pppml_monai_nets.definitions import definition
 from pppml_monai_nets.norms import replace_batch_norm
 from pppml_monai_nets.probe import kind_misfits, shape_misfits
 
@@ -46,14 +49,21 @@ class UNetModel(ModelFactory):
 
     def build(self, spec: TaskSpec) -> nn.Module:
         """The network. `norm: group` is built with batch normalization and then replaced, so that groups can fit each layer."""
-        network = UNet(
-            spatial_dims=len(spec.size),
-            in_channels=spec.channels,
-            out_channels=len(spec.classes),
-            channels=self._channels(spec),
-            strides=self._strides(spec),
-            num_res_units=self.config.num_res_units,
-            norm="instance" if self.config.norm == "instance" else "batch",
-            dropout=self.config.dropout,
-        )
+        network = UNet(**self._arguments(spec))
         return replace_batch_norm(network, self.config.groups) if self.config.norm == "group" else network
+
+    def definition(self, spec: TaskSpec) -> dict[str, Any]:
+        """The same network for MONAI alone."""
+        return definition("UNet", self._arguments(spec), self.build(spec), replaced=self.config.norm == "group")
+
+    def _arguments(self, spec: TaskSpec) -> dict[str, Any]:
+        return {
+            "spatial_dims": len(spec.size),
+            "in_channels": spec.channels,
+            "out_channels": len(spec.classes),
+            "channels": self._channels(spec),
+            "strides": self._strides(spec),
+            "num_res_units": self.config.num_res_units,
+            "norm": "instance" if self.config.norm == "instance" else "batch",
+            "dropout": self.config.dropout,
+        }

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pppml_blood_cells.config import BloodCellsConfig
 from pppml_blood_cells.download import FILES, RECORD, bloodmnist
 from pppml_blood_cells.medmnist import is_medmnist, read_medmnist
 from pppml_core.errors import DataError, PluginError, nearest
-from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.learning.bundle.readings import centred as centred_step
+from pppml_core.learning.bundle.readings import picture
 from pppml_core.learning.data.collection import Collection, SiteParts, assign, site_data
 from pppml_core.learning.data.examples import centred, dihedral
 from pppml_core.learning.data.npz import read_multisite
 from pppml_core.learning.metrics import CLASSIFICATION_METRICS
+from pppml_core.learning.reading import read_images
 
 
 class BloodCells(Task):
@@ -64,6 +71,14 @@ class BloodCells(Task):
         if site not in found:
             raise DataError(f"there is no site {site!r}", place=self._data.place, hint=f"is {nearest(site, found)!r} meant?")
         return site_data(self._data, found[site], centred, dihedral)
+
+    def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:
+        """Images to predict, normalized as in training."""
+        return [((image - np.float32(0.5)) / np.float32(0.5), info) for image, info in read_images(self.spec(), path)]
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Pictures."""
+        return (picture(self.spec().channels, (centred_step(),), value_range=(-1.0, 1.0)),)
 
     def misfits(self) -> list[str]:
         """What keeps the file from being read and divided."""

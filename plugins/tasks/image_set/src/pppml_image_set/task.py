@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pppml_core.errors import DataError, nearest
-from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.learning.bundle.readings import apply, picture
+from pppml_core.learning.bundle.readings import centred as centred_step
 from pppml_core.learning.data.collection import Collection, SiteParts, assign, site_data
 from pppml_core.learning.data.examples import centred, dihedral
 from pppml_core.learning.data.npz import read_multisite
+from pppml_core.learning.data.pixels import resize
 from pppml_core.learning.metrics import CLASSIFICATION_METRICS, SEGMENTATION_METRICS
+from pppml_core.learning.reading import read_images
 from pppml_image_set.config import ImageSetConfig
 from pppml_image_set.folder import read_folder
 
@@ -69,6 +77,28 @@ class ImageSet(Task):
             raise DataError(f"there is no site {site!r}", place=self._data.place, hint=f"is {nearest(site, found)!r} meant?")
         return site_data(self._data, found[site], centred, dihedral)
 
+    def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:
+        """Images to predict, as in training: windowed, resized where ``size`` is given, normalized. The answer goes back onto the file."""
+        c, spec, out = self.config, self.spec(), []
+        for image, info in read_images(spec, path, c.window):
+            if info["format"] == "dicom" and c.window is None:
+                # In training each DICOM file is windowed by its own header, which is no longer there.
+                hint = "train with `window: [black, white]`, or give the images as PNG"
+                raise DataError("DICOM without a window", place=f"{path}: {info['name']}", hint=hint)
+            resized = image if c.size is None else _resized(image, c.size)
+            if resized.shape != image.shape:
+                info = {**info, "original_shape": image.shape[1:]}
+            out.append(((resized - np.float32(0.5)) / np.float32(0.5), info))
+        return out
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Pictures."""
+        c, channels = self.config, self.spec().channels
+        if c.size is None:
+            return (picture(channels, (centred_step(),), c.window, value_range=(-1.0, 1.0)),)
+        resized = f"torch.nn.functional.interpolate(x[None], size={tuple(c.size)}, mode='bilinear', antialias=True, align_corners=False)[0]"
+        return (picture(channels, (apply(resized), centred_step()), c.window, grid="size", value_range=(-1.0, 1.0)),)
+
     def misfits(self) -> list[str]:
         """What keeps the data from being read and divided."""
         try:
@@ -92,3 +122,10 @@ class ImageSet(Task):
                 *(f"{site.info.name}: {remark}." for site in self._parts for remark in site.remarks),
             ),
         )
+
+
+def _resized(image: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """``(channels, height, width)``, or a volume ``(channels, height, width, slices)``, in plane, as training images are resized."""
+    if image.ndim == 3:
+        return np.ascontiguousarray(np.moveaxis(resize(np.moveaxis(image, 0, -1)[None], size)[0], -1, 0))
+    return np.stack([_resized(image[..., at], size) for at in range(image.shape[-1])], axis=-1)

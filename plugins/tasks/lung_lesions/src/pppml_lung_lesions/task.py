@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.errors import DataError, nearest
-from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.metrics import SEGMENTATION_METRICS
 from pppml_lung_lesions.config import LungLesionsConfig
 
@@ -65,6 +65,12 @@ class LungLesions(Task):
         from pppml_lung_lesions.predict import read
 
         return read(self.config, self.spec(), path)
+
+    def readings(self) -> tuple[Reading, ...]:
+        """The same for MONAI alone."""
+        from pppml_lung_lesions.predict import readings
+
+        return readings(self.config, self.spec())
 
     def misfits(self) -> list[str]:
         """What is wrong with the data, as far as names and headers tell."""
