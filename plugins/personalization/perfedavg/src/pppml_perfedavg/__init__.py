@@ -1,1 +1,1 @@
-"""Per-FedAvg: a start from which every site adapts well in a few gradient steps."""
+"""Per-FedAvg: shared weights from which every site gets a good model in one step of gradient descent on its own data."""

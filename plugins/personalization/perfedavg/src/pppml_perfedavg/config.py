@@ -1,4 +1,4 @@
-"""Settings of Per-FedAvg."""
+"""Settings of ``per-fedavg``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,43 @@ from pydantic import Field
 
 from pppml_core.builtin.configs import FedAvgConfig
 
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Order = Literal["first", "hessian-free", "exact"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PerFedAvgConfig(FedAvgConfig):
-    """`per-fedavg`: a shared start from which every site adapts well in a few gradient steps."""
+    r"""`per-fedavg`: Algorithm 1 of Fallah, Mokhtari and Ozdaglar (NeurIPS 2020, arXiv:2002.07948), after equation numbers there.
 
-    inner_lr: Rate = Field(0.01, description="alpha: rate of the step a site adapts with; 0 is FedAvg")
-    outer_lr: Rate | None = Field(None, description="beta: rate of the local steps; default: training.optimizer.lr")
-    order: Literal["first", "hessian-free", "exact"] = Field(
-        "first", description="first: without second derivatives; hessian-free: by differences of gradients; exact"
-    )
-    hessian_step: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field("auto", description="delta of hessian-free")
+    The sites' losses f_i are not minimized themselves (eq. 1), but after one gradient step with the inner rate alpha (eq. 3)::
+
+        F(w) = 1/n sum_i F_i(w),   F_i(w) = f_i(w - alpha grad f_i(w))
+        grad F_i(w) = (I - alpha H_i(w)) grad f_i(w - alpha grad f_i(w))                                                      (eq. 4)
+
+    A local step takes three batches D, D', D'' and the outer rate beta; g and H are gradient and Hessian of a batch's mean loss::
+
+        w <- w - beta (I - alpha H(w, D'')) g(w - alpha g(w, D), D')
+
+    `order: first` leaves the Hessian out (FO). `hessian-free` (HF) replaces its product with v = g(w - alpha g(w, D), D') by
+    [g(w + delta v, D'') - g(w - delta v, D'')] / (2 delta). `exact` computes it by automatic differentiation.
+
+    **Rates in theory.** Let every f_i be L-smooth, with gradients bounded by B and rho-Lipschitz Hessians. The analysis takes
+    alpha in (0, 1/L]. Then F is smooth with L_F = 4 L + alpha rho B, and tau local steps a round are covered for
+    beta <= 1/(10 tau L_F), so never more than 1/(40 tau L): the outer rate must fall as the local steps grow. With alpha = 1/L and exact
+    gradients FO and HF differ from it as follows: the error of HF vanishes with delta, that of FO does not, since it leaves out alpha H v.
+    L is not known for a network, so nothing of this is checked; what it says in practice is to lower the outer rate first.
+
+    **Departures.** In the paper the outer step is plain gradient descent, all sites count the same, and batches are drawn
+    independently. Here the outer step is `training.optimizer` (momentum, Adam, weight decay and a schedule are possible), sites weigh by
+    their training examples unless `weight_cap: 1`, the server may have an optimizer, and the batches of one step have no example in common.
+    The plan names those that apply.
+    """
+
+    inner_lr: float = Field(0.01, ge=0, allow_inf_nan=False, description="alpha, the rate of the step each site is to take; 0 is FedAvg")
+    outer_lr: Positive | None = Field(None, description="beta, the rate of local training; default: training.optimizer.lr")
+    order: Order = Field("first", description="first: no Hessian; hessian-free: its product by differences of gradients; exact")
+    hessian_step: Literal["auto"] | Positive = Field("auto", description="delta of hessian-free; auto: from the sizes of w and v")
     batch_norm: Literal["shared", "local", "frozen"] = Field(
-        "shared", description="running statistics: shared as weights are, local to the site, or frozen at their initial values"
+        "shared", description="running statistics: averaged like weights, kept at each site, or fixed at what training began with"
     )
-    adapt_steps: int = Field(1, ge=0, le=100_000, description="gradient steps a site adapts with")
-    adapt_lr: Rate | None = Field(None, description="their rate; default: inner_lr")
+    adapt_steps: int = Field(1, ge=0, description="gradient steps from the shared weights to a site's own model")
+    adapt_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(None, description="rate of these steps; default: inner_lr")

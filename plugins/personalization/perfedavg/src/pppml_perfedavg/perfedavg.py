@@ -1,117 +1,126 @@
-"""``per-fedavg``: Fallah, Mokhtari and Ozdaglar 2020 (arXiv:2002.07948), Algorithm 1."""
+"""``per-fedavg``: federated meta-learning. Fallah, Mokhtari and Ozdaglar 2020 (arXiv:2002.07948), Algorithm 1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from pppml_core.builtin.fedavg import FedAvg
-from pppml_core.interfaces.personalization import Batch, GradientRule, LocalData, PersonalState, Update
-from pppml_core.learning.arrays import difference, load_state, snapshot
+from pppml_core.interfaces.personalization import GradientRule, LocalData, PersonalState, StepRule, Update
+from pppml_core.learning.arrays import difference, snapshot
+from pppml_perfedavg.batch_norm import is_statistic, measure_statistics, normalizations, with_fixed_statistics
 from pppml_perfedavg.config import PerFedAvgConfig
+from pppml_perfedavg.meta_gradient import MetaGradient
+
+BATCHES = {"first": 2, "hessian-free": 3, "exact": 3}
+CALLS = {"first": 2, "hessian-free": 4, "exact": 3}
 
 
 class PerFedAvg(FedAvg):
-    """Local steps on ``F(w) = f(w - alpha grad f(w))``."""
+    """Local steps on ``f_i(w - alpha grad f_i(w))``, so that the shared weights are good one gradient step later, at every site.
+
+    The server's part is FedAvg's. ``adapt`` makes that gradient step: ``w_i = w - alpha g(w, D_i)``, on training examples. With
+    ``inner_lr: 0`` the rule is FedAvg, bit for bit: one batch, one gradient a step.
+
+    Running statistics follow the passes at ``w`` on D (and those of ``adapt``), by ``batch_norm``. ``shared``: they are averaged like
+    weights. ``local``: they stay at the site, so the shared weights are no model by themselves; a site that never took part measures
+    its own. ``frozen``: normalization uses the statistics that training began with (``training.init``, or mean 0 and variance 1), and
+    they never change.
+    """
 
     config: PerFedAvgConfig
-    shares_one_gradient = False
-    personalizes = True
 
     def __init__(self, config: PerFedAvgConfig) -> None:
         super().__init__(config)
-        order = "none" if config.inner_lr == 0 else config.order
-        self.batches_per_step = {"none": 1, "first": 2}.get(order, 3)
-        self.gradient_calls = {"none": 1, "first": 2, "exact": 3}.get(order, 4)
-        self.needs_hessian = order == "exact"
+        meta = config.inner_lr > 0
+        self.batches_per_step = BATCHES[config.order] if meta else 1
+        self.gradient_calls = CALLS[config.order] if meta else 1
+        self.needs_hessian = meta and config.order == "exact"
+        self.personalizes = self._adapts or config.batch_norm == "local"
+        # With local statistics the gradient is taken at more than the shared weights.
+        self.shares_one_gradient = not meta and config.batch_norm != "local"
+
+    @property
+    def has_global_model(self) -> bool:
+        """Not where each site has running statistics of its own."""
+        return self.config.batch_norm != "local"
+
+    def shared(self, name: str, model: torch.nn.Module) -> bool:
+        """All but running statistics that are to stay local."""
+        return self.config.batch_norm != "local" or not is_statistic(name, model)
+
+    def misfits(self, model: torch.nn.Module, examples: Mapping[str, int], training: Mapping[str, Any]) -> list[str]:
+        """Precision, normalization and lengths that make the method impossible or empty."""
+        config, out = self.config, []
+        if config.inner_lr and 0 in (training["epochs"], training["steps"]):
+            out.append("training: it makes no local step, so nothing would be learned; set training.epochs or training.steps above 0")
+        if config.inner_lr and config.order != "first" and training["precision"] == "bf16":
+            out.append(f"personalization.order: {config.order} needs gradients more precise than bf16's; use `first`, or precision float32")
+        if config.batch_norm == "local" and not normalizations(model):
+            out.append("personalization.batch_norm: local, but the network has no running statistics to keep at a site; leave it out")
+        return out
+
+    def remarks(self, training: Mapping[str, Any]) -> list[str]:
+        """Departures from the paper."""
+        config, optimizer, server = self.config, training["optimizer"], self.config.server_optimizer
+        if not config.inner_lr:
+            return ["inner_lr: 0: local training is that of fedavg, and order has no effect"]
+        kind = optimizer["use"] + (" with momentum" if optimizer["use"] == "sgd" and optimizer["momentum"] else "")
+        departures = [
+            (kind != "sgd", f"its outer step is plain SGD; here it is training.optimizer ({kind})"),
+            (optimizer["weight_decay"], f"its outer step has no weight decay; here training.optimizer has {optimizer['weight_decay']:g}"),
+            (training["schedule"] != "constant" or training["warmup_rounds"], "its outer rate is constant; here training has a schedule"),
+            (config.weight_cap != 1, "its mean over sites is uniform; here sites weigh by training examples (uniform: weight_cap: 1)"),
+            (server.use != "sgd" or server.momentum or server.lr != 1, "its server takes the mean as it is; here server_optimizer steps"),
+            (config.adapt_steps != 1, f"it adapts by one step; here adapt_steps is {config.adapt_steps}"),
+            (self._adapt_lr != config.inner_lr, f"it adapts at the inner rate {config.inner_lr:g}; here adapt_lr is {self._adapt_lr:g}"),
+        ]
+        return [f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in departures if applies]
+
+    # -- at a site --------------------------------------------------------------------------------------------------------------------
+
+    def init(self, model: torch.nn.Module) -> PersonalState:
+        """With local statistics: whether the site has any."""
+        return {"trained": False} if self.config.batch_norm == "local" else {}
 
     def local_update(
         self, model: torch.nn.Module, data: LocalData, gradients: GradientRule, state: PersonalState
     ) -> tuple[Update, PersonalState]:
-        """Tau meta-steps from the shared weights."""
+        """The configured local steps (tau of the paper), each along a meta-gradient."""
+        config = self.config
+        rule: StepRule = gradients
+        if config.inner_lr:
+            rule = MetaGradient(gradients, config.inner_lr, config.order, config.hessian_step)
         start = snapshot(model)
-        rule = gradients if self.config.inner_lr == 0 else MetaGradient(gradients, self.config)
-        metrics = data.train(model, rule, batches_per_step=self.batches_per_step, lr=self.config.outer_lr)
-        return Update(difference(model, start), metrics), state
+        metrics = data.train(model, self._normalized(rule), batches_per_step=self.batches_per_step, lr=config.outer_lr)
+        delta = {n: d for n, d in difference(model, start).items() if self.shared(n, model)}
+        return Update(delta, metrics), {"trained": True} if state else {}
 
     def adapt(self, model: torch.nn.Module, data: LocalData, gradients: GradientRule, state: PersonalState) -> torch.nn.Module:
-        """``w - alpha g(w, D)``, as often as asked."""
-        rate = self.config.inner_lr if self.config.adapt_lr is None else self.config.adapt_lr
-        model.train()
-        for batch in data.sample("adapt", self.config.adapt_steps):
-            gradients(model, batch)
-            move(model, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, -rate)
+        """``adapt_steps`` times ``w <- w - adapt_lr g(w, D)``, in training mode, on batches of training examples."""
+        if self._adapts:
+            model.train()
+            rule = self._normalized(gradients)
+            for batch in data.sample("adapt", self.config.adapt_steps):
+                rule(model, batch)
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        if parameter.grad is not None:
+                            parameter.sub_(parameter.grad, alpha=self._adapt_lr)
+            model.zero_grad(set_to_none=True)
+        if not state.get("trained", True):
+            measure_statistics(model, data)
         return model
 
+    @property
+    def _adapt_lr(self) -> float:
+        return self.config.inner_lr if self.config.adapt_lr is None else self.config.adapt_lr
 
-class MetaGradient:
-    """Sets ``.grad`` to ``(I - alpha H(w, D'')) g(w - alpha g(w, D), D')``, or to what the order leaves of it."""
+    @property
+    def _adapts(self) -> bool:
+        return self.config.adapt_steps > 0 and self._adapt_lr > 0
 
-    def __init__(self, gradients: GradientRule, config: PerFedAvgConfig) -> None:
-        self._gradients, self._config = gradients, config
-
-    def __call__(self, model: torch.nn.Module, batches: tuple[Batch, ...]) -> float:
-        """The loss on D' at the adapted weights."""
-        alpha = self._config.inner_lr
-        w = {n: p.detach().clone() for n, p in model.named_parameters()}
-        self._gradients(model, batches[0])
-        with buffers_kept(model):
-            move(model, grads(model), -alpha)
-            loss = self._gradients(model, batches[1])
-            v = {n: g.clone() for n, g in grads(model).items()}
-            load_state(model, w)
-            hv = self._product(model, w, batches[2], v) if self._config.order != "first" else {}
-        for n, p in model.named_parameters():
-            p.grad = v[n] - alpha * hv[n] if n in hv else v.get(n)
-        return loss
-
-    def _product(
-        self, model: torch.nn.Module, w: dict[str, torch.Tensor], batch: Batch, v: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        if self._config.order == "exact":
-            product: dict[str, torch.Tensor] = self._gradients.hessian_vector(model, batch, v)  # type: ignore[attr-defined]
-            return product
-        norm = float(torch.sqrt(sum(g.square().sum() for g in v.values())))  # type: ignore[arg-type]
-        if norm == 0:
-            return {n: torch.zeros_like(g) for n, g in v.items()}
-        size = float(torch.sqrt(sum(p.square().sum() for p in w.values())))  # type: ignore[arg-type]
-        eps = torch.finfo(next(iter(v.values())).dtype).eps
-        delta = eps ** (1 / 3) * (1 + size) / norm if self._config.hessian_step == "auto" else self._config.hessian_step
-        stream = torch.get_rng_state()
-        move(model, v, delta)
-        self._gradients(model, batch)
-        up = {n: g.clone() for n, g in grads(model).items()}
-        load_state(model, w)
-        torch.set_rng_state(stream)
-        move(model, v, -delta)
-        self._gradients(model, batch)
-        down = grads(model)
-        out = {n: (up[n] - down[n]) / (2 * delta) for n in v}
-        load_state(model, w)
-        return out
-
-
-def grads(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The gradients that are there."""
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
-def move(model: torch.nn.Module, direction: dict[str, torch.Tensor], by: float) -> None:
-    """Parameters by a multiple of a direction, in place."""
-    with torch.no_grad():
-        for n, p in model.named_parameters():
-            if n in direction:
-                p.add_(direction[n], alpha=by)
-
-
-@contextmanager
-def buffers_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Buffers are afterwards what they were."""
-    held = {n: b.clone() for n, b in model.named_buffers()}
-    try:
-        yield
-    finally:
-        for n, b in model.named_buffers():
-            b.copy_(held[n])
+    def _normalized(self, rule: StepRule) -> StepRule:
+        return with_fixed_statistics(rule) if self.config.batch_norm == "frozen" else rule

@@ -1,4 +1,4 @@
-"""The hook: ``per-fedavg``."""
+"""The hook: one personalization, ``per-fedavg``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pppml_perfedavg.config import PerFedAvgConfig
 
 @hookimpl
 def pppml_personalizations() -> Sequence[Component]:
-    """``per-fedavg``."""
+    """Federated meta-learning."""
     return (
         Component(
             name="per-fedavg",
             config=PerFedAvgConfig,
             target="pppml_perfedavg.perfedavg:PerFedAvg",
-            summary="meta-learning: a shared start from which each site adapts in a few gradient steps",
-            cites=("Fallah, Mokhtari and Ozdaglar 2020, Per-FedAvg, arXiv:2002.07948",),
+            summary="weights that one gradient step adapts to each site: federated MAML, first-order, Hessian-free or exact",
+            cites=(
+                "Fallah, Mokhtari, Ozdaglar 2020, Personalized Federated Learning with Theoretical Guarantees, NeurIPS, arXiv:2002.07948",
+                "Finn, Abbeel, Levine 2017, Model-Agnostic Meta-Learning, arXiv:1703.03400",
+            ),
         ),
     )
