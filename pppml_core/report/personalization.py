@@ -277,6 +277,8 @@ def over_patients(values: Sequence[float], weights: Sequence[float]) -> Measured
     from pppml_core.learning.stats import bootstrap_interval
 
     rows = np.column_stack([values, weights])
+    if np.ptp(rows[:, 0]) < 1e-9:  # resamples of equal values are all alike, which is no certainty
+        return Measured(float(rows[:, 0].mean()), n=len(rows))
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(rows.tobytes()).digest()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy tells of resamples that hardly differ; percentiles are taken then

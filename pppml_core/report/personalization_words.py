@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pppml_core.report.columns import FEDAVG
-from pppml_core.report.personalization import FEWEST, Against, Gains, Measured, Method
+from pppml_core.report.personalization import FEWEST, LEVEL, Against, Gains, Measured, Method
+from pppml_core.report.tables import number
 
 
 def answer(gains: Gains) -> list[str]:
@@ -33,6 +35,8 @@ def answer(gains: Gains) -> list[str]:
         most = max(alone, key=lambda m: len(m.alone.having(-1)) if m.alone else 0)
         if most.alone is not None and (lost := most.alone.having(-1)):
             out[-1] += f" {most.model.name} leaves the most worse off: {_of(len(lost), len(most.alone.sites))}."
+    if len(rows := [row for row in gains.rows if row.model.used and math.isfinite(row.mean)]) > 1:
+        out.append(f"Highest mean of sites: {_best(rows, 'mean')}. Highest worst site: {_best(rows, 'worst')}.")
     return out
 
 
@@ -57,8 +61,12 @@ def tally(against: Against, names: dict[str, str], than: str) -> str:
     parts = [head + _clearly(len(better), len(against.clearly(1)), known)]
     if level:
         parts.append(f"{len(level)} {_are(len(level))} level")
-    lost = _clearly(len(worse), len(against.clearly(-1)), known)
-    parts.append(f"{len(worse)} {_are(len(worse))} worse off{lost}: {_listed([names[s] for s in worse])}" if worse else "none is worse off")
+    clear = against.clearly(-1)
+    lost = f"{len(worse)} {_are(len(worse))} worse off{_clearly(len(worse), len(clear), known)}"
+    if 0 < len(worse) < len(against.sites):
+        mark = 0 < len(clear) < len(worse)
+        lost += ": " + _listed([_quoted(names[s]) + (" (clearly)" if mark and s in clear else "") for s in worse])
+    parts.append(lost if worse else "none is worse off")
     return "; ".join(parts) + "."
 
 
@@ -77,6 +85,8 @@ def intervals(gains: Gains) -> list[str]:
             f"In brackets: 95 % bootstrap intervals over the test patients of each site ({span} a site; single images where a site names "
             f"no patients){averaged}. They cover the choice of patients, not the seed of training."
         )
+        if any(c.over == "nothing" and c.n > 1 for c in cells):
+            out.append("A site where every patient has the same score has no such interval: resampling tells nothing there.")
         if min(counts) < FEWEST:
             out.append(f"With fewer than {FEWEST} patients no difference is called clear, whatever its interval.")
     if any(c.over == "seeds" and c.has_interval for c in (*cells, *compared)):
@@ -121,6 +131,11 @@ def verdict(against: Against | None, sign: int) -> str:
     return f"{count} of {len(against.sites)}" + (f" ({clear} clearly)" if count and known else "")
 
 
+def _best(rows: Sequence[Method], part: str) -> str:
+    highest = max(getattr(row, part) for row in rows)
+    return f"{_listed([row.model.name for row in rows if getattr(row, part) > highest - LEVEL])} ({number(highest)})"
+
+
 def _base(method: Method) -> str:
     assert method.one is not None
     base = method.one.base
@@ -148,6 +163,10 @@ def _of(part: int, whole: int) -> str:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
+
+
+def _quoted(name: str) -> str:
+    return f"“{name}”" if "," in name else name
 
 
 def _listed(words: Sequence[str], most: int = 6) -> str:

@@ -80,7 +80,8 @@ def test_an_interval_over_patients_is_the_bootstrap_s() -> None:
     expected = stats.bootstrap((values,), np.mean, n_resamples=20_000, rng=np.random.default_rng(0)).confidence_interval
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.004)
     assert found == over_patients(values.tolist(), [1.0] * 40), "the resamples are named by the data"
-    assert not over_patients([0.4], [1.0]).has_interval, "one patient has no interval"
+    assert over_patients([0.4], [1.0]) == Measured(0.4, n=1), "one patient has no interval"
+    assert over_patients([1.0] * 9, [1.0] * 9) == Measured(1.0, n=9), "nine of nine is no certainty"
 
 
 def test_each_patient_is_first_averaged_over_the_seeds_both_have(make_run: Make) -> None:
@@ -131,6 +132,7 @@ def test_harm_is_counted_and_named(make_run: Make) -> None:
     assert own.one.having(-1) == ["a"]
     assert (own.worst, own.worst_site) == (0.4, "b")
     text = shown(alone, method)
+    assert "Highest worst site: local-only (0.500)." in text
     assert "2 of 4 sites are better off with per-fedavg than alone; 1 is level; 1 is worse off: Hospital B" in text
     assert "3 of 4 sites are better off with per-fedavg than with its own global model; 1 is worse off: Hospital A." in text
 
@@ -149,7 +151,7 @@ def test_clear_gains_and_losses_are_said(make_run: Make) -> None:
     for site, by in (("a", -0.2), ("b", 0.0)):
         for weights in ("global", "personalized"):
             change(runs[1], site, lambda r, s=site, w=weights, v=by: r["sites"][s]["test"][w].update(  # type: ignore[misc]
-                values=[max(x + v, 0.0) if v else x for x in kept(runs[0], s, "personalized")["values"]]))  # fmt: skip
+                values=[max(x + v * (0.5 + i % 2), 0.0) for i, x in enumerate(kept(runs[0], s, "personalized")["values"])]))  # fmt: skip
             scored(runs[1], weights, **{site: float(np.mean(kept(runs[1], site, weights)["values"]))})
     text = shown(*runs)
     assert "2 of 4 sites are better off with fedavg-finetune than alone, all clearly so; 1 is level; 1 is worse off, clearly so: " in text
@@ -335,8 +337,26 @@ def test_a_real_run_gives_intervals_over_patients(tmp_path: Path) -> None:
         for m in ("local-only", "fedavg")
     ]
     found = compared(*runs)
-    assert {cell.over for row in found.levels.values() for cell in row} == {"patients"}
+    cells = [cell for row in found.levels.values() for cell in row]
+    assert {cell.n for cell in cells} == {6}, "twelve images, two of a patient"
+    assert "patients" in {cell.over for cell in cells}
     assert not found.reasons
+
+
+def test_a_tally_names_the_sites_that_lose() -> None:
+    model, base = (Model(label, "own", None, "personalized") for label in "xy")  # type: ignore[arg-type]
+    clear, vague = Measured(-0.1, -0.2, -0.05, "patients", 9), Measured(-0.1, -0.2, 0.05, "patients", 9)
+    names = {"a": "North", "b": "South, old", "c": "C"}
+
+    def told(**sites: Measured) -> str:
+        return personalization_words.tally(Against(model, base, sites), names, "than alone")
+
+    assert told(a=clear, b=vague, c=Measured(0.1)) == (
+        "1 of 3 sites is better off with x than alone, not clearly so; "
+        "2 are worse off, 1 of them clearly so: North (clearly) and “South, old”."
+    )
+    assert told(a=clear, b=clear) == "0 of 2 sites are better off with x than alone; 2 are worse off, all clearly so."
+    assert told(a=Measured(0.0), b=Measured(0.0002)) == "No site gains or loses with x, against alone."
 
 
 def test_verdicts() -> None:
