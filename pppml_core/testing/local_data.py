@@ -1,15 +1,51 @@
-"""A double of a site's training data: fixed batches of small images, plain SGD at a given rate, no random stream touched."""
+"""A double of a site's training data: fixed batches of small images, plain SGD at a given rate, no random stream touched.
+
+And the core's own training data over the same images, where what counts is how it cuts them into steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 
+from pppml_core.config.run_config import TrainingSection
 from pppml_core.interfaces.personalization import Batch, StepRule
+from pppml_core.learning.data.examples import ArrayExamples
+from pppml_core.learning.training import LocalTraining
 from pppml_core.randomness import Seeds
 
 CHANNELS, SIZE, CLASSES = 1, (8, 8), 3
+
+
+def noise(site: str, examples: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Images ``(n, 1, 8, 8)`` float64 and targets ``(n,)`` int64 that have nothing to do with each other."""
+    generator = Seeds(0).generator("fixed-data", site)
+    images = generator.standard_normal((examples, CHANNELS, *SIZE))
+    return images, generator.integers(0, CLASSES, examples)
+
+
+def differing(site: str, examples: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Images with a bright square in one of three places, under a little noise, and the place's name, which each site chooses itself.
+
+    The letter of the site says by how much names are turned, how bright its scanner is and how strong its contrast. So the best model for
+    all sites is a bad one at each, whether a method keeps a head, normalization or a whole model of its own.
+    """
+    images, generator = 0.2 * noise(site, examples)[0], Seeds(0).generator("differing", site)
+    places, turn = generator.permutation(np.arange(examples) % CLASSES), ord(site[0]) - ord("a")
+    for image, place in zip(images, places, strict=True):
+        image[0, 3 * (place // 2) : 3 * (place // 2) + 3, 4 * (place % 2) : 4 * (place % 2) + 3] += 2.0
+    return (1 + 0.5 * turn) * images + 0.3 * turn, (places + turn) % CLASSES
+
+
+def real_training(site: str = "a", *, examples: int = 30, lr: float = 0.1, **settings: Any) -> LocalTraining:
+    """The core's own training data over the same kind of images: ``settings`` are those of ``training`` (default: batches of 8)."""
+    images, targets = noise(site, examples)
+    section = TrainingSection(**{"device": "cpu", "batch_size": 8, "optimizer": {"use": "sgd", "lr": lr}, **settings})
+    held = ArrayExamples(images.astype(np.float32), targets, np.arange(examples), to_image=np.asarray)
+    return LocalTraining(held, section, Seeds(1), site=site, round=1, rounds=1)
 
 
 class FixedData:
@@ -20,20 +56,31 @@ class FixedData:
         steps: optimizer steps of the configured training.
         lr: learning rate of :meth:`train`; 0 is allowed.
         dtype: of the images.
+        differ: there is something to learn, and sites contradict each other: see :func:`differing`. Otherwise images and targets are noise.
 
     """
 
     def __init__(
-        self, site: str = "a", *, steps: int = 3, lr: float = 0.1, batch_size: int = 8, dtype: torch.dtype = torch.float32
+        self,
+        site: str = "a",
+        *,
+        steps: int = 3,
+        lr: float = 0.1,
+        batch_size: int = 8,
+        dtype: torch.dtype = torch.float32,
+        differ: bool = False,
     ) -> None:
         self.examples = 4 * batch_size
         self.steps, self._lr, self._size = steps, lr, batch_size
-        generator = Seeds(0).generator("fixed-data", site)
-        self._images = torch.from_numpy(generator.standard_normal((self.examples, CHANNELS, *SIZE))).to(dtype)
-        self._targets = torch.from_numpy(generator.integers(0, CLASSES, self.examples))
+        images, targets = differing(site, self.examples) if differ else noise(site, self.examples)
+        self._images, self._targets = torch.from_numpy(images).to(dtype), torch.from_numpy(targets)
         self._site, self._passes = site, dict[str, int]()
         #: optimizer state kept at the site, as the real training data have it.
         self.optimizer_state = None
+
+    def everything(self) -> Batch:
+        """All training examples, in their order."""
+        return self._images, self._targets
 
     def _draw(self, purpose: str, steps: int, batches: int = 1) -> Iterator[tuple[Batch, ...]]:
         """For each step that many batches without an example in common."""

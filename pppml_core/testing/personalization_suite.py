@@ -4,76 +4,69 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pppml_core.interfaces.personalization import Batch, GradientRule, Personalization, PersonalState, Tensors, Update
-from pppml_core.learning.arrays import load_state, snapshot
-from pppml_core.learning.gradients import plain_gradients
-from pppml_core.testing.local_data import FixedData, small_network
-from pppml_core.testing.streams import random_streams
-from pppml_core.testing.suite import Suite
+from pppml_core.interfaces.personalization import Batch, Personalization, Tensors
+from pppml_core.testing.rule_adapting import RuleAdapting
+from pppml_core.testing.rule_needs import RuleNeeds
+from pppml_core.testing.rule_suite import equal, through_data
+from pppml_core.testing.rule_wire import RuleOnTheWire
+from pppml_core.testing.watched import WatchedData, watched
 
 
-class PersonalizationSuite(Suite):
+class PersonalizationSuite(RuleNeeds, RuleAdapting, RuleOnTheWire):
     """Subclass it with ``component`` and, where the rule has rates of its own, ``zero_rates``: settings that turn them all off.
 
-    ``zero_rates`` are set without validation, because a config may well forbid a rate of zero. ``network`` may be overridden where the
-    rule needs another one; it must take images ``(batch, 1, 8, 8)`` and give logits ``(batch, 3)``.
+    ``zero_rates`` are set without validation, because a config may well forbid a rate of zero. ``zero_outer_rates`` are those of them
+    that move what is shared, where that is not the training's learning rate. ``network`` may be overridden where the rule needs another
+    one; it must take images ``(batch, 1, 8, 8)`` and give logits ``(batch, 3)``.
     """
 
-    zero_rates: ClassVar[Mapping[str, Any]] = {}
-
-    # -- helpers ----------------------------------------------------------------------------------------------------------------------
-
-    def network(self) -> torch.nn.Module:
-        """A small network with BatchNorm and a head named ``head``."""
-        return small_network()
-
-    def data(self, site: str = "a", **options: Any) -> FixedData:
-        """A site's training data."""
-        return FixedData(site, **options)
-
-    def gradients(self) -> GradientRule:
-        """Autograd on the cross-entropy."""
-        return plain_gradients(torch.nn.functional.cross_entropy)
-
-    def updated(self, rule: Personalization, site: str = "a", **options: Any) -> tuple[Update, PersonalState, torch.nn.Module]:
-        """A first round of a site, from the network's initial weights."""
-        model = self.network()
-        update, state = rule.local_update(model, self.data(site, **options), self.gradients(), rule.init(self.network()))
-        return update, state, model
-
-    def rounds(self, rule: Any, count: int, site: str = "a") -> list[Update]:
-        """Several rounds of a site; ``rule`` is called for the rule of each round, and its state passes through plain data."""
-        model, updates = self.network(), []
-        state: Any = rule().init(self.network())
-        for _ in range(count):
-            load_state(model, {n: t for n, t in self.network().state_dict().items() if rule().shared(n, model)})
-            update, state = rule().local_update(model, self.data(site), self.gradients(), state)
-            updates.append(update)
-            state = _through_data(state)
-        return updates
-
-    # -- tests ------------------------------------------------------------------------------------------------------------------------
+    # -- what moves -------------------------------------------------------------------------------------------------------------------
 
     def test_is_a_personalization(self) -> None:
         """If this fails: ``target`` must name a subclass of ``Personalization``."""
         rule = self.make()
         assert isinstance(rule, Personalization)
         assert rule.gradient_calls >= 1
+        assert rule.batches_per_step >= 1
         assert rule.weight(40) >= 1
 
     def test_zero_rates_give_a_zero_update(self) -> None:
         """If this fails: the update is not the difference to the received weights, or a rate is missing in ``zero_rates``."""
         rule = self.make(**self.zero_rates)
-        update, _, _ = self.updated(rule, lr=0.0)
-        for name, _ in self.network().named_parameters():
+        update, _, model = self.updated(rule, lr=0.0)
+        start, shared = self.initial(), self.shared()
+        for name, parameter in model.named_parameters():
             if name in update.delta:
                 assert torch.count_nonzero(update.delta[name]) == 0, f"{name} moved at a learning rate of zero"
+            if name not in shared:
+                assert torch.equal(parameter.detach(), start[name]), f"{name}, which stays at the site, moved at a learning rate of zero"
+
+    def test_the_update_is_measured_from_the_weights_handed_in(self) -> None:
+        """If this fails: with an outer rate of zero shared weights move, in their last bit or more.
+
+        What a step takes back (an inner step, a look ahead) must be put back from a copy: adding what was subtracted is not the same
+        number. And the update is the difference to this round's weights, not to those of an earlier round.
+        """
+        site = self.site()
+        others = {n: w + torch.linspace(-1, 1, w.numel()).reshape(w.shape) for n, w in self.weights().items()}
+        for number, weights in enumerate((self.weights(), others, self.weights()), 1):
+            still = site.update(self.make(**self.zero_outer_rates), weights, lr=0.0).delta
+            moved = [n for n in self.shared_parameters() if torch.count_nonzero(still[n])]
+            assert not moved, f"round {number}: {', '.join(moved)} moved"
+            site.update(self.make(), weights)
+
+    def test_a_step_moves_no_shared_weight(self) -> None:
+        """If this fails: the rule handed to ``data.train`` moves weights. It sets ``.grad``; moving is the configured optimizer's part."""
+        rule, data = self.make(), WatchedData(self.data())
+        rule.local_update(self.network(), data, self.gradients(), rule.init(self.network()))
+        moved = {name for step in data.steps() for name in step.moved} & set(self.shared())
+        assert not moved, ", ".join(sorted(moved))
 
     def test_it_learns(self) -> None:
         """If this fails: neither the update nor the personal part of the model moves at an ordinary learning rate."""
@@ -83,8 +76,10 @@ class PersonalizationSuite(Suite):
         update, state, _ = self.updated(self.make())
         assert moved or any(torch.count_nonzero(t) for t in update.delta.values()) or state, "nothing was learned"
 
+    # -- the update -------------------------------------------------------------------------------------------------------------------
+
     def test_update_covers_what_is_shared(self) -> None:
-        """If this fails: every shared floating tensor needs an entry in the update, of the same shape and dtype, on the CPU."""
+        """If this fails: every shared floating tensor needs a finite entry in the update, of the same shape and dtype, on the CPU."""
         rule = self.make()
         update, _, _ = self.updated(rule)
         floating = {n: t for n, t in self.network().state_dict().items() if t.is_floating_point()}
@@ -116,8 +111,8 @@ class PersonalizationSuite(Suite):
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.fill_(7)
-        assert _equal(update.delta, held[0]), "the update changed with the model"
-        assert _equal(state, held[1]), "the state changed with the model"
+        assert equal(update.delta, held[0]), "the update changed with the model"
+        assert equal(state, held[1]), "the state changed with the model"
 
     def test_state_is_plain_data(self) -> None:
         """If this fails: keep tensors, numbers, strings and maps of these in the state; it is written to disk between rounds."""
@@ -125,23 +120,46 @@ class PersonalizationSuite(Suite):
         _check_plain(state, "state")
         _check_plain(self.make().server_init(self.weights()), "server state")
 
+    # -- the state --------------------------------------------------------------------------------------------------------------------
+
     def test_no_state_in_attributes(self) -> None:
         """If this fails: something is kept in an attribute of the rule; a site rebuilt between rounds would lose it."""
-        rule = self.make()
-        same = self.rounds(lambda: rule, 3)
-        fresh = self.rounds(self.make, 3)
-        for number, (one, other) in enumerate(zip(same, fresh, strict=True), 1):
-            assert _equal(one.delta, other.delta), f"round {number} differs when the rule is rebuilt"
+        kept, rebuilt, rule, weights = self.site(), self.site(), self.make(), self.weights()
+        for number in range(1, 4):
+            one, other = kept.round(rule, weights), rebuilt.round(self.make(), weights)
+            assert equal(tuple(one), tuple(other)), f"round {number} differs when the rule is rebuilt"
 
     def test_sites_share_no_state(self) -> None:
-        """If this fails: what one site did changes what another computes; nothing may be kept outside the state."""
-        rule = self.make()
-        self.updated(rule, "b")
-        one, state, model = self.updated(rule, "a")
-        other, fresh_state, fresh_model = self.updated(self.make(), "a")
-        assert _equal(one.delta, other.delta)
-        assert _equal(state, fresh_state)
-        assert _equal(model.state_dict(), fresh_model.state_dict())
+        """If this fails: what one site did changes what another computes. Nothing may be kept outside the state.
+
+        Not in the rule, its class, its module or on the network, which all sites of a process take in turns.
+        """
+        alone, weights = self.site("a"), self.weights()
+        wanted = [alone.round(self.make(), weights) for _ in range(3)]
+        rule, network = self.make(), self.network()
+        sites = [self.site(name, network) for name in ("b", "a", "c")]
+        for number, moment in enumerate(wanted, 1):
+            b, a, c = [site.round(rule, weights) for site in sites]
+            assert equal(tuple(a), tuple(moment)), f"round {number} of a site is another one beside other sites"
+            assert not equal(b.update.delta, c.update.delta) or not self.make().shares
+        again = self.site("a")
+        for number, moment in enumerate(wanted, 1):
+            assert equal(tuple(again.round(self.make(), weights)), tuple(moment)), f"round {number} is another one after all that"
+
+    def test_two_sites_at_a_time(self) -> None:
+        """If this fails: a rule keeps something in itself during ``local_update``; two sites that train at a time would mix it up."""
+        rule, weights = self.make(), self.weights()
+        wanted = self.site("a").update(rule, weights)
+        other, busy = self.site("b"), False
+
+        def between(kind: str, model: torch.nn.Module, batch: Batch) -> None:
+            nonlocal busy
+            if not busy:
+                busy = True
+                other.update(rule, weights)
+                busy = False
+
+        assert equal(self.site("a").update(rule, weights, watched(self.gradients(), between)), wanted)
 
     def test_state_handed_in_is_not_changed(self) -> None:
         """If this fails: return a new state; a round that is retried starts again from the old one."""
@@ -149,7 +167,7 @@ class PersonalizationSuite(Suite):
         _, state, model = self.updated(rule)
         held = copy.deepcopy(state)
         rule.local_update(model, self.data(), self.gradients(), state)
-        assert _equal(state, held)
+        assert equal(state, held)
 
     def test_deterministic(self) -> None:
         """If this fails: randomness must come from the data's batches only, not from torch, numpy or random."""
@@ -159,78 +177,10 @@ class PersonalizationSuite(Suite):
             torch.manual_seed(12345)
             other, _, _ = self.updated(self.make())
         torch.set_rng_state(torch_stream)
-        assert _equal(one.delta, other.delta)
+        assert equal(one.delta, other.delta)
         assert one.metrics == other.metrics
 
-    def test_gradient_calls_are_declared(self) -> None:
-        """If this fails: ``gradient_calls`` is what the privacy accountant charges per optimizer step; it must not be too small."""
-        rule, calls, plain = self.make(), 0, self.gradients()
-
-        def counted(model: torch.nn.Module, batch: Batch) -> float:
-            nonlocal calls
-            calls += 1
-            return plain(model, batch)
-
-        data = self.data(steps=4)
-        rule.local_update(self.network(), data, counted, rule.init(self.network()))
-        assert 0 < calls <= rule.gradient_calls * data.steps, f"{calls} in {data.steps} steps, declared {rule.gradient_calls} each"
-
-    def test_gradients_come_from_the_rule(self) -> None:
-        """If this fails: call ``gradients(model, batch)`` for every gradient; autograd by another way escapes clipping and noise."""
-        rule = self.make()
-
-        def blind(model: torch.nn.Module, batch: Batch) -> float:
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            return 0.0
-
-        model = self.network()
-        update, _ = rule.local_update(model, self.data(), blind, rule.init(self.network()))
-        moved = [n for n, _ in self.network().named_parameters() if n in update.delta and torch.count_nonzero(update.delta[n])]
-        assert not moved, f"{moved} moved although every gradient the rule was given is zero"
-
-    # -- adapting and evaluating ------------------------------------------------------------------------------------------------------
-
-    def test_adapting_leaves_the_site_as_it_was(self) -> None:
-        """If this fails: ``adapt`` changed the site's state, a global random stream, or (where it returns another model) its argument."""
-        rule = self.make()
-        _, state, model = self.updated(rule)
-        held, weights, streams = copy.deepcopy(state), snapshot(model), random_streams()
-        adapted = rule.adapt(model, self.data(), self.gradients(), state)
-        assert _equal(state, held), "the state changed"
-        assert random_streams() == streams, "a global random stream moved"
-        if adapted is not model or not rule.personalizes:
-            assert _equal(model.state_dict(), weights), "the model handed in changed"
-
-    def test_adapting_is_deterministic(self) -> None:
-        """If this fails: the personalized model depends on something other than weights, data and state."""
-        states = []
-        for _ in range(2):
-            rule = self.make()
-            _, state, model = self.updated(rule)
-            states.append(snapshot(rule.adapt(model, self.data(), self.gradients(), state)))
-        assert _equal(*states)
-
-    def test_predicting_changes_nothing(self) -> None:
-        """If this fails: the adapted model changes parameters, buffers or a random stream when it predicts in evaluation mode."""
-        rule = self.make()
-        _, state, model = self.updated(rule)
-        adapted = rule.adapt(model, self.data(), self.gradients(), state)
-        adapted.eval()
-        images = next(self.data("held-out").sample("predict", 1))[0]
-        weights, streams = snapshot(adapted), random_streams()
-        with torch.no_grad():
-            first, second = adapted(images), adapted(images)
-        assert torch.equal(first, second)
-        assert _equal(adapted.state_dict(), weights)
-        assert random_streams() == streams
-
     # -- the server -------------------------------------------------------------------------------------------------------------------
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The shared weights as the server holds them."""
-        rule = self.make()
-        return {n: t.clone() for n, t in self.network().state_dict().items() if t.is_floating_point() and rule.shared(n, self.network())}
 
     def test_a_zero_mean_keeps_the_weights(self) -> None:
         """If this fails: the server moves although no site did."""
@@ -252,20 +202,13 @@ class PersonalizationSuite(Suite):
         state = rule.server_init(weights)
         held = copy.deepcopy((weights, dict(mean), state))
         after, state_after = rule.server_update(weights, mean, state)
-        assert _equal(weights, held[0])
-        assert _equal(mean, held[1])
-        assert _equal(state, held[2])
+        assert equal(weights, held[0])
+        assert equal(mean, held[1])
+        assert equal(state, held[2])
         assert {n: (t.shape, t.dtype) for n, t in after.items()} == {n: (t.shape, t.dtype) for n, t in weights.items()}
-        again, _ = self.make().server_update(weights, mean, _through_data(state))
-        assert _equal(after, again), "the second time gives something else"
+        again, _ = self.make().server_update(weights, mean, through_data(state))
+        assert equal(after, again), "the second time gives something else"
         _check_plain(state_after, "server state")
-
-
-def _through_data(state: Any) -> Any:
-    """As a checkpoint: tensors to arrays and back."""
-    if isinstance(state, torch.Tensor):
-        return torch.from_numpy(state.detach().cpu().numpy().copy())
-    return {k: _through_data(v) for k, v in state.items()} if isinstance(state, Mapping) else state
 
 
 def _check_plain(value: Any, place: str) -> None:
@@ -275,12 +218,3 @@ def _check_plain(value: Any, place: str) -> None:
             _check_plain(item, f"{place}.{key}")
     else:
         assert value is None or isinstance(value, torch.Tensor | bool | int | float | str), f"{place} is a {type(value).__name__}"
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Equal bit for bit, in every name and value."""
-    if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    return bool(one == other)
