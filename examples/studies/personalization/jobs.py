@@ -134,7 +134,8 @@ def run_all(every: Sequence[Job], workers: int, tell: Tell | None = None) -> dic
     spent: dict[tuple[str, str, bool], list[float]] = defaultdict(list)
     began = time.perf_counter()
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: one torch thread each
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet)
+    try:
         waiting: dict[Future[dict[str, Any]], Job] = {pool.submit(run_job, job): job for job in left}
         open_jobs = list(left)
         for number, future in enumerate(as_completed(waiting), 1):
@@ -148,6 +149,8 @@ def run_all(every: Sequence[Job], workers: int, tell: Tell | None = None) -> dic
                 said = f"failed: {failed[job.name]}"
             minutes = time_left(open_jobs, spent, workers) / 60
             tell(f"[{number}/{len(left)}] {job.name}: {said}; {(time.perf_counter() - began) / 60:.1f} min, about {minutes:.0f} min left")
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the study after the runs that are being made
     return failed
 
 
