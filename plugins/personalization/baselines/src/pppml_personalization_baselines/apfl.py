@@ -18,11 +18,11 @@ class APFL(FedAvg):
     """The shared model is FedAvg's, bit for bit. Site i also keeps ``v_i``; it uses ``v_bar = alpha v + (1 - alpha) w``.
 
     Each step takes two gradients on the same batch: of ``w`` at ``w``, and of ``v`` at ``v_bar`` with ``w`` held, which is ``alpha`` times
-    the gradient of the loss there. One optimizer steps both. ``v_i`` and ``alpha`` never leave the site, and nothing shared depends on them.
-    Running statistics are never mixed: a mean of two models' statistics fits neither, so the mixture keeps those of its own forward passes
-    at the site. Departures: ``alpha`` has a rate of its own (the paper's is the weights' rate), without optimizer or schedule; the mean is
-    weighted by examples (``weight_cap: 1`` is the paper's). A new site trains ``v`` from the shared weights, and ``alpha``, on the support
-    examples, with ``w`` fixed.
+    the gradient of the loss there. One optimizer steps both. ``v_i`` and ``alpha`` never leave the site, and nothing shared depends on
+    them. Running statistics are never mixed: a mean of two models' statistics fits neither, so the mixture keeps those of its own forward
+    passes at the site. Departures: ``alpha`` has a rate of its own (the paper's is the weights' rate), without optimizer or schedule; the
+    mean is weighted by examples (``weight_cap: 1`` is the paper's). A new site trains ``v`` from the shared weights, and ``alpha``, on the
+    support examples, with ``w`` fixed.
     """
 
     config: APFLConfig
