@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,8 @@ def test_the_table_of_plugins():
             assert f'name = "{linked[1]}"' in declared
         plain = re.sub(r"\\(.)", r"\1", summary)
         stated.add((kind, name.strip("`"), linked[1] if linked else distribution, plain))
-    folders = [p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml")]
-    own = {"pppml-core", *(f"pppml-{folder.name.replace('_', '-')}" for folder in folders)}
+    projects = [tomllib.loads(p.read_text()) for p in ROOT.glob("plugins/*/*/pyproject.toml")]
+    own = {"pppml-core", *(p["project"]["name"] for p in projects)}
     found = {(r["kind"], r["name"], r["distribution"], r["summary"]) for r in pppml_core.plugins() if r["distribution"] in own}
     assert stated == found
 
