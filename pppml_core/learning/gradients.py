@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from pppml_core.errors import PppmlError
 from pppml_core.interfaces.personalization import Batch
+from pppml_core.learning.convolutions import TwiceDifferentiableConvolutions
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -39,10 +41,16 @@ class PlainGradients:
         Returns:
             Parameter name -> product, for the named parameters; zero for those on which the gradient does not depend.
 
+        Raises PppmlError with ``precision`` ``bf16``, which second derivatives do not survive.
+
         """
+        if self._precision == "bf16":
+            raise PppmlError("Hessian-vector products are not made in bf16", place="training.precision", hint="use float32")
         parameters = {n: p for n, p in model.named_parameters() if n in vector}
         names, at = list(parameters), list(parameters.values())
-        gradients = torch.autograd.grad(self._value(model, batch), at, create_graph=True, allow_unused=True)
+        with TwiceDifferentiableConvolutions():
+            value = self._value(model, batch)
+        gradients = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
         taken = [(g, vector[n]) for g, n in zip(gradients, names, strict=True) if g is not None and g.requires_grad]
         if not taken:  # the loss is linear in these parameters
             return {n: torch.zeros_like(p) for n, p in parameters.items()}
