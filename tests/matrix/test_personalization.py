@@ -109,7 +109,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
         key = (method, *sorted(about.items()))
         if key not in made:
             made[key] = outcome(tmp_path_factory.mktemp(method) / "run", method, **about)
-            assert len(set(made[key]["own"].values())) > 1, "every site has a model of its own"
+            assert (len(set(made[key]["own"].values())) > 1) == (method != "fedprox"), "every site has a model of its own"
         return made[key]
 
     return get
