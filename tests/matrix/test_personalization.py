@@ -76,14 +76,16 @@ def available(registry: Registry, method: str, aggregator: dict[str, Any] | None
             pytest.skip(f"{kind} {name}: {status.get((kind, name), 'not installed')}")
 
 
-def outcome(folder: Path, method: str, *, data: str = "tiny", leave_out: tuple[str, ...] = (), **sections: Any) -> Outcome:
+def outcome(
+    folder: Path, method: str, *, data: str = "tiny", leave_out: tuple[str, ...] = (), metrics: str = "per-site", **sections: Any
+) -> Outcome:
     """The shared model's hash, the hash of each site's own model, and its final scores, after two rounds."""
     task, model = DATA[data]
     experiment = pppml.Experiment(
         task={**task, "leave_out": list(leave_out)},
         model=model,
         personalization=METHODS[method],
-        run={"rounds": 2, "seed": 3, "evaluate_every": 2},
+        run={"rounds": 2, "seed": 3, "evaluate_every": 2, "metrics": metrics},
         training={"steps": 2, "batch_size": 4, "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9}, "keep_optimizer": True},
         reporters=["jsonl"],
         **sections,
@@ -124,6 +126,16 @@ def test_every_sum_gives_the_models_of_plain(method: str, name: str, registry: R
     """Shared and personal, bit for bit."""
     available(registry, method, SUMS[name])
     assert outcome(tmp_path / "run", method, aggregator=SUMS[name]) == plain(method)
+
+
+def test_scores_of_own_models_leave_in_a_secure_sum_too(registry: Registry, plain: Any, tmp_path: Path) -> None:
+    """Personalized scores alone, where there is no shared model; the same mean as with ``plain``."""
+    available(registry, "fedper", SUMS["secagg-plus"])
+    found = outcome(tmp_path / "run", "fedper", metrics="sum", aggregator=SUMS["secagg-plus"])
+    assert found == plain("fedper", metrics="sum")
+    assert set(found["metrics"]["personalized"]["sites"]) == {"all"}
+    one, other = found["metrics"]["personalized"]["mean"], plain("fedper")["metrics"]["personalized"]["mean"]
+    assert one == pytest.approx(other, abs=1e-5)
 
 
 FEW = [("ditto", "two-workers"), ("per-fedavg", "recreated-sites")]
