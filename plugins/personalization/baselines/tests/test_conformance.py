@@ -3,7 +3,7 @@
 from typing import Any
 
 from pppml_core.component import Component
-from pppml_core.testing import PersonalizationSuite
+from pppml_core.testing import PersonalizationSuite, PluginSuite
 from pppml_personalization_baselines.plugin import pppml_personalizations
 
 
@@ -68,3 +68,7 @@ class TestAPFL(PersonalizationSuite):
 
 class TestAPFLFixed(TestAPFL):
     config = {"alpha": 0.25, "alpha_lr": 0.0}
+
+
+class TestPlugin(PluginSuite):
+    plugin = "pppml_personalization_baselines.plugin"

@@ -6,6 +6,7 @@ import torch
 from pppml_core.learning.arrays import snapshot
 from pppml_core.learning.gradients import plain_gradients
 from pppml_core.testing.local_data import small_network
+from pppml_personalization_baselines.parts import train_part
 
 GRADIENTS = plain_gradients(torch.nn.functional.cross_entropy)
 NAMES = ["fedavg-finetune", "fedprox", "fedbn", "ditto", "fedper", "fedrep", "apfl"]
@@ -107,6 +108,9 @@ def test_a_new_site_measures_the_statistics_of_its_normalization(make, training)
     # Unbiased variances of batches of 512 values differ from that of all 2,048 by the batches' different means alone.
     torch.testing.assert_close(model.norm.running_var, seen.var((0, 2, 3)), rtol=0.02, atol=1e-4)
     assert model.norm.momentum == 0.1
+    trained = small_network()
+    train_part(trained, {n for n in trained.state_dict() if n.startswith("norm.")}, training(), GRADIENTS, steps=2, purpose="adapt")
+    assert not moved(dict(trained.named_parameters()), dict(model.named_parameters())), "measuring trains nothing"
 
 
 def test_dittos_new_model_is_held_near_the_shared_one(make, training):
