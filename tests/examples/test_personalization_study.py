@@ -128,7 +128,7 @@ def test_tuning_chooses_the_best_on_validation_with_a_seed_of_its_own(finished):
     for path in (folder / "out" / "tuning").rglob("config.resolved.yaml"):
         assert yaml.safe_load(path.read_text())["run"]["seed"] == 9
     # The score is that of the validation rows, by hand.
-    run = folder / "out" / "tuning" / "tiny" / "ditto" / "try-1"
+    run = folder / "out" / "tuning" / "tiny" / "ditto" / "strength=1.0,seed=9"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     own = [r["accuracy"] for r in rows if (r["round"], r["split"], r["weights"]) == (2, "validation", "personalized")]
     assert len(own) == 3

@@ -11,6 +11,7 @@ from jobs import Tell, run_all
 from selection import Job, Selection, Settings, make_job, read_tuned
 
 from pppml_core.federation.files import write_atomic
+from pppml_core.sweeps import Point
 
 #: The learning rate that all methods of a task share is best for these two together.
 FOR_RATE = ("local-only", "fedavg-finetune")
@@ -38,7 +39,7 @@ def tune(selection: Selection, data: Path | None, out: Path, into: Path, workers
         best = max(tries, key=lambda row: sum(row[m] for m in FOR_RATE))
         tuned[task] = {**tuned.get(task, {}), "lr": {"chosen": best["lr"], "tries": tries}}
     trials = {
-        (task, method, i): job(task, method, f"try-{i}", tuned[task]["lr"]["chosen"], settings)
+        (task, method, i): job(task, method, Point(settings, seed).name, tuned[task]["lr"]["chosen"], settings)
         for task in selection.tasks
         for method, how in selection.methods.items()
         for i, settings in enumerate(how.tries_for(selection.tasks[task]))
