@@ -213,7 +213,9 @@ def test_the_search_for_machine_paths_finds_them(text: str, names_one: bool) -> 
 
 
 def test_nothing_is_pickled() -> None:
-    """Neither the core nor a plugin reads or writes pickles, openly or through torch and numpy."""
+    """Neither the core nor a plugin reads or writes pickles, openly or through torch and numpy. One exception is written, never read:
+    the tensors of a bundle, in the format that MONAI asks for.
+    """
     pickles = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     found = []
     for file in [*(ROOT / "pppml_core").rglob("*.py"), *(f for p in PLUGINS for f in package(p).rglob("*.py"))]:
@@ -227,5 +229,5 @@ def test_nothing_is_pickled() -> None:
                 k.arg == "allow_pickle" and not (isinstance(k.value, ast.Constant) and k.value.value is False) for k in node.keywords
             )
             if call in ("torch.load", "torch.save") or allows:
-                found.append(f"{where}:{node.lineno}: {call}")
-    assert found == []
+                found.append(f"{where}: {call}")
+    assert found == ["pppml_core/learning/bundle/export.py: torch.save"]

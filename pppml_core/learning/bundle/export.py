@@ -25,7 +25,8 @@ from pppml_core.learning.bundle.network import SCRIPT, describe
 def write_bundle(task: Task, factory: ModelFactory, model: torch.nn.Module, origin: Origin, out: str | Path) -> Path:
     """Write the bundle of ``model`` into the folder ``out``, made where needed, and return it.
 
-    The same model gives the same bytes with the same versions of torch and MONAI. Weights of another precision are stored as float32.
+    The same model gives the same bytes with the same versions of torch and MONAI (but for TorchScript, where torch counts up the names of
+    classes). Weights of another precision are stored as float32.
 
     Raises ConfigError: the folder is not empty or cannot be written; the task cannot tell MONAI how a file is read; the network can be
     told neither as a config nor as TorchScript.

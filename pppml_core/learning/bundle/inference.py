@@ -32,7 +32,7 @@ def _inference(spec: TaskSpec, network: Mapping[str, Any], reading: Reading) -> 
         "output_dir": "$@bundle_root + '/eval'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         **network,
-        "network": "$torch.nn.Sequential(@network_def, torch.nn.Softmax(dim=1)).to(@device)",
+        "network": "$torch.nn.Sequential(@network_def, torch.nn.Softmax(dim=1)).to(@device).eval()",
         **_for_files(spec, reading),
         "dataset": {"_target_": "Dataset", "data": "$[{'image': file} for file in @datalist]", "transform": "@preprocessing"},
         # In this process: lambdas cannot be sent to another one everywhere.
@@ -48,11 +48,9 @@ def _inference(spec: TaskSpec, network: Mapping[str, Any], reading: Reading) -> 
             "val_handlers": "@handlers",
             "amp": False,
         },
-        "initialize": [
-            f"$@network_def.load_state_dict(torch.load(@bundle_root + '/{WEIGHTS}', map_location=@device, weights_only=True))",
-            "$@network.eval()",
-        ],
-        "run": ["$@evaluator.run()"],
+        # Not under `initialize`: monai.bundle.load evaluates that from any working directory, and loads the weights itself.
+        "weights": f"$@network_def.load_state_dict(torch.load(@bundle_root + '/{WEIGHTS}', map_location=@device, weights_only=True))",
+        "run": ["$@weights", "$@evaluator.run()"],
     }
 
 

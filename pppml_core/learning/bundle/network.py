@@ -40,6 +40,8 @@ def describe(factory: ModelFactory, spec: TaskSpec, model: torch.nn.Module) -> N
     if given is None:
         return _traced(spec, model)
     name = type(factory).__name__
+    if "network_def" not in given:
+        raise ConfigError(f"the definition that {name} gives has no `network_def`", place="model", hint="name the network's section so")
     hint = f"correct {name}.definition; without one the network is exported as TorchScript"
     try:
         sections: dict[str, Any] = json.loads(json.dumps(given))

@@ -345,3 +345,24 @@ def test_real_blood_cells_load_by_stain_and_train() -> None:
     cells = task(real("bloodcells_chula_rbc8_28.npz"))
     assert [site.slug for site in cells.sites()] == [f"stain_cluster_{i}" for i in range(4)]
     assert train(cells, 150)["accuracy"] > 0.35  # the largest class has 18 %
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_prediction_sees_a_picture_as_training_saw_it_and_tells_monai(tmp_path: Path, colour: bool) -> None:
+    from PIL import Image
+
+    from pppml_core.learning.bundle.network import parsed
+
+    cells = task(medmnist(tmp_path, colour=colour))
+    stored, trained = medmnist_arrays(colour=colour)["test_images"][5], cells.load("bloodmnist").test.example(5)[0]
+    Image.fromarray(stored).save(tmp_path / "cell.png")
+    np.savez(tmp_path / "cell.npz", images=stored[None])
+    for file in ("cell.png", "cell.npz"):
+        ((image, _),) = cells.prepare(str(tmp_path / file))
+        np.testing.assert_array_equal(image, trained)
+    (reading,) = cells.readings()
+    steps = parsed({"steps": {"_target_": "Compose", "transforms": list(reading.steps)}}, "steps")
+    np.testing.assert_allclose(np.asarray(steps({"image": str(tmp_path / "cell.png")})["image"]), trained, atol=1e-6)
+    np.savez(tmp_path / "raw.npz", images=stored[None].astype(np.float32))
+    with pytest.raises(DataError, match="what is black and what is white"):
+        cells.prepare(str(tmp_path / "raw.npz"))

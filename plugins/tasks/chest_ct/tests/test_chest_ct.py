@@ -7,15 +7,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from pppml_chest_ct.config import C3, ChestCTConfig
 from pppml_chest_ct.phantom import Phantom
 from pppml_chest_ct.plugin import pppml_tasks
+from pppml_chest_ct.predict import LUNGS
 from pppml_chest_ct.rad_chestct import SPACING_MM
 from pppml_chest_ct.tables import simplified, site_of
 from pppml_chest_ct.task import ChestCT
 from pppml_chest_ct.volumes import augment, lung_box, resized, thicken
 from pppml_core.interfaces.task import SPLITS
+from pppml_core.learning.bundle.network import parsed
 
 
 def rad(path: Path, **settings: object) -> ChestCT:
@@ -266,3 +269,32 @@ def test_prediction_reads_npz_and_nifti_alike(dataset: Path, tmp_path: Path) -> 
     nib.save(nib.as_closest_canonical(nifti), tmp_path / "scan.nii.gz")
     ((same, _),) = task.prepare(str(tmp_path / "scan.nii.gz"))
     assert np.allclose(image, same, atol=5e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"crop": "none"}])
+def test_monai_alone_reads_a_scan_as_this_task_does(dataset: Path, tmp_path: Path, settings: dict) -> None:
+    import nibabel as nib
+
+    volume = np.load(sorted(dataset.glob("*.npz"))[3])["ct"]
+    nib.save(nib.Nifti1Image(volume[::-1].transpose(2, 1, 0), np.diag([-0.9, -0.8, 0.7, 1.0])), tmp_path / "scan.nii.gz")
+    task = rad(dataset, **settings)
+    reading = task.readings()[0]
+    assert reading.name == "nifti"
+    steps = parsed({"steps": {"_target_": "Compose", "transforms": list(reading.steps)}}, "steps")
+    ((expected, _),) = task.prepare(str(tmp_path / "scan.nii.gz"))
+    found = np.asarray(steps({"image": str(tmp_path / "scan.nii.gz")})["image"])
+    assert found.std() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_box_of_the_lungs_is_told_to_monai_as_it_is(dataset: Path) -> None:
+    """Also where the volume is looked at in steps of several voxels."""
+    mask = parsed({"lungs": LUNGS}, "lungs")
+    volume = np.load(sorted(dataset.glob("*.npz"))[3])["ct"]
+    for one, step in ((volume, 1), (np.kron(volume, np.ones((6, 6, 6), volume.dtype))[:-3, 2:, :-1], 2)):
+        assert max(1, min(one.shape) // 100) == step
+        box = lung_box(one, margin=0)
+        assert box is not None
+        assert all(0 < s.start < s.stop < n for s, n in zip(box[1:], one.shape[1:], strict=True))
+        found = np.argwhere(np.asarray(mask(torch.from_numpy(one.astype(np.float32))[None]))[0])
+        assert [(s.start, s.stop) for s in box] == list(zip(found.min(axis=0), found.max(axis=0) + 1, strict=True))

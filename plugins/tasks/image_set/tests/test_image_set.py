@@ -426,3 +426,31 @@ def test_real_files(name: str, kind: str, channels: int, sites: int, size: tuple
     outputs = torch.nn.Conv2d(channels, len(images.spec().classes), 3, padding=1)(torch.from_numpy(image)[None])
     outputs = outputs if kind == "segmentation" else outputs.mean(dim=(2, 3))
     assert torch.isfinite(images.loss(outputs, torch.from_numpy(target)[None]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"window": (20, 200)}, {"size": (16, 14)}, {"size": (16, 14), "window": (20, 200)}])
+def test_prediction_sees_a_picture_as_training_saw_it_and_tells_monai(tmp_path: Path, settings: dict[str, Any]) -> None:
+    from pppml_core.learning.bundle.network import parsed
+
+    root = paired(tmp_path / "set", ())
+    images = task(root, **settings)
+    data = images.load(images.sites()[0].slug)
+    trained = np.stack([part.example(i)[0] for part in (data.train, data.validation, data.test) for i in range(len(part))])
+    (reading,) = images.readings()
+    assert reading.grid == ("size" if "size" in settings else "same")
+    steps = parsed({"steps": {"_target_": "Compose", "transforms": list(reading.steps)}}, "steps")
+    half = 1.01 / 255  # resized pixels of 8 bits are rounded in training
+    for file in sorted((root / "images").iterdir())[:5]:
+        ((image, info),) = images.prepare(str(file))
+        assert np.abs(trained - image).max(axis=(1, 2, 3)).min() < (half if "size" in settings else 1e-6)
+        assert info.get("original_shape") == ((12, 10) if "size" in settings else None)
+        np.testing.assert_allclose(np.asarray(steps({"image": str(file)})["image"]), image, atol=1e-6)
+
+
+def test_prediction_of_dicom_needs_the_window_of_training(tmp_path: Path) -> None:
+    stored = np.arange(120, dtype=np.int16).reshape(12, 10) * 10
+    file = dicom(tmp_path / "a.dcm", stored)
+    with pytest.raises(DataError, match="what is black and what is white"):
+        task(paired(tmp_path / "set")).prepare(str(file))
+    ((image, _),) = task(paired(tmp_path / "other"), window=(0, 1000)).prepare(str(file))
+    np.testing.assert_allclose(image[0], 2 * read_image(file, 1, (0, 1000)) - 1, atol=1e-6)

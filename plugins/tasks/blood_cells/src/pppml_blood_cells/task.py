@@ -19,6 +19,7 @@ from pppml_core.learning.bundle.readings import picture
 from pppml_core.learning.data.collection import Collection, SiteParts, assign, site_data
 from pppml_core.learning.data.examples import centred, dihedral
 from pppml_core.learning.data.npz import read_multisite
+from pppml_core.learning.data.pixels import check_range
 from pppml_core.learning.metrics import CLASSIFICATION_METRICS
 from pppml_core.learning.reading import read_images
 
@@ -74,7 +75,10 @@ class BloodCells(Task):
 
     def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:
         """Images to predict, normalized as in training."""
-        return [((image - np.float32(0.5)) / np.float32(0.5), info) for image, info in read_images(self.spec(), path)]
+        found = read_images(self.spec(), path)
+        for image, info in found:
+            check_range(image, f"{path}: {info['name']}", None)
+        return [((image - np.float32(0.5)) / np.float32(0.5), info) for image, info in found]
 
     def readings(self) -> tuple[Reading, ...]:
         """Pictures."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pppml_chest_ct.config import ChestCTConfig
 from pppml_core.errors import DataError, nearest
-from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.metrics import CLASSIFICATION_METRICS
 
 
@@ -61,6 +61,12 @@ class ChestCT(Task):
         from pppml_chest_ct.predict import read
 
         return read(self.config, self.spec(), path)
+
+    def readings(self) -> tuple[Reading, ...]:
+        """The same for MONAI alone: NIfTI and DICOM series."""
+        from pppml_chest_ct.predict import readings
+
+        return readings(self.config, self.spec())
 
     def misfits(self) -> list[str]:
         """What is wrong with the data, as far as names and tables tell."""

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from pppml_core.learning.scanner import window
 
 Volume = npt.NDArray[Any]
+#: voxels that are kept around the lungs
+MARGIN = 4
 
 
 def thicken(volume: Volume, spacing_mm: float, thickness_mm: float) -> npt.NDArray[np.float32]:
@@ -48,7 +50,7 @@ def _at(stack: npt.NDArray[np.float64], places: npt.NDArray[np.float64]) -> npt.
     return out
 
 
-def lung_box(volume: Volume, margin: int = 4) -> tuple[slice, slice, slice] | None:
+def lung_box(volume: Volume, margin: int = MARGIN) -> tuple[slice, slice, slice] | None:
     """The box around the lungs, or None where none is found.
 
     Lungs: air (below -400 HU) that does not touch the side faces of the volume, in connected parts of at least half a percent of it.

@@ -17,7 +17,7 @@ from pppml_core.learning.bundle.readings import centred as centred_step
 from pppml_core.learning.data.collection import Collection, SiteParts, assign, site_data
 from pppml_core.learning.data.examples import centred, dihedral
 from pppml_core.learning.data.npz import read_multisite
-from pppml_core.learning.data.pixels import resize
+from pppml_core.learning.data.pixels import check_range, resize
 from pppml_core.learning.metrics import CLASSIFICATION_METRICS, SEGMENTATION_METRICS
 from pppml_core.learning.reading import read_images
 from pppml_image_set.config import ImageSetConfig
@@ -81,10 +81,8 @@ class ImageSet(Task):
         """Images to predict, as in training: windowed, resized where ``size`` is given, normalized. The answer goes back onto the file."""
         c, spec, out = self.config, self.spec(), []
         for image, info in read_images(spec, path, c.window):
-            if info["format"] == "dicom" and c.window is None:
-                # In training each DICOM file is windowed by its own header, which is no longer there.
-                hint = "train with `window: [black, white]`, or give the images as PNG"
-                raise DataError("DICOM without a window", place=f"{path}: {info['name']}", hint=hint)
+            # (DICOM files are windowed by their own headers in training; where `window` is not set, they are refused here)
+            check_range(image, f"{path}: {info['name']}", c.window)
             resized = image if c.size is None else _resized(image, c.size)
             if resized.shape != image.shape:
                 info = {**info, "original_shape": image.shape[1:]}
