@@ -54,8 +54,7 @@ class PersonalizationSuite(RuleNeeds, RuleAdapting, RuleOnTheWire):
         number. And the update is the difference to this round's weights, not to those of an earlier round.
         """
         site = self.site()
-        others = {n: w + torch.linspace(-1, 1, w.numel()).reshape(w.shape) for n, w in self.weights().items()}
-        for number, weights in enumerate((self.weights(), others, self.weights()), 1):
+        for number, weights in enumerate((self.weights(), self.other_weights(), self.weights()), 1):
             still = site.update(self.make(**self.zero_outer_rates), weights, lr=0.0).delta
             moved = [n for n in self.shared_parameters() if torch.count_nonzero(still[n])]
             assert not moved, f"round {number}: {', '.join(moved)} moved"
@@ -125,7 +124,7 @@ class PersonalizationSuite(RuleNeeds, RuleAdapting, RuleOnTheWire):
     def test_no_state_in_attributes(self) -> None:
         """If this fails: something is kept in an attribute of the rule; a site rebuilt between rounds would lose it."""
         kept, rebuilt, rule, weights = self.site(), self.site(), self.make(), self.weights()
-        for number in range(1, 4):
+        for number in range(1, 3):
             one, other = kept.round(rule, weights), rebuilt.round(self.make(), weights)
             assert equal(tuple(one), tuple(other)), f"round {number} differs when the rule is rebuilt"
 
@@ -135,13 +134,12 @@ class PersonalizationSuite(RuleNeeds, RuleAdapting, RuleOnTheWire):
         Not in the rule, its class, its module or on the network, which all sites of a process take in turns.
         """
         alone, weights = self.site("a"), self.weights()
-        wanted = [alone.round(self.make(), weights) for _ in range(3)]
+        wanted = [alone.round(self.make(), weights) for _ in range(2)]
         rule, network = self.make(), self.network()
         sites = [self.site(name, network) for name in ("b", "a", "c")]
         for number, moment in enumerate(wanted, 1):
-            b, a, c = [site.round(rule, weights) for site in sites]
+            _, a, _ = [site.round(rule, weights) for site in sites]
             assert equal(tuple(a), tuple(moment)), f"round {number} of a site is another one beside other sites"
-            assert not equal(b.update.delta, c.update.delta) or not self.make().shares
         again = self.site("a")
         for number, moment in enumerate(wanted, 1):
             assert equal(tuple(again.round(self.make(), weights)), tuple(moment)), f"round {number} is another one after all that"
@@ -156,7 +154,7 @@ class PersonalizationSuite(RuleNeeds, RuleAdapting, RuleOnTheWire):
             nonlocal busy
             if not busy:
                 busy = True
-                other.update(rule, weights)
+                other.update(rule, self.other_weights())
                 busy = False
 
         assert equal(self.site("a").update(rule, weights, watched(self.gradients(), between)), wanted)

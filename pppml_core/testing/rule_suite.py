@@ -63,7 +63,12 @@ class RuleSuite(Suite):
     def weights(self, network: torch.nn.Module | None = None) -> dict[str, torch.Tensor]:
         """The shared weights of a network as the server holds them; default: those before the first round."""
         network = network or self.network()
-        return {n: t for n, t in snapshot(network).items() if n in self.shared(network)}
+        shared = self.shared(network)
+        return {n: t for n, t in snapshot(network).items() if n in shared}
+
+    def other_weights(self) -> dict[str, torch.Tensor]:
+        """Shared weights of which every number is another one."""
+        return {n: w + torch.linspace(0.1, 1, w.numel()).reshape(w.shape) for n, w in self.weights().items()}
 
     def updated(self, rule: Personalization, site: str = "a", **options: Any) -> tuple[Update, PersonalState, torch.nn.Module]:
         """A first round of a site, from the network's initial weights."""
@@ -84,7 +89,8 @@ class SiteDouble:
 
     def __init__(self, suite: RuleSuite, name: str, model: torch.nn.Module, options: Mapping[str, Any]) -> None:
         self.suite, self.name, self.model, self.options = suite, name, model, dict(options)
-        self.personal = {n: t for n, t in suite.initial().items() if n not in suite.shared()}
+        shared = suite.shared()
+        self.personal = {n: t for n, t in suite.initial().items() if n not in shared}
         self.state: Any = through_data(suite.make().init(suite.network()))
 
     def data(self, **options: Any) -> FixedData:
@@ -103,7 +109,7 @@ class SiteDouble:
         model = self.place(weights)
         update, state = rule.local_update(model, self.data(**options), gradients or self.suite.gradients(), self.state)
         self.state = through_data(state)
-        self.personal = {n: snapshot(model)[n] for n in self.personal}
+        self.personal = {n: t for n, t in snapshot(model).items() if n in self.personal}
         return Update(copy.deepcopy(dict(update.delta)), dict(update.metrics))
 
     def adapted(self, rule: Personalization, weights: Mapping[str, torch.Tensor], data: LocalData | None = None) -> torch.nn.Module:
