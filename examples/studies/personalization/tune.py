@@ -53,8 +53,16 @@ def tune(selection: Selection, data: Path | None, out: Path, into: Path, workers
             if scores:
                 methods[method] = {"chosen": max(scores, key=lambda row: row["score"])["settings"], "tries": scores}
     head = f"# Written by `run.py --tune`: mean validation score over sites, seed {seed}. The first of equals is taken.\n"
-    write_atomic(into, (head + yaml.safe_dump(tuned, sort_keys=False, width=140, default_flow_style=None)).encode())
+    write_atomic(into, (head + yaml.dump(tuned, Dumper=Plain, sort_keys=False, width=140, default_flow_style=None)).encode())
     return failed
+
+
+class Plain(yaml.SafeDumper):
+    """Writes equal settings out each time."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors."""
+        return True
 
 
 def score(selection: Selection, job: Job) -> float:
