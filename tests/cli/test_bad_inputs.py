@@ -32,6 +32,7 @@ INSTALLED = {(dist.metadata["Name"] or "").lower().replace("_", "-") for dist in
 #: a plugin of the catalogue that is not installed, of a kind with a section of its own.
 ABSENT = next(e for e in KNOWN if e.kind in ("personalization", "privacy", "engine", "aggregator") and e.distribution not in INSTALLED)
 HOOK = KINDS[ABSENT.kind]
+RULES = sorted({"fedavg", "local-only", *(e.name for e in KNOWN if e.kind == "personalization" and e.distribution in INSTALLED)})
 PLAN, RUN = "plan c.yaml", "run c.yaml --out runs/a"
 
 
@@ -67,7 +68,7 @@ CONFIG = {
     "misspelt task": (lambda w: w.config("task: lung-lesion"), PLAN, 2, "c.yaml:1: task", "no task 'lung-lesion'", "'lung-lesions' (pppml-lung-lesions)"),
     "misspelt model": (lambda w: w.tiny("model: unett"), PLAN, 2, "c.yaml:4: model", "no model 'unett'", "'unet' (pppml-monai-nets)"),
     "misspelt aggregator": (lambda w: w.tiny("aggregator: plane"), PLAN, 2, "c.yaml:4: aggregator", "no aggregator 'plane'", "'plain' (pppml-core)"),
-    "unknown personalization": (lambda w: w.tiny("personalization: zzz"), PLAN, 2, "c.yaml:4: personalization", "no personalization 'zzz'", "there are: fedavg, local-only"),
+    "unknown personalization": (lambda w: w.tiny("personalization: zzz"), PLAN, 2, "c.yaml:4: personalization", "no personalization 'zzz'", f"there are: {', '.join(RULES)}"),
     "component of another kind": (lambda w: w.tiny("model: fedavg"), PLAN, 2, "c.yaml:4: model", "no model 'fedavg'", "of kind 'personalization'"),
     "text for a number": (lambda w: w.tiny("training: {batch_size: ten}"), PLAN, 2, "training.batch_size", "whole number, not 'ten'", "examples per step"),
     "list for a text": (lambda w: w.config("task: tiny\nrun: {name: [a]}"), PLAN, 2, "c.yaml:2: run.name", "a text, not a list", "name in reports"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
+#: (the part about learning rules: test_learning_rule_doc.py)
+TEXT = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8").split("\n## Another kind: a learning rule")[0]
 #: Blocks whose first line is a comment with a file name are files.
 FILE = re.compile(r"^(?:# |<!-- )([\w./-]+\.\w+)(?: -->)?$")
 EMPTY = "src/pppml_twice_checked/__init__.py"

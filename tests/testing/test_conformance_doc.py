@@ -1,6 +1,7 @@
 """The code blocks of docs/conformance.md run."""
 
 import ast
+import importlib
 import inspect
 import os
 import re
@@ -12,16 +13,17 @@ import pytest
 
 import pppml_core.testing
 from pppml_core.engines.faults import Fault
-from pppml_core.testing import KnowledgeSuite, SessionHarness
+from pppml_core.testing import KnowledgeSuite, PersonalizationSuite, SessionHarness
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
-SUITE, SESSION, LIE, KNOWLEDGE, WORLDS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+SUITE, RULES, SESSION, LIE, KNOWLEDGE, WORLDS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_the_suite_in_the_document_passes(tmp_path):
-    (tmp_path / "test_my_sum.py").write_text(SUITE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path / "test_my_sum.py")]
+@pytest.mark.parametrize("suite", [SUITE, RULES], ids=["sum", "rule"])
+def test_the_suite_in_the_document_passes(suite, tmp_path):
+    (tmp_path / "test_mine.py").write_text(suite)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path / "test_mine.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,3 +64,12 @@ def test_the_pytest_plugin_is_light():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert set(done.stdout.split()) <= {"pppml_core", "pppml_core.testing", "pppml_core.testing.pytest_plugin"}
+
+
+def test_the_suite_of_rules_has_the_settings_that_there_are():
+    part = TEXT.split("## What the personalization suite takes")[1].split("\n## ")[0]
+    for name in ("zero_rates", "zero_outer_rates", "network", "site"):
+        assert hasattr(PersonalizationSuite, name)
+        assert f"`{name}" in part or f'`{name}("a")`' in part, name
+    for module, name in re.findall(r"`(\w+)`(?: and `\w+`)? \(`pppml_core\.testing\.(\w+)`\)", part):
+        assert hasattr(importlib.import_module(f"pppml_core.testing.{name}"), module)
