@@ -118,6 +118,14 @@ def test_fedbn_keeps_every_batch_normalization(make, network, mark, count, layer
     assert rule.misfits(model, {}, TRAINING) == []
 
 
+def test_fedbns_update_holds_the_shared_layers_alone(make):
+    rule, model = make("fedbn"), small_network()
+    update, state = rule.local_update(model, FixedData(), GRADIENTS, rule.init(model))
+    assert update.delta.keys() == {"conv.weight", "conv.bias", "head.weight", "head.bias"}
+    assert state == {"trained": True}
+    assert not torch.equal(model.norm.weight, small_network().norm.weight), "the site's own are trained and stay in its model"
+
+
 def test_fedbn_all(make):
     model = cnn()
     assert personal(make("fedbn"), model) == set()
