@@ -283,9 +283,6 @@ class Run:
 
     def model(self, site: str | None = None) -> torch.nn.Module:
         """The trained network: the global one, or a site's own. On the CPU, in evaluation mode."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from pppml_core.errors import nearest
         from pppml_core.randomness import seeded
 
@@ -302,16 +299,9 @@ class Run:
                 hint = f"did you mean {close!r}?" if close else f"the sites are {', '.join(sites)}"
                 raise ConfigError(f"there is no site {site!r} in this run", place="site", hint=hint)
             path = self.folder / "sites" / site / "personalized.safetensors"
-        if not path.exists():
-            raise CheckpointError("the run has not written its model yet", place=str(path), hint=f"pppml run ... --resume {self.folder}")
+        weights = self._weights(path)
         with seeded(0):
             model: torch.nn.Module = parts.factory.build(parts.spec)
-        try:
-            weights = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"the weights cannot be read: {error}", place=str(path), hint="copy the file again, or run anew"
-            ) from error
         model.to(next(iter(t for t in weights.values() if t.is_floating_point())).dtype)
         model.load_state_dict(weights)
         return model.eval()
@@ -325,14 +315,24 @@ class Run:
             draw: which examples; repeat with other draws to see how much depends on them.
 
         """
-        from safetensors.torch import load_file
-
         from pppml_core.federation.newcomer import adapted
 
         path = self.folder / "model.safetensors"
-        if not path.exists() and self._assembly.personalization.shares:
+        weights = self._weights(path) if self._assembly.personalization.shares else {}
+        return adapted(self._assembly, weights, site, examples, draw)
+
+    def _weights(self, path: Path) -> dict[str, torch.Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not path.exists():
             raise CheckpointError("the run has not written its model yet", place=str(path), hint=f"pppml run ... --resume {self.folder}")
-        return adapted(self._assembly, load_file(path) if path.exists() else {}, site, examples, draw)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"the weights cannot be read: {error}", place=str(path), hint="copy the file again, or run anew"
+            ) from error
 
     def predict(self, path: str | Path, site: str | None = None, out: str | Path | None = None, probabilities: bool = False) -> Any:
         """Predict the images of a file or folder with the global or a site's model; written to ``out`` where given."""
@@ -357,7 +357,9 @@ class Run:
 
         result, plain = self.result, to_plain(self.config)
         model = self.model(site)
-        scores = result["metrics"]["global" if site is None else "personalized"]
+        weights = sha256_of_state(model.state_dict())
+        # A site that does not personalize has the global model, which is scored once.
+        scores = result["metrics"]["global" if site is None or weights == result["model_sha256"] else "personalized"]
         origin = Origin(
             run=plain["run"]["name"],
             task=plain["task"]["use"],
@@ -366,7 +368,7 @@ class Run:
             aggregator=plain["aggregator"]["use"],
             site=site,
             rounds=result["rounds"],
-            weights=sha256_of_state(model.state_dict()),
+            weights=weights,
             scores=(scores["mean"] if site is None else scores["sites"].get(site)) or {},
             privacy=result["privacy"],
         )

@@ -259,7 +259,7 @@ def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
         )
     if privacy.placement != "distributed":
         return
-    if not rule.shares_one_gradient:
+    if not rule.shares_one_gradient or rule.gradient_calls > 1:
         calls = f"it makes {rule.gradient_calls} gradients a step" if rule.gradient_calls > 1 else "what it shares is no plain gradient"
         plan.misfits.append(
             f"personalization: {name} cannot be protected by distributed noise: {calls}, and all but the last would enter the sum "
