@@ -9,10 +9,13 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pppml_core.builtin.configs import TinyNetConfig, TinyTaskConfig
 from pppml_core.builtin.tiny import TinyNet, TinyTask
 from pppml_core.config.run_config import OptimizerSection, TrainingSection
+from pppml_core.errors import DataError
 from pppml_core.learning.data.examples import ArrayExamples
 from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.training import (
@@ -269,3 +272,158 @@ def test_only_what_fits_is_cached(monkeypatch):
     assert fits_cache(examples, sites=2)
     assert not fits_cache(examples, sites=3)
     assert not fits_cache(numbered(0), sites=1)
+
+
+# -- steps of several batches, and trainings beside the configured one ----------------------------------------------------------------
+
+
+def steps_of(data, **options):
+    """The examples of each batch of each step, as a rule is handed them, and what ``train`` returned."""
+    steps = []
+
+    def rule(model, together):
+        batches = together if options.get("batches_per_step", 1) > 1 else (together,)
+        steps.append([images.ravel().int().tolist() for images, _ in batches])
+        return float(sum(steps[-1][0]))
+
+    return steps, data.train(torch.nn.Linear(1, 1), rule, **options)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    examples=st.integers(1, 90),
+    batch_size=st.integers(1, 40),
+    each=st.integers(1, 4),
+    epochs=st.integers(0, 3),
+    cached=st.booleans(),
+)
+def test_the_batches_of_a_step_are_disjoint_and_an_epoch_is_one_pass(examples, batch_size, each, epochs, cached):
+    data = training(numbered(examples), batch_size=batch_size, epochs=epochs, cached=cached)
+    if examples < each:
+        with pytest.raises(DataError, match=f"needs {each} batches"):
+            steps_of(data, batches_per_step=each)
+        return
+    steps, _ = steps_of(data, batches_per_step=each)
+    assert len(steps) == steps_per_round(TrainingSection(batch_size=batch_size, epochs=epochs), examples, each)
+    assert all(len(step) == each for step in steps)
+    a_pass, size = len(steps) // max(epochs, 1), min(batch_size, examples // each)
+    for number in range(epochs):
+        batches = [b for step in steps[number * a_pass : (number + 1) * a_pass] for b in step]
+        used, sizes = list(chain(*batches)), [len(b) for b in batches]
+        assert len(used) == len(set(used)), "an example twice in one pass"
+        assert examples - len(used) < each, "more is left over than cannot be shared out"
+        assert set(sizes[:-each]) <= {size}
+        assert 1 <= min(sizes[-each:]) <= max(sizes[-each:]) <= min(size, min(sizes[-each:]) + 1), "the last step is shared out evenly"
+
+
+@settings(max_examples=60, deadline=None)
+@given(examples=st.integers(3, 40), batch_size=st.integers(1, 20), each=st.integers(1, 3), count=st.integers(0, 9))
+def test_steps_count_steps_however_many_batches_they_have(examples, batch_size, each, count):
+    section = TrainingSection(batch_size=batch_size, steps=count)
+    steps, _ = steps_of(training(numbered(examples), batch_size=batch_size, steps=count), batches_per_step=each)
+    assert len(steps) == steps_per_round(section, examples, each) == count
+    for step in steps:
+        assert len(set(chain(*step))) == sum(map(len, step))
+
+
+def test_too_few_examples_for_a_step_are_refused_in_words():
+    with pytest.raises(DataError, match=r"needs 3 batches .* there are 2 training examples"):
+        steps_per_round(TrainingSection(), 2, 3)
+    assert steps_per_round(TrainingSection(), 3, 3) == 1
+
+
+def test_one_batch_a_step_is_the_plain_order():
+    """The rule is then handed a batch, not a tuple of one."""
+    steps, _ = steps_of(training(numbered(23), batch_size=5, epochs=2))
+    assert [batch for (batch,) in steps] == seen(training(numbered(23), batch_size=5, epochs=2).batches())
+
+
+def test_two_batches_a_step_are_cut_from_the_same_permutation():
+    """The order is that of one batch a step; only the cut differs, so methods see the images in the same order."""
+    data = training(numbered(22), batch_size=5, epochs=1)
+    order = data.order(0).tolist()
+    steps, _ = steps_of(data, batches_per_step=2)
+    assert [[len(b) for b in step] for step in steps] == [[5, 5], [5, 5], [1, 1]]
+    assert list(chain(*chain(*steps))) == order
+
+
+def test_the_loss_of_a_step_counts_for_the_examples_of_all_its_batches():
+    def rule(model, together):
+        return float(len(together[0][0]))
+
+    data = training(numbered(22), batch_size=5, epochs=1)
+    assert data.train(torch.nn.Linear(1, 1), rule, batches_per_step=2) == pytest.approx({"loss": (5 * 10 + 5 * 10 + 1 * 2) / 22})
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked", "steps"),
+    [
+        ({"epochs": 2}, {}, 10),
+        ({"epochs": 2}, {"epochs": 1}, 5),
+        ({"epochs": 2}, {"steps": 3}, 3),
+        ({"steps": 7}, {}, 7),
+        ({"steps": 7}, {"epochs": 1}, 5),
+        ({"steps": 7}, {"steps": 1}, 1),
+        ({"steps": 7}, {"steps": 0}, 0),
+        ({"epochs": 1}, {"epochs": 0}, 0),
+        ({}, {}, 5),
+    ],
+    ids=str,
+)
+def test_a_rule_may_ask_for_another_length(configured, asked, steps):
+    found, metrics = steps_of(training(numbered(23), batch_size=5, **configured), **asked)
+    assert len(found) == steps
+    assert bool(metrics) == bool(steps)
+
+
+def constant_slope(network, batch):
+    """A gradient of one, so that a weight moves by the rate."""
+    network.weight.grad = torch.ones(1, 1)
+    return 0.0
+
+
+@pytest.mark.parametrize(("schedule", "factor"), [("constant", 1.0), ("cosine", 0.5)])
+def test_a_rule_may_ask_for_another_rate_under_the_same_schedule(schedule, factor):
+    model = torch.nn.Linear(1, 1, bias=False)
+    start = model.weight.item()
+    data = training(numbered(8), batch_size=8, epochs=1, round=2, rounds=2, schedule=schedule, optimizer={"use": "sgd", "lr": 0.5})
+    data.train(model, constant_slope, lr=0.25)
+    assert model.weight.item() == pytest.approx(start - 0.25 * factor)
+    data.train(model, constant_slope)
+    assert model.weight.item() == pytest.approx(start - 0.75 * factor), "the configured rate is not forgotten"
+    data.train(model, constant_slope, lr=0.0)
+    assert model.weight.item() == pytest.approx(start - 0.75 * factor)
+
+
+def test_a_purpose_has_an_order_of_its_own_and_leaves_the_others_alone():
+    def orders(*purposes):
+        data = training(numbered(12), batch_size=12, epochs=1)
+        return [steps_of(data, purpose=p)[0] for p in purposes]
+
+    plain, again = orders("train", "train")
+    personal, beside = orders("personal", "train")
+    assert plain != again, "a second training of a purpose in one round has another order"
+    assert personal != plain
+    assert beside == plain, "training for another purpose first changes nothing"
+    assert orders("adapt", "personal")[1] == personal
+
+
+def test_a_purpose_has_an_optimizer_state_of_its_own():
+    """Kept momentum of one training is not taken into another one, and both are there in the next round."""
+    kept = {"batch_size": 24, "epochs": 1, "optimizer": {"use": "sgd", "lr": 0.1, "momentum": 0.9}, "keep_optimizer": True}
+    model = torch.nn.Linear(1, 1, bias=False)
+
+    def move(data, purpose):
+        before = model.weight.item()
+        data.train(model, constant_slope, purpose=purpose)
+        return before - model.weight.item()
+
+    first = training(tiny(), round=1, **kept)
+    assert move(first, "train") == pytest.approx(0.1, rel=1e-4)
+    assert move(first, "personal") == pytest.approx(0.1, rel=1e-4)
+    assert set(first.optimizer_state) == {"train", "personal"}
+    second = training(tiny(), round=2, state=decode(encode(first.optimizer_state)), **kept)
+    assert move(second, "train") == pytest.approx(0.19, rel=1e-4)
+    assert move(second, "adapt") == pytest.approx(0.1, rel=1e-4)
+    assert move(second, "personal") == pytest.approx(0.19, rel=1e-4)
+    assert set(first.optimizer_state) == {"train", "personal"}, "a later round does not write into an earlier one"
