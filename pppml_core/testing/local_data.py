@@ -5,6 +5,8 @@ And the core's own training data over the same images, where what counts is how 
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,6 +134,11 @@ class FixedData:
 
 def small_network(seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """Convolution, BatchNorm, ReLU, linear head ``head``; weights drawn without touching torch's global generator."""
+    return copy.deepcopy(_small_network(seed, dtype))
+
+
+@functools.cache
+def _small_network(seed: int, dtype: torch.dtype) -> torch.nn.Module:
     network = torch.nn.Sequential()
     network.add_module("conv", torch.nn.utils.skip_init(torch.nn.Conv2d, CHANNELS, 4, 3, padding=1))
     network.add_module("norm", torch.nn.BatchNorm2d(4))
