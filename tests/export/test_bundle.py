@@ -146,8 +146,12 @@ TENSOR = {"type": str, "format": str, "num_channels": int, "spatial_shape": list
 
 
 def test_metadata_fits_the_schema_and_tells_the_run(classification, segmentation, tmp_path):
-    for run, site, patch in ((classification, None, False), (segmentation, "site_1", True)):
-        bundle = run.export_bundle(tmp_path / f"bundle-{site}", site)
+    for run, site, scored, patch in (
+        (classification, None, "global", False),
+        (classification, "site_1", "global", False),  # fedavg: a site's model is the global one
+        (segmentation, "site_1", "personalized", True),
+    ):
+        bundle = run.export_bundle(tmp_path / f"{scored}-{site}", site)
         meta = json.loads((bundle / "configs/metadata.json").read_text())
         assert {name: type(meta.get(name)) for name in REQUIRED} == REQUIRED
         for side, channels in (("inputs", 1), ("outputs", len(run.task.spec().classes))):
@@ -156,7 +160,8 @@ def test_metadata_fits_the_schema_and_tells_the_run(classification, segmentation
             assert tensor["num_channels"] == channels == len(tensor["channel_def"])
             assert tensor["is_patch_data"] is patch
         assert meta["monai_version"] == run.result["versions"]["monai"]
-        found = run.result["metrics"]["global"]["mean"] if site is None else run.result["metrics"]["personalized"]["sites"][site]
+        table = run.result["metrics"][scored]
+        found = table["mean"] if site is None else table["sites"][site]
         # (a distance that is undefined has no place in JSON)
         assert meta["eval_metrics"] == {k: v for k, v in found.items() if v is not None and math.isfinite(v)} != {}
         assert "research" in meta["intended_use"]
