@@ -99,6 +99,13 @@ class Grid:
             table.add_row(*(Text(clean(cell)) for cell in row))
         return table
 
+    def transposed(self) -> Grid:
+        """Rows as columns, where the names of rows are short and those of columns are not."""
+        columns = zip(*self.rows, strict=True)
+        head, *cells = columns if self.rows else ((),)
+        rows = [(name.replace("\n", ", "), *values) for name, values in zip(self.header[1:], cells, strict=False)]
+        return Grid(self.title, ("", *head), tuple(rows), self.notes)
+
     def markdown(self) -> str:
         """For a README or an issue."""
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pppml_core.report import columns, records, tables
-from pppml_core.report.tables import comparison_grid, final_metrics, metrics_grid, metrics_table, to_html, to_markdown
+from pppml_core.report.tables import Grid, comparison_grid, final_metrics, metrics_grid, metrics_table, to_html, to_markdown
 
 RESULT = {
     "rounds": 4,
@@ -83,3 +83,9 @@ def test_comparison_shows_one_model_once_and_each_ones_worst_site() -> None:
     assert grid.rows[:2] == (("mean of sites", "0.450", "0.500"), ("worst site", "0.400", "0.200"))
     summed = comparison_grid({"fedavg": {"metrics": {"global": {"mean": {"dice": 0.5}, "sites": {"all": {"dice": 0.5}}}}}}, "dice")
     assert summed.rows == (("mean of sites", "0.500"),), "no worst site where only sums left the sites"
+
+
+def test_transposed_has_runs_as_rows() -> None:
+    grid = Grid("dice", ("site", "a run\nglobal", "b"), (("mean", "0.5", "0.6"), ("x", "0.4", "0.7")), ("note",))
+    assert grid.transposed() == Grid("dice", ("", "mean", "x"), (("a run, global", "0.5", "0.4"), ("b", "0.6", "0.7")), ("note",))
+    assert Grid("dice", ("site", "b"), ()).transposed().rows == ()
