@@ -84,9 +84,10 @@ def later_picture(name: str, sites: Mapping[str, Any], path: Path) -> Path:
 
 def one_dot(axes: Any, x: float, value: Mapping[str, Any], colour: str, mark: str, label: str | None) -> None:
     """An estimate with its interval."""
-    below, above = max(0.0, value["estimate"] - value["low"]), max(0.0, value["high"] - value["estimate"])
+    estimate, low, high = value["estimate"], value["low"], value["high"]
+    below, above = (0.0, 0.0) if low is None else (max(0.0, estimate - low), max(0.0, high - estimate))
     axes.errorbar(
-        x, value["estimate"], [[below], [above]], color=colour, marker=mark, markersize=5, markeredgecolor="black", markeredgewidth=0.4,
+        x, estimate, [[below], [above]], color=colour, marker=mark, markersize=5, markeredgecolor="black", markeredgewidth=0.4,
         elinewidth=1.2, linestyle="none", label=label,
     )  # fmt: skip
 

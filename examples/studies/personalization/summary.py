@@ -8,6 +8,7 @@ they move with another seed is the standard deviation given beside it.
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,9 @@ def interval(strata: Sequence[Stratum], statistic: Callable[[Drawn], Any], *name
 
 
 def plain(found: Interval) -> dict[str, Any]:
-    """For JSON."""
-    return {"estimate": found.estimate, "low": found.low, "high": found.high, "method": found.method}
+    """For JSON; the ends are None where the data do not determine them."""
+    low, high = (end if math.isfinite(end) else None for end in (found.low, found.high))
+    return {"estimate": found.estimate, "low": low, "high": high, "method": found.method}
 
 
 def summarize(selection: Selection, out: Path) -> dict[str, Any]:
@@ -132,19 +134,19 @@ def row_summary(task: str, row: str, strata: list[Stratum], rows: Mapping[str, l
     for i, site in enumerate(sites):
         own = [s for s in strata if s.site == site]
         out["sites"][site] = plain(interval(own, lambda d, own=own: site_scores(own, d)[0], task, "site", sites[i]))
-    if REFERENCE in rows and row != REFERENCE:
-        other = rows[REFERENCE]
-        out["difference"] = plain(
-            interval(strata, lambda d: (site_scores(strata, d) - site_scores(other, d)).mean(axis=0), task, "difference")
-        )
+    for name, against in (("difference", REFERENCE), ("difference_alone", ALONE)):
+        if against in rows and row != against:
+            other = rows[against]
+            found = interval(strata, lambda d, b=other: (site_scores(strata, d) - site_scores(b, d)).mean(axis=0), task, name)
+            out[name] = plain(found)
     if ALONE in rows and row != ALONE:
         out["against_alone"] = {}
         for site in sites:
-            own, alone = ([s for s in found if s.site == site] for found in (strata, rows[ALONE]))
+            own, alone = ([s for s in both if s.site == site] for both in (strata, rows[ALONE]))
             difference = interval(own, lambda d, a=own, b=alone: (site_scores(a, d) - site_scores(b, d))[0], task, "alone", site)
             out["against_alone"][site] = plain(difference)
         out["harmed"] = [site for site, d in out["against_alone"].items() if d["estimate"] < 0]
-        out["clearly_harmed"] = [site for site, d in out["against_alone"].items() if d["high"] < 0]
+        out["clearly_harmed"] = [site for site, d in out["against_alone"].items() if d["high"] is not None and d["high"] < 0]
     return out
 
 
@@ -153,7 +155,12 @@ def clearly_better(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if ALONE not in rows:
         return []
     alone = rows[ALONE]
-    return [r for r, found in rows.items() if r != ALONE and all(found[key]["low"] > alone[key]["high"] for key in ("mean", "worst"))]
+
+    def above(found: Mapping[str, Any], key: str) -> bool:
+        low, high = found[key]["low"], alone[key]["high"]
+        return low is not None and high is not None and low > high
+
+    return [row for row, found in rows.items() if row != ALONE and all(above(found, key) for key in ("mean", "worst"))]
 
 
 def cost_of(method: Method, weights: str, folders: Iterable[Path]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,8 @@ def task_table(name: str, task: Record) -> str:
             row,
             cell(found["mean"]),
             cell(found["worst"]),
-            cell(found["difference"], signed=True) if "difference" in found else "",
+            cell(found.get("difference"), signed=True),
+            cell(found.get("difference_alone"), signed=True),
             harm(found),
             "" if found["seed_sd"] is None else f"{found['seed_sd']:.3f}",
             str(found["evaluations"]),
@@ -57,6 +57,7 @@ def task_table(name: str, task: Record) -> str:
         "mean of sites",
         "worst site",
         "minus fedavg-finetune",
+        "minus local-only",
         "below local-only (clearly)",
         "sd over seeds",
         "gradients",
@@ -110,7 +111,7 @@ def cell(found: Record | None, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     ends = (found["low"], found["high"])
     text = f"{found['estimate']:{sign}.3f}"
-    return text if any(math.isnan(end) for end in ends) else f"{text} [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]"
+    return text if None in ends else f"{text} [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]"
 
 
 def grid(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
