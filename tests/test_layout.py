@@ -20,7 +20,7 @@ import pppml_core
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))
-EXPECTED = {"tasks/blood_cells", "tasks/chest_ct", "tasks/image_set", "tasks/lung_lesions", "models/monai_nets"}
+EXPECTED = {"tasks/blood_cells", "tasks/chest_ct", "tasks/image_set", "tasks/lung_lesions", "models/monai_nets", "personalization/perfedavg", "personalization/baselines"}
 LARGEST_FILE = 1024 * 1024
 # A path that starts at the root of one machine's disk. Put together from parts, so that this file does not name what it looks for.
 MACHINE_PATH = re.compile(
@@ -40,8 +40,13 @@ def requirements(folder: Path) -> list[str]:
     return [*about.get("dependencies", []), *(r for extra in about.get("optional-dependencies", {}).values() for r in extra)]
 
 
+def short(plugin: Path) -> str:
+    """The folder's name; with its family before it where it would say nothing by itself."""
+    return f"{plugin.parent.name}_{plugin.name}" if plugin.name == "baselines" else plugin.name
+
+
 def package(plugin: Path) -> Path:
-    return plugin / "src" / f"pppml_{plugin.name}"
+    return plugin / "src" / f"pppml_{short(plugin)}"
 
 
 def imports(path: Path) -> Iterator[tuple[int, str, str | None]]:
@@ -104,14 +109,14 @@ def test_every_plugin_folder_has_the_common_shape(plugin: Path) -> None:
 def test_every_plugin_declares_itself_alike(plugin: Path) -> None:
     declared = project(plugin)
     core = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    about, dashed = declared["project"], plugin.name.replace("_", "-")
+    about, dashed = declared["project"], short(plugin).replace("_", "-")
     assert about["name"] == f"pppml-{dashed}"
     assert about["version"] == pppml_core.__version__, "one version for all"
     assert about["requires-python"] == core["requires-python"]
     assert about["license"] == core["license"]
     assert about["readme"] == "README.md"
     assert about["description"]
-    assert list(about["entry-points"]["pppml"].values()) == [f"pppml_{plugin.name}.plugin"]
+    assert list(about["entry-points"]["pppml"].values()) == [f"pppml_{short(plugin)}.plugin"]
     assert declared["build-system"]["build-backend"] == "hatchling.build"
     required = {canonicalize_name(r.name): r for r in map(Requirement, about["dependencies"])}
     assert required["pppml-core"].specifier == Requirement("pppml-core>=0.1,<0.2").specifier
