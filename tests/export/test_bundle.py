@@ -187,7 +187,7 @@ def test_a_bundle_is_the_same_each_time_and_names_no_path_of_this_machine(classi
 
 def test_the_data_card_tells_names_of_files_but_no_folder(classification, tmp_path, monkeypatch):
     card = classification.task.card()
-    changed = type(card)(**{**vars(card), "files": ("/home/someone/data/cells.npz",), "cautions": ("Small.",), "cites": ("A 2020",)})
+    changed = type(card)(**{**vars(card), "files": ("/data/of_someone/cells.npz",), "cautions": ("Small.",), "cites": ("A 2020",)})
     monkeypatch.setattr(type(classification.task), "card", lambda self: changed)
     bundle = classification.export_bundle(tmp_path / "bundle")
     assert json.loads((bundle / "docs/data_card.json").read_text())["files"] == ["cells.npz"]
