@@ -49,6 +49,16 @@ class Column:
         return self.runs[0]
 
     @property
+    def finished(self) -> bool:
+        """Whether every run has a result."""
+        return all(run.finished for run in self.runs)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Which data the final scores are of; ``unknown`` where no file tells."""
+        return tuple(dict.fromkeys(str(run.final.split or "unknown") for run in self.runs))
+
+    @property
     def method(self) -> str:
         """Name of the personalization; empty where no configuration tells."""
         return str(self.first.part("config", "personalization").get("use") or "")
@@ -121,6 +131,24 @@ def columns(runs: Sequence[RunRecords]) -> tuple[list[Column], list[str]]:
 def main_column(found: Sequence[Column]) -> Column:
     """The column the page is about: the first federated one."""
     return next((c for c in found if c.role == "federated"), found[0])
+
+
+def comparable(found: Sequence[Column]) -> tuple[list[Column], list[tuple[Column, str]]]:
+    """The finished columns whose scores are of one kind of data, test data where any are, and the others with the reason.
+
+    Scores of validation data, or of a run that goes on, stand beside no test scores.
+    """
+    splits = [split for c in found if c.finished and c.weights for split in c.splits]
+    split = "test" if "test" in splits else next(iter(splits), "")
+    kept, left_out = [], []
+    for column in found:
+        if not column.finished:
+            left_out.append((column, "no result yet"))
+        elif column.weights and column.splits != (split,):
+            left_out.append((column, f"scores of {' and '.join(column.splits)} data, the others' of {split} data"))
+        else:
+            kept.append(column)
+    return kept, left_out
 
 
 def differences(found: Sequence[Column]) -> list[tuple[str, list[str]]]:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from pppml_core.report.columns import FEDAVG, Column, differences
+from pppml_core.report.columns import FEDAVG, Column, comparable, differences
 from pppml_core.report.patients import METRICS, Scores
 from pppml_core.report.records import RunRecords, flat
 
@@ -114,10 +114,14 @@ class Method:
 
 
 class Gains:
-    """One task's comparison: ``models`` in the order of the table, alone first, then global, then each site's own."""
+    """One task's comparison: ``models`` in the order of the table, alone first, then global, then each site's own.
+
+    Only finished runs scored on the same kind of data are compared; ``left_out`` names the other columns and says why.
+    """
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        self.columns = [c for c in columns if c.role != "centralized" and c.weights]
+        kept, self.left_out = comparable([c for c in columns if c.role != "centralized"])
+        self.columns = [c for c in kept if c.weights]
         first = next((c for c in self.columns if c.role == "federated"), columns[0]).first
         self.task = str(first.part("config", "task").get("use") or first.name)
         self.metric = _metric(self.columns)

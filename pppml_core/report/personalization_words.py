@@ -12,10 +12,12 @@ from pppml_core.report.tables import number
 
 def answer(gains: Gains) -> list[str]:
     """What a reader wants to know first, and what cannot be told."""
-    out = []
+    out = [f"Left out: {'; '.join(f'{c.label} ({reason})' for c, reason in gains.left_out)}."] if gains.left_out else []
+    if gains.left_out and not any(c.role == "federated" for c in gains.columns):
+        return ["This cannot be told: no federated run here has a result to compare.", *out]
     if not gains.levels:
         asked = {str(c.first.part("config", "run").get("metrics")) for c in gains.columns} or {"none"}
-        return [f"This cannot be told: no scores of single sites left the sites (run.metrics: {', '.join(sorted(asked))})."]
+        return [f"This cannot be told: no scores of single sites left the sites (run.metrics: {', '.join(sorted(asked))}).", *out]
     if not any(m.model.role == "own" for m in gains.methods):
         out.append("No run here personalizes: what follows sets one model for all against each site alone.")
     alone = [
@@ -24,7 +26,8 @@ def answer(gains: Gains) -> list[str]:
         if m.alone is not None and m.alone.sites and (m.model.role == "own" or not m.model.column.has("personalized"))
     ]
     if not alone:
-        text = "Whether a site would be better off alone cannot be told: no local-only run on the same data was given."
+        which = "finished local-only" if any(c.role == "local-only" for c, _ in gains.left_out) else "local-only"
+        text = f"Whether a site would be better off alone cannot be told: no {which} run on the same data was given."
         out.append(f"{text} Run the same configuration with personalization=local-only and give both folders to pppml report.")
     elif len(alone) > 1:
         harmless = [m.model for m in alone if m.alone is not None and not m.alone.having(-1)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pppml_core.known import known
-from pppml_core.report.columns import Column
+from pppml_core.report.columns import Column, comparable
 from pppml_core.report.records import Record, RunRecords, flat, items
 from pppml_core.report.tables import number
 
@@ -137,8 +137,9 @@ def bracket_words(found: Sequence[Column], metric: str | None) -> list[str]:
     """Where the federated columns stand between the two brackets, and what the distances mean."""
     if metric is None or len(found) < 2:
         return []
+    found, left_out = comparable(found)
     alone, pooled = (next((c for c in found if c.role == role), None) for role in ("local-only", "centralized"))
-    out = []
+    out = [f"Not compared: {'; '.join(f'{c.label} ({reason})' for c, reason in left_out)}."] if left_out else []
     for column in (c for c in found if c.role == "federated"):
         here, below, above = _mean(column, metric), _mean(alone, metric), _mean(pooled, metric)
         if math.isnan(here):

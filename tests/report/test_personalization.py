@@ -366,3 +366,29 @@ def test_verdicts() -> None:
     assert [personalization_words.verdict(found, sign) for sign in (1, -1)] == ["2 of 3 (1 clearly)", "1 of 3 (0 clearly)"]
     assert personalization_words.verdict(Against(model, model, {"c": sites["c"]}), -1) == "1 of 1", "without an interval nothing is clear"
     assert personalization_words.verdict(None, 1) == "–"
+
+
+def test_unfinished_runs_and_other_splits_are_left_out_and_named(make_run: Make) -> None:
+    alone, method = make_run("l", method="local-only"), make_run("p", method="per-fedavg")
+    going, told = make_run("d", method="ditto", finished=False), make_run("b", method="apfl")
+    result = json.loads((told / "result.json").read_text())
+    (told / "result.json").write_text(json.dumps(result | {"split": "validation"}))
+    found = compared(going, told, alone, method)
+    assert {m.column.method for m in found.models} == {"local-only", "per-fedavg"}
+    text = shown(going, told, alone, method)
+    why = "ditto (unfinished) (no result yet); apfl (scores of validation data, the others' of test data)."
+    assert f"Left out: {why}" in text
+    assert f"Not compared: {why}" in text
+    assert "better off with ditto" not in text
+    assert "better off with apfl" not in text
+    assert not re.search(r"(ditto \(unfinished\)|apfl) reaches a mean", text)
+
+
+def test_without_a_finished_run_nothing_is_compared(make_run: Make) -> None:
+    alone, going = make_run("l", method="local-only"), make_run("d", method="ditto", finished=False)
+    for runs in ((going,), (alone, going)):
+        text = shown(*runs)
+        assert "This cannot be told: no federated run here has a result to compare. Left out: ditto (unfinished) (no result yet)." in text
+        assert "better off with" not in text
+    waiting = make_run("w", method="local-only", finished=False)
+    assert "no finished local-only run on the same data was given" in shown(waiting, make_run("p", method="ditto"))
