@@ -345,7 +345,7 @@ class Run:
 
         Args:
             out: a new or empty folder; default: ``bundle`` or ``bundle-SITE`` in the run's folder.
-            site: slug of the site whose personalized model it is.
+            site: slug of the site whose model it is: its personalized one, or the shared one where it has no other.
 
         Raises CheckpointError for a run that has not finished, ConfigError on an unknown site, a method without global model, a folder
         that is not empty or cannot be written, and a network or task that MONAI alone cannot be told of.
@@ -358,18 +358,22 @@ class Run:
         result, plain = self.result, to_plain(self.config)
         model = self.model(site)
         weights = sha256_of_state(model.state_dict())
-        # A site that does not personalize has the global model, which is scored once.
-        scores = result["metrics"]["global" if site is None or weights == result["model_sha256"] else "personalized"]
+        # Where a site has no weights of its own it has the shared ones, which are scored once.
+        own = site is not None and weights != result["model_sha256"]
+        scores, pooled = result["metrics"]["personalized" if own else "global"], self.config.pool
         origin = Origin(
             run=plain["run"]["name"],
             task=plain["task"]["use"],
             model=plain["model"]["use"],
             method=plain["personalization"]["use"],
             aggregator=plain["aggregator"]["use"],
+            role="pooled" if pooled else "federated" if self._assembly.personalization.shares else "alone",
             site=site,
+            own=own,
             rounds=result["rounds"],
+            selected=result["selected_round"],
             weights=weights,
-            scores=(scores["mean"] if site is None else scores["sites"].get(site)) or {},
+            scores=(scores["mean"] if site is None or pooled else scores["sites"].get(site)) or {},
             privacy=result["privacy"],
         )
         folder = Path(out) if out is not None else self.folder / ("bundle" if site is None else f"bundle-{site}")

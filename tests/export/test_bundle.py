@@ -16,6 +16,8 @@ from PIL import Image
 
 import pppml_core as pppml
 from pppml_core import cli
+from pppml_core.builtin.configs import FedAvgConfig
+from pppml_core.builtin.fedavg import FedAvg
 from pppml_core.errors import CheckpointError, ConfigError
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.learning.bundle import network
@@ -34,6 +36,20 @@ class Residual(torch.nn.Module):
     def forward(self, images):
         hidden = torch.relu(self.first(images))
         return self.last(hidden + hidden.square())
+
+
+class Tuned(FedAvg):
+    """Every site shifts the shared weights a little."""
+
+    personalizes = True
+
+    def __init__(self):
+        super().__init__(FedAvgConfig())
+
+    def adapt(self, model, data, gradients, state):
+        with torch.no_grad():
+            next(model.parameters()).add_(0.1)
+        return model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -170,6 +186,52 @@ def test_metadata_fits_the_schema_and_tells_the_run(classification, segmentation
         text = (bundle / "docs/README.md").read_text()
         assert ("site site_1" in text) == (site is not None)
         assert "without a differential privacy guarantee" in text
+
+
+def told(run, out, site=None):
+    """All that a bundle says of its origin."""
+    bundle = run.export_bundle(out, site)
+    meta = json.loads((bundle / "configs/metadata.json").read_text())
+    return f"{meta['name']}\n{meta['description']}\n{(bundle / 'docs/README.md').read_text()}", meta
+
+
+ONE_SITES = "fitted to one site's patients"
+
+
+def test_it_says_whose_weights_they_are_and_how_they_were_trained(classification, segmentation, tmp_path):
+    shared, _ = told(classification, tmp_path / "shared", "site_1")
+    assert "the global model, which is also that of site site_1" in shared
+    assert "trained by federated learning" in shared
+    assert ONE_SITES not in shared
+    assert "personalized model" not in shared
+
+    tuned, _ = told(trained(tmp_path / "tuned-run", "classification", personalization=Tuned()), tmp_path / "tuned", "site_1")
+    assert "the personalized model of site site_1" in tuned
+    assert ONE_SITES in tuned
+
+    alone, _ = told(segmentation, tmp_path / "alone", "site_1")
+    assert "the model of site site_1" in alone
+    assert "trained by one site alone" in alone
+    assert ONE_SITES in alone
+    assert not [word for word in ("federated", "personalized", "over plain") if word in alone]
+
+    run = trained(tmp_path / "pooled-run", "classification", task={"pool": True})
+    for site in (None, "pool"):
+        pooled, meta = told(run, tmp_path / f"pooled-{site}", site)
+        assert "trained on the data of all sites at one place" in pooled
+        assert "the model of all sites' pooled data" in pooled
+        assert not [word for word in ("federated", "global model", "over plain", "of that site", ONE_SITES) if word in pooled]
+        assert meta["eval_metrics"] == run.result["metrics"]["global"]["mean"]
+
+
+def test_it_names_the_round_whose_weights_were_chosen(classification, tmp_path):
+    assert "1 round of fedavg over plain." in told(classification, tmp_path / "last")[0]
+    folder = tmp_path / "chosen-run"
+    shutil.copytree(classification.folder, folder)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "rounds": 8, "selected_round": 7}))
+    text = "8 rounds of fedavg over plain; the weights are of round 7, chosen on validation data."
+    assert told(pppml.open(folder), tmp_path / "chosen")[0].count(text) == 2
 
 
 def test_a_bundle_is_the_same_each_time_and_names_no_path_of_this_machine(classification, tmp_path):

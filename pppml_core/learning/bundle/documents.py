@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 
@@ -21,6 +21,11 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 VERSION = "0.1.0"
 USE = "research; not for clinical use"
 NOT_STATED = "not stated: to be filled in by whoever shares this bundle"
+HOW = {
+    "federated": "trained by federated learning",
+    "pooled": "trained on the data of all sites at one place",
+    "alone": "trained by one site alone",
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,11 @@ class Origin:
     Args:
         run: its name.
         task: name of the task's component; so model, method (personalization) and aggregator.
-        site: slug of the site whose personalized model it is, None for the global one.
-        rounds: that were trained. weights: sha256 of the exported weights.
+        role: how the sites trained: together, on pooled data, or each alone.
+        site: slug of the site that the model was asked for, None for the global one.
+        own: whether these weights are that site's own, and not the shared ones.
+        rounds: that were trained. selected: the round the weights are of.
+        weights: sha256 of the exported weights.
         scores: metric -> value on test data: the site's own, or the mean over sites; only where the run has published them.
         privacy: ``privacy`` of result.json.
     """
@@ -41,8 +49,11 @@ class Origin:
     model: str
     method: str
     aggregator: str
+    role: Literal["federated", "pooled", "alone"]
     site: str | None
+    own: bool
     rounds: int
+    selected: int
     weights: str
     scores: Mapping[str, float | None]
     privacy: Mapping[str, Any]
@@ -67,7 +78,7 @@ def metadata(spec: TaskSpec, card: DataCard, origin: Origin, readings: Sequence[
         "required_packages_version": _packages(readings),
         "name": f"{origin.run}, {_whose(origin)}",
         "task": f"{card.title}: {spec.kind}, {about}",
-        "description": f"A network {loaded}, trained by federated learning; {_whose(origin)}. {_trained(origin)}",
+        "description": f"A network {loaded}, {HOW[origin.role]}; {_whose(origin)}. {_trained(origin)}",
         "authors": NOT_STATED,
         "copyright": NOT_STATED,
         "data_source": card.how_to_get,
@@ -153,12 +164,20 @@ terms, after looking at:
 
 
 def _whose(origin: Origin) -> str:
-    return "the global model" if origin.site is None else f"the personalized model of site {origin.site}"
+    if origin.role == "pooled":
+        return "the model of all sites' pooled data" + (f", after the last step of {origin.method}" if origin.own else "")
+    if origin.site is None:
+        return "the global model"
+    if not origin.own:
+        return f"the global model, which is also that of site {origin.site}"
+    return f"the model of site {origin.site}" if origin.role == "alone" else f"the personalized model of site {origin.site}"
 
 
 def _trained(origin: Origin) -> str:
     many = "" if origin.rounds == 1 else "s"
-    return f"Task {origin.task}, model {origin.model}: {origin.rounds} round{many} of {origin.method} over {origin.aggregator}."
+    over = f" over {origin.aggregator}" if origin.role == "federated" else ""
+    chosen = "" if origin.selected == origin.rounds else f"; the weights are of round {origin.selected}, chosen on validation data"
+    return f"Task {origin.task}, model {origin.model}: {origin.rounds} round{many} of {origin.method}{over}{chosen}."
 
 
 def _scores(origin: Origin) -> dict[str, float]:
@@ -174,9 +193,13 @@ def _privacy(origin: Origin) -> str:
             f"Trained with {found['mechanism']}: epsilon {found['epsilon']:.4g} at delta {found['delta']:g}, unit {found['unit']}, "
             f"adjacency {found['adjacency']}, placement {found['placement']}."
         )
-        said += "" if origin.site is None else " That guarantee is for what the site sent; a personalized model may have parts it kept."
+        said += " That guarantee is for what the site sent; a personalized model may have parts it kept." if _of_one_site(origin) else ""
     own = " This model was fitted to one site's patients, and the run sent it nowhere: sharing it is that site's decision."
-    return said + ("" if origin.site is None else own)
+    return said + (own if _of_one_site(origin) else "")
+
+
+def _of_one_site(origin: Origin) -> bool:
+    return origin.own and origin.role != "pooled"
 
 
 def _packages(readings: Sequence[Reading]) -> dict[str, str]:
