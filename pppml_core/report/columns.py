@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -149,6 +149,19 @@ def comparable(found: Sequence[Column]) -> tuple[list[Column], list[tuple[Column
         else:
             kept.append(column)
     return kept, left_out
+
+
+def shared_sites(scored: Iterable[Collection[str]]) -> tuple[list[str], int]:
+    """The sites that all models have scores of, and how many any has. Models without any score have no say.
+
+    Means over different sites are no comparison: who leaves out a hard site would look better.
+
+    >>> shared_sites([["a", "b", "c"], ["b", "c"], []])
+    (['b', 'c'], 3)
+    """
+    sets = [found for found in scored if found]
+    union = dict.fromkeys(site for found in sets for site in found)
+    return [site for site in union if all(site in found for found in sets)], len(union)
 
 
 def differences(found: Sequence[Column]) -> list[tuple[str, list[str]]]:

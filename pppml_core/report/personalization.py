@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from pppml_core.report.columns import FEDAVG, Column, comparable, differences
+from pppml_core.report.columns import FEDAVG, Column, comparable, differences, shared_sites
 from pppml_core.report.patients import METRICS, Scores
 from pppml_core.report.records import RunRecords, flat
 
@@ -103,7 +103,10 @@ class Against:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table of methods; ``alone`` and ``one`` are None where there is nothing to set it against."""
+    """A row of the table of methods; ``mean`` and ``worst`` are over the sites that all rows have.
+
+    ``alone`` and ``one`` are None where there is nothing to set it against.
+    """
 
     model: Model
     mean: float
@@ -138,8 +141,7 @@ class Gains:
     @cached_property
     def methods(self) -> list[Method]:
         """Every federated method by what a patient would meet: each site's own model, else the global one; FedAvg's global one too."""
-        shown = [m for m in self._global if m.used or m in self._references]
-        return [self._method(model) for model in [*shown, *self._own]]
+        return [self._method(model) for model in self.models if model.role != "alone"]
 
     @cached_property
     def rows(self) -> list[Method]:
@@ -149,7 +151,7 @@ class Gains:
     @cached_property
     def models(self) -> list[Model]:
         """What the table of sites shows."""
-        return [*self._alone, *(method.model for method in self.methods)]
+        return [*self._alone, *(m for m in self._global if m.used or m in self._references), *self._own]
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -161,6 +163,16 @@ class Gains:
     def levels(self) -> dict[str, list[Measured]]:
         """Site -> score of each of ``models``."""
         return {site: [self.level(model, site) for model in self.models] for site in self.names}
+
+    @cached_property
+    def scored(self) -> dict[str, list[str]]:
+        """Name of a model -> the sites with a score of it."""
+        return {m.name: [s for s in self.names if math.isfinite(self.level(m, s).mean)] for m in self.models}
+
+    @cached_property
+    def shared(self) -> tuple[list[str], int]:
+        """The sites that all models are scored at, over which they are ranked, and at how many any is."""
+        return shared_sites(self.scored.values())
 
     @cached_property
     def _references(self) -> list[Model]:
@@ -182,9 +194,10 @@ class Gains:
         return replace(row, alone=self._against(model, alone), one=self._against(model, one))
 
     def _row(self, model: Model) -> Method:
-        values = {site: self.level(model, site).mean for site in model.sites}
-        worst = min((s for s, v in values.items() if math.isfinite(v)), key=lambda s: values[s], default="")
-        return Method(model, model.column.estimate(model.weights, None, self.metric).mean, values.get(worst, math.nan), worst)
+        values = {site: self.level(model, site).mean for site in self.shared[0] if site in self.scored[model.name]}
+        worst = min(values, key=lambda s: values[s], default="")
+        mean = sum(values.values()) / len(values) if values else math.nan
+        return Method(model, mean, values.get(worst, math.nan), worst)
 
     def _against(self, model: Model, base: Model | None) -> Against | None:
         if base is None:

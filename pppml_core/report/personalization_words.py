@@ -29,7 +29,7 @@ def answer(gains: Gains) -> list[str]:
         which = "finished local-only" if any(c.role == "local-only" for c, _ in gains.left_out) else "local-only"
         text = f"Whether a site would be better off alone cannot be told: no {which} run on the same data was given."
         out.append(f"{text} Run the same configuration with personalization=local-only and give both folders to pppml report.")
-    elif len(alone) > 1:
+    elif len(alone) > 1 and len({frozenset(m.alone.sites) for m in alone if m.alone is not None}) == 1:
         harmless = [m.model for m in alone if m.alone is not None and not m.alone.having(-1)]
         kept = f"{_of(len(harmless), len(alone))} methods leave no site worse off than it would be alone" if len(harmless) > 1 else ""
         kept = f"Only {harmless[0].name} leaves no site worse off than it would be alone" if len(harmless) == 1 else kept
@@ -38,9 +38,24 @@ def answer(gains: Gains) -> list[str]:
         most = max(alone, key=lambda m: len(m.alone.having(-1)) if m.alone else 0)
         if most.alone is not None and (lost := most.alone.having(-1)):
             out[-1] += f" {most.model.name} leaves the most worse off: {_of(len(lost), len(most.alone.sites))}."
+    out += _unequal(gains)
     if len(rows := [row for row in gains.rows if row.model.used and math.isfinite(row.mean)]) > 1:
-        out.append(f"Highest mean of sites: {_best(rows, 'mean')}. Highest worst site: {_best(rows, 'worst')}.")
+        sites, any_has = gains.shared
+        over = "" if len(sites) == any_has else f" (of {_of(len(sites), any_has)})"
+        out.append(f"Highest mean of sites{over}: {_best(rows, 'mean')}. Highest worst site{over}: {_best(rows, 'worst')}.")
     return out
+
+
+def _unequal(gains: Gains) -> list[str]:
+    """That not every model was scored at every site, and what follows."""
+    sites, any_has = gains.shared
+    if len(sites) == any_has:
+        return []
+    every = dict.fromkeys(site for scored in gains.scored.values() for site in scored)
+    lacking = {name: [_quoted(gains.names[s]) for s in every if s not in scored] for name, scored in gains.scored.items()}
+    told = "; ".join(f"{name} not at {_listed(names)}" for name, names in lacking.items() if names)
+    then = f"Means and worst sites below are over the {_of(len(sites), any_has)} sites that all have" if sites else "So none is ranked"
+    return [f"Not every model was scored at every site: {told}. {then}; who gains and who loses is counted at each method's own sites."]
 
 
 def tallies(gains: Gains) -> list[str]:

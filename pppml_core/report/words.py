@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pppml_core.known import known
-from pppml_core.report.columns import Column, comparable
+from pppml_core.report.columns import Column, comparable, shared_sites
 from pppml_core.report.records import Record, RunRecords, flat, items
 from pppml_core.report.tables import number
 
@@ -140,8 +140,10 @@ def bracket_words(found: Sequence[Column], metric: str | None) -> list[str]:
     found, left_out = comparable(found)
     alone, pooled = (next((c for c in found if c.role == role), None) for role in ("local-only", "centralized"))
     out = [f"Not compared: {'; '.join(f'{c.label} ({reason})' for c, reason in left_out)}."] if left_out else []
+    sites, any_has = shared_sites(_scored(c, metric) for c in found)
+    over = None if len(sites) == any_has else sites
     for column in (c for c in found if c.role == "federated"):
-        here, below, above = _mean(column, metric), _mean(alone, metric), _mean(pooled, metric)
+        here, below, above = (_mean(c, metric, over) for c in (column, alone, pooled))
         if math.isnan(here):
             continue
         parts = []
@@ -154,7 +156,8 @@ def bracket_words(found: Sequence[Column], metric: str | None) -> list[str]:
             gap = {1: "", 0: "", -1: ": what training apart still costs"}[_sign(here - above)]
             parts.append(f"{_apart(here - above)} centralized training ({number(above)}){gap}")
         if parts:
-            out.append(f"{column.label} reaches a mean {metric} of {number(here)}. It lies {'; it lies '.join(parts)}.")
+            where = "" if over is None else f" over the {len(sites)} of {any_has} sites that all columns have"
+            out.append(f"{column.label} reaches a mean {metric} of {number(here)}{where}. It lies {'; it lies '.join(parts)}.")
     work = {c.label: gradients for c in found if (gradients := _example_gradients(c.first))}
     if work and max(work.values()) > 1.2 * min(work.values()):
         told = ", ".join(f"{label} about {gradients:,}" for label, gradients in work.items())
@@ -163,12 +166,14 @@ def bracket_words(found: Sequence[Column], metric: str | None) -> list[str]:
 
 
 def interval_words(found: Sequence[Column]) -> str:
-    """What the brackets behind a value are."""
+    """What the brackets behind a value are, and over what the means are where columns have different sites."""
     seeds = {column.label: len(column.runs) for column in found}
+    sites, any_has = shared_sites({s for run in c.runs for s in run.final.site_names} for c in found)
+    own = "" if len(sites) == any_has else " Each mean is over its column's own sites, so the means of columns with other sites differ in kind."
     if all(n < 2 for n in seeds.values()):
-        return "One seed each: the values have no interval, and small differences mean nothing."
+        return f"One seed each: the values have no interval, and small differences mean nothing.{own}"
     told = ", ".join(f"{label} {n}" for label, n in seeds.items())
-    return f"In brackets: 95 % Student interval over seeds ({told}). It covers seeds only, not the choice of patients."
+    return f"In brackets: 95 % Student interval over seeds ({told}). It covers seeds only, not the choice of patients.{own}"
 
 
 def happenings(run: RunRecords) -> list[str]:
@@ -299,8 +304,20 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _mean(column: Column | None, metric: str) -> float:
-    return math.nan if column is None or column.best_weights is None else column.estimate(column.best_weights, None, metric).mean
+def _mean(column: Column | None, metric: str, sites: Sequence[str] | None) -> float:
+    """The mean over ``sites``; the one that the runs recorded where None."""
+    if column is None or column.best_weights is None:
+        return math.nan
+    if sites is None:
+        return column.estimate(column.best_weights, None, metric).mean
+    found = [column.estimate(column.best_weights, site, metric).mean for site in sites]
+    return sum(found) / len(found) if found else math.nan
+
+
+def _scored(column: Column, metric: str) -> list[str]:
+    weights = column.best_weights
+    sites = dict.fromkeys(site for run in column.runs for site in run.final.site_names)
+    return [site for site in sites if weights and math.isfinite(column.estimate(weights, site, metric).mean)]
 
 
 def _apart(difference: float) -> str:

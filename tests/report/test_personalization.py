@@ -392,3 +392,40 @@ def test_without_a_finished_run_nothing_is_compared(make_run: Make) -> None:
         assert "better off with" not in text
     waiting = make_run("w", method="local-only", finished=False)
     assert "no finished local-only run on the same data was given" in shown(waiting, make_run("p", method="ditto"))
+
+
+def test_means_worst_sites_and_ranks_are_over_the_sites_all_rows_have(make_run: Make) -> None:
+    alone, method, other = make_run("l", method="local-only"), make_run("p", method="ditto"), make_run("x", method="apfl")
+    scored(alone, "personalized", a=0.7, b=0.5, c=0.6, d=0.2)
+    scored(method, "personalized", a=0.7, b=0.4, c=0.6, d=0.1)
+    scored(other, "personalized", a=0.6, b=0.45, c=0.5, d=0.3)
+    result = json.loads((other / "result.json").read_text())
+    for part in result["metrics"].values():  # without its hardest site it looks better: 0.517 against 0.450
+        del part["sites"]["d"]
+        part["mean"]["dice"] = 0.517
+    (other / "result.json").write_text(json.dumps(result))
+    runs = (alone, method, other)
+    rows = {row.model.name: (row.mean, row.worst, row.worst_site) for row in compared(*runs).rows if row.model.used}
+    assert rows["local-only"] == (pytest.approx(0.6), 0.5, "b")
+    assert rows["ditto"] == (pytest.approx(1.7 / 3), 0.4, "b")
+    assert rows["apfl"] == (pytest.approx(1.55 / 3), 0.45, "b")
+    text = shown(*runs)
+    assert "Highest mean of sites (of 3 of 4): local-only (0.600). Highest worst site (of 3 of 4): local-only (0.500)." in text
+    assert re.search(r"Not every model was scored at every site: [^.;]*apfl not at Hospital D", text)
+    assert "Means and worst sites below are over the 3 of 4 sites that all have" in text
+    assert "Each mean is over its column's own sites" in text, "the table of results"
+    assert "0.567 3 of 4 sites" in text, "the table says so too"
+    assert "worse off than it would be alone" not in text, "a method that left a site out does not harm it, which is no merit"
+    assert "ditto reaches a mean dice of 0.567 over the 3 of 4 sites that all columns have. It lies 0.033 below local-only (0.600)" in text
+
+
+def test_without_a_common_site_none_is_ranked(make_run: Make) -> None:
+    runs = [make_run("l", method="local-only"), make_run("p", method="ditto", sites={"x": "Clinic X", "y": "Clinic Y"})]
+    task = "task: {use: lung-lesions, sites: 6}"
+    for run in runs:
+        path = run / "config.resolved.yaml"
+        path.write_text(re.sub(r"task:\n( +.*\n)+", task + "\n", path.read_text()))
+    text = shown(*runs)
+    assert "So none is ranked" in text
+    assert "Highest mean" not in text
+    assert "reaches a mean" not in text
