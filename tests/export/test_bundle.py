@@ -34,7 +34,7 @@ class Residual(torch.nn.Module):
         self.last = torch.nn.Conv2d(4, len(spec.classes), 1)
 
     def forward(self, images):
-        hidden = torch.relu(self.first(images))
+        hidden = torch.relu(self.first(images)) + torch.ones(1, device=images.device)
         return self.last(hidden + hidden.square())
 
 
@@ -132,6 +132,8 @@ def test_volumes_go_through_a_flat_network_slice_by_slice_and_an_own_network_as_
     bundle = run.export_bundle(tmp_path / "bundle")
     script = (bundle / "models" / "model.ts").read_bytes()
     assert not [word for word in (b"site-packages", str(Path(__file__).parent).encode()) if word in script]
+    # (where it was traced: tensors that a forward makes are made there)
+    assert json.loads((bundle / "configs/inference.json").read_text())["device"] == "$torch.device('cpu')"
     alone = predict_alone(bundle, folder, ["inference.json", "nifti.json"])
     result = run.predict(folder)
     for name, expected in zip(result.names, result.probabilities, strict=True):

@@ -80,7 +80,9 @@ def _traced(spec: TaskSpec, model: torch.nn.Module) -> Network:
         raise ConfigError(reason, place="model", hint=hint) from error
     if off > TOLERANCE:
         raise ConfigError(f"traced as TorchScript, the network is another one: outputs differ by {off:.2g}", place="model", hint=hint)
-    return Network({"network_def": f"$torch.jit.load(@bundle_root + '/{SCRIPT}', map_location=@device)"}, stored)
+    # Tensors that the forward makes are made where it was traced, so the whole bundle stays there.
+    here = "$torch.device('cpu')"
+    return Network({"device": here, "network_def": f"$torch.jit.load(@bundle_root + '/{SCRIPT}', map_location=@device)"}, stored)
 
 
 def _without_origins(script: torch.jit.ScriptModule) -> bytes:
