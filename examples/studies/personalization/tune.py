@@ -10,6 +10,7 @@ import yaml
 from jobs import Tell, run_all
 from selection import Job, Selection, Settings, make_job, read_tuned
 
+from pppml_core.errors import ConfigError
 from pppml_core.federation.files import write_atomic
 from pppml_core.sweeps import Point
 
@@ -18,7 +19,12 @@ FOR_RATE = ("local-only", "fedavg-finetune")
 
 
 def tune(selection: Selection, data: Path | None, out: Path, into: Path, workers: int, tell: Tell | None = None) -> dict[str, str]:
-    """First each task's learning rate, then each method's own settings at that rate. Returns what failed."""
+    """First each task's learning rate, then each method's own settings at that rate. Returns what failed.
+
+    Raises ConfigError where a method that the learning rate is chosen with is not selected.
+    """
+    if missing := [method for method in FOR_RATE if method not in selection.methods]:
+        raise ConfigError(f"a task's learning rate is chosen with {', '.join(missing)} too", place="--methods", hint="name it as well")
     tuned = read_tuned(into)
     seed = selection.tuning_seed
 
