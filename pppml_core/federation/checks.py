@@ -19,7 +19,7 @@ from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.interfaces.task import SPLITS, SiteData, TaskSpec
 from pppml_core.learning.data.inspection import faults
 from pppml_core.learning.pool import evaluated_sites, held_out
-from pppml_core.learning.training import device_of
+from pppml_core.learning.training import device_of, step_ends
 from pppml_core.randomness import seeded
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import SERVER
@@ -234,9 +234,12 @@ def check_together(plan: Plan, parts: Assembly) -> bool:
     if not (parts.personalization.has_global_model or parts.personalization.personalizes):
         plan.misfits.append("personalization: it makes neither a shared model nor one of each site, so there is nothing to score")
     normalized = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in parts.model.modules())
-    if normalized and any(n % size == 1 or size == 1 for n in plan.sizes.values()):
-        plan.warnings.append("training.batch_size: a batch of one example occurs, on which batch normalization is unreliable or fails")
     each = parts.personalization.batches_per_step
+    # Adapting takes one batch a step, whatever training does.
+    kinds = {each, 1} if parts.personalization.personalizes else {each}
+    cuts = [step_ends(n, size, k) for n in plan.sizes.values() for k in kinds if n >= k]
+    if normalized and any(1 in np.diff(ends) for cut in cuts for ends in cut):
+        plan.warnings.append("training.batch_size: a batch of one example occurs, on which batch normalization is unreliable or fails")
     few = {site: n for site, n in plan.sizes.items() if 0 < n < each}
     for site, n in few.items():
         text = f"site {site!r} has {n} training examples, and a step of the personalization takes {each} batches that share none"

@@ -33,7 +33,8 @@ def parameters_and_buffers(
     model: torch.nn.Module, shared: Callable[[str, torch.nn.Module], bool], *, share_buffers: bool
 ) -> tuple[TensorSpec, ...]:
     """What of a model's state is shared: parameters first, then floating buffers, each in the state's order."""
-    parameters = dict(model.named_parameters())
+    # A tensor with several names is a parameter under each of them, and travels under each: a name left behind would hold its old value.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     state = model.state_dict()
     first = [TensorSpec(n, tuple(t.shape)) for n, t in state.items() if n in parameters and t.is_floating_point() and shared(n, model)]
     second = [

@@ -40,10 +40,10 @@ def steps_per_round(training: TrainingSection, examples: int, batches_per_step: 
     if training.steps is not None:
         return training.steps
     epochs = 1 if training.epochs is None else training.epochs
-    return epochs * len(_cut(examples, training.batch_size, batches_per_step))
+    return epochs * len(step_ends(examples, training.batch_size, batches_per_step))
 
 
-def _cut(examples: int, batch_size: int, batches_per_step: int) -> list[npt.NDArray[np.int64]]:
+def step_ends(examples: int, batch_size: int, batches_per_step: int) -> list[npt.NDArray[np.int64]]:
     """Ends of the batches of each step of one pass: positions ``(batches_per_step + 1,)``, so that the batches have no example in common.
 
     The last step shares out what is left evenly; fewer examples than batches are left over.
@@ -152,7 +152,7 @@ class LocalTraining:
         self, purpose: str, epochs: int | None, steps: int | None, batches_per_step: int = 1
     ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """Epoch and examples of each batch; the batches of one step follow each other."""
-        done, epoch, cut = 0, 0, _cut(self.examples, self._training.batch_size, batches_per_step)
+        done, epoch, cut = 0, 0, step_ends(self.examples, self._training.batch_size, batches_per_step)
         while (epochs is None or epoch < epochs) and (steps is None or done < steps):
             order = self.order(epoch, purpose)
             for ends in cut:

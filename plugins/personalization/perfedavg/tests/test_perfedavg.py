@@ -14,8 +14,9 @@ from pppml_core.builtin.tiny import TinyTask
 from pppml_core.errors import PlanRefused, PppmlError
 from pppml_core.learning.arrays import snapshot
 from pppml_core.learning.gradients import plain_gradients
+from pppml_core.learning.statistics import with_statistics
 from pppml_core.testing.local_data import FixedData, small_network
-from pppml_perfedavg.batch_norm import is_statistic, normalizations, with_fixed_statistics
+from pppml_perfedavg.batch_norm import is_statistic, with_fixed_statistics
 from pppml_perfedavg.config import PerFedAvgConfig
 from pppml_perfedavg.meta_gradient import MetaGradient
 from pppml_perfedavg.perfedavg import PerFedAvg
@@ -164,7 +165,7 @@ def test_what_counts_as_a_statistic():
     assert [n for n in model.state_dict() if is_statistic(n, model)] == [
         f"{i}.{b}" for i in (0, 1) for b in ("running_mean", "running_var", "num_batches_tracked")
     ]
-    assert normalizations(model) == [model[0], model[1]]
+    assert with_statistics(model) == [model[0], model[1]]
 
 
 # -- adapting -----------------------------------------------------------------------------------------------------------------------------

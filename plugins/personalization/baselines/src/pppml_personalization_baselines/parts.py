@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pppml_core.errors import nearest
 from pppml_core.interfaces.personalization import Batch, GradientRule, LocalData, Tensors
 from pppml_core.learning.arrays import snapshot
+from pppml_core.learning.statistics import measure_statistics, with_statistics
 
 # -- gradients ----------------------------------------------------------------------------------------------------------------------------
 
@@ -84,28 +84,9 @@ def train_own_part(
     moving average over a few steps would still be mostly its initial value.
     """
     train_part(model, names, data, gradients, epochs=epochs, steps=steps, purpose="adapt")
-    own = [m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and f"{n}.running_mean".removeprefix(".") in names]
-    if not own:
-        return model
-    momenta = [m.momentum for m in own]
-    for module in own:
-        module.reset_running_stats()
-        module.momentum = None  # torch: the mean over all batches since the reset
-
-    def look(network: torch.nn.Module, batch: Batch) -> float:
-        network.zero_grad(set_to_none=True)  # no gradient, no step
-        others = [m for m in network.modules() if getattr(m, "running_mean", None) is not None and m not in own]
-        for module in others:
-            module.eval()
-        with torch.no_grad():
-            network(batch[0])
-        return 0.0
-
-    try:
-        data.train(model, look, epochs=1, purpose="adapt-statistics")
-    finally:
-        for module, momentum in zip(own, momenta, strict=True):
-            module.momentum = momentum
+    names_of = {id(m): n for n, m in model.named_modules()}
+    own = [m for m in with_statistics(model) if f"{names_of[id(m)]}.running_mean".removeprefix(".") in names]
+    measure_statistics(model, own, data)
     return model
 
 
@@ -192,10 +173,14 @@ def optimizer_remark(paper: str, training: Mapping[str, Any]) -> list[str]:
 
 
 def schedule_remark(training: Mapping[str, Any]) -> list[str]:
-    """Where training at evaluation would be at the reduced rate of the end of a schedule."""
+    """Where training at evaluation would be at the reduced rate of a schedule's end or of a warm-up."""
+    out = []
+    if training["warmup_rounds"]:
+        out.append("what a site trains for itself at an evaluation is at that round's learning rate, which is small while it warms up")
     if training["schedule"] == "constant":
-        return []
+        return out
     return [
+        *out,
         f"what a site trains for itself after the rounds is at the last round's learning rate, which `schedule: {training['schedule']}` "
-        "has made small; use constant"
+        "has made small; use constant",
     ]

@@ -10,7 +10,8 @@ import torch
 from pppml_core.builtin.fedavg import FedAvg
 from pppml_core.interfaces.personalization import GradientRule, LocalData, PersonalState, StepRule, Update
 from pppml_core.learning.arrays import difference, snapshot
-from pppml_perfedavg.batch_norm import is_statistic, measure_statistics, normalizations, with_fixed_statistics
+from pppml_core.learning.statistics import measure_statistics, with_statistics
+from pppml_perfedavg.batch_norm import is_statistic, with_fixed_statistics
 from pppml_perfedavg.config import PerFedAvgConfig
 from pppml_perfedavg.meta_gradient import MetaGradient
 
@@ -22,7 +23,7 @@ class PerFedAvg(FedAvg):
     """Local steps on ``f_i(w - alpha grad f_i(w))``, so that the shared weights are good one gradient step later, at every site.
 
     The server's part is FedAvg's. ``adapt`` makes that gradient step: ``w_i = w - alpha g(w, D_i)``, on training examples. With
-    ``inner_lr: 0`` the rule is FedAvg, bit for bit: one batch, one gradient a step.
+    ``inner_lr: 0`` (and ``batch_norm: shared``) local training is FedAvg's, bit for bit: one batch, one gradient a step.
 
     Running statistics follow the passes at ``w`` on D (and those of ``adapt``), by ``batch_norm``. ``shared``: they are averaged like
     weights. ``local``: they stay at the site, so the shared weights are no model by themselves; a site that never took part measures
@@ -58,15 +59,13 @@ class PerFedAvg(FedAvg):
             out.append("training: it makes no local step, so nothing would be learned; set training.epochs or training.steps above 0")
         if config.inner_lr and config.order != "first" and training["precision"] == "bf16":
             out.append(f"personalization.order: {config.order} needs gradients more precise than bf16's; use `first`, or precision float32")
-        if config.batch_norm == "local" and not normalizations(model):
+        if config.batch_norm == "local" and not with_statistics(model):
             out.append("personalization.batch_norm: local, but the network has no running statistics to keep at a site; leave it out")
         return out
 
     def remarks(self, training: Mapping[str, Any]) -> list[str]:
         """Departures from the paper."""
         config, optimizer, server = self.config, training["optimizer"], self.config.server_optimizer
-        if not config.inner_lr:
-            return ["inner_lr: 0: local training is that of fedavg, and order has no effect"]
         kind = optimizer["use"] + (" with momentum" if optimizer["use"] == "sgd" and optimizer["momentum"] else "")
         departures = [
             (kind != "sgd", f"its outer step is plain SGD; here it is training.optimizer ({kind})"),
@@ -74,10 +73,17 @@ class PerFedAvg(FedAvg):
             (training["schedule"] != "constant" or training["warmup_rounds"], "its outer rate is constant; here training has a schedule"),
             (config.weight_cap != 1, "its mean over sites is uniform; here sites weigh by training examples (uniform: weight_cap: 1)"),
             (server.use != "sgd" or server.momentum or server.lr != 1, "its server takes the mean as it is; here server_optimizer steps"),
+        ]
+        adapting = [
             (config.adapt_steps != 1, f"it adapts by one step; here adapt_steps is {config.adapt_steps}"),
             (self._adapt_lr != config.inner_lr, f"it adapts at the inner rate {config.inner_lr:g}; here adapt_lr is {self._adapt_lr:g}"),
         ]
-        return [f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in departures if applies]
+        if not config.inner_lr:
+            same = config.batch_norm == "shared" and config.outer_lr in (None, optimizer["lr"])
+            how = "that of fedavg" if same else "without meta-gradients, and outer_lr and batch_norm have their effect"
+            text = f"inner_lr: 0: local training is {how}; order has no effect"
+            return [text, *(f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in adapting if applies)]
+        return [f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in (*departures, *adapting) if applies]
 
     # -- at a site --------------------------------------------------------------------------------------------------------------------
 
@@ -111,7 +117,7 @@ class PerFedAvg(FedAvg):
                             parameter.sub_(parameter.grad, alpha=self._adapt_lr)
             model.zero_grad(set_to_none=True)
         if not state.get("trained", True):
-            measure_statistics(model, data)
+            measure_statistics(model, with_statistics(model), data)
         return model
 
     @property
