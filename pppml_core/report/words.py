@@ -169,7 +169,7 @@ def interval_words(found: Sequence[Column]) -> str:
     """What the brackets behind a value are, and over what the means are where columns have different sites."""
     seeds = {column.label: len(column.runs) for column in found}
     sites, any_has = shared_sites({s for run in c.runs for s in run.final.site_names} for c in found)
-    own = "" if len(sites) == any_has else " Each mean is over its column's own sites, so the means of columns with other sites differ in kind."
+    own = "" if len(sites) == any_has else " Each mean is over its column's own sites, which differ."
     if all(n < 2 for n in seeds.values()):
         return f"One seed each: the values have no interval, and small differences mean nothing.{own}"
     told = ", ".join(f"{label} {n}" for label, n in seeds.items())
@@ -330,5 +330,5 @@ def _sign(difference: float) -> int:
 
 
 def _example_gradients(run: RunRecords) -> int | None:
-    batch = run.part("config", "training").get("batch_size")
-    return run.steps * batch if run.steps and isinstance(batch, int) else None
+    batch, calls = run.part("config", "training").get("batch_size"), run.part("plan", "training").get("gradient_calls", 1)
+    return run.steps * batch * calls if run.steps and isinstance(batch, int) and isinstance(calls, int) else None

@@ -170,6 +170,19 @@ def test_unequal_training_is_said(make_run: Make) -> None:
     assert "equally long" not in page(runs[0], make_run("l", method="local-only")).text
 
 
+def test_a_step_of_two_gradients_counts_twice(make_run: Make) -> None:
+    runs = [make_run("f", rounds=6), make_run("p", method="per-fedavg", rounds=3)]
+
+    def planned(calls: int) -> None:
+        plan = json.loads((runs[1] / "plan.json").read_text())
+        (runs[1] / "plan.json").write_text(json.dumps(plan | {"training": {"gradient_calls": calls}}))
+
+    planned(2)
+    assert "equally long" not in page(*runs).text, "half the steps with two gradients each are as much training"
+    planned(4)
+    assert "fedavg about 2,112, per-fedavg about 4,224." in page(*runs).text
+
+
 def test_equal_means_are_level(make_run: Make) -> None:
     runs = [make_run(m, method=m) for m in ("fedavg", "local-only", "centralized")]
     for run in runs[1:]:
