@@ -135,7 +135,7 @@ def meaning(gains: Gains) -> list[str]:
     if bases:
         out.append(f"One model for all: {'; '.join(bases)}.")
     if any(c.role == "local-only" for c in gains.columns) and len([c for c in gains.columns if c.role == "local-only"]) > 1:
-        pairs = [f"{m.model.label} against {m.alone.base.label}" for m in gains.methods if m.alone is not None]
+        pairs = [f"{m.model.name} against {m.alone.base.label}" for m in gains.methods if m.alone is not None]
         out.append(f"Of several local-only runs the one with the most similar settings is taken: {'; '.join(pairs)}.")
     return out
 

@@ -429,3 +429,13 @@ def test_without_a_common_site_none_is_ranked(make_run: Make) -> None:
     assert "So none is ranked" in text
     assert "Highest mean" not in text
     assert "reaches a mean" not in text
+
+
+def test_the_global_and_the_own_model_of_a_method_have_names_of_their_own(make_run: Make) -> None:
+    runs = [make_run(m, method=m) for m in ("local-only", "fedavg-finetune")]
+    raw = write_report(runs, runs[0].parent / "out.html").read_text("utf-8")
+    start = raw.index("<summary>Differences of dice, against local-only")
+    head = re.findall(r'<th scope="col">([^<]*)</th>', raw[start : raw.index("</thead>", start)])
+    assert head == ["Site", "the global model of fedavg-finetune", "fedavg-finetune"]
+    assert len(re.findall(r"better off with the global model of fedavg-finetune than alone", raw)) == 1
+    assert len(re.findall(r"better off with fedavg-finetune than alone", raw)) == 1
