@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,32 @@ def tune(selection: Selection, data: Path | None, out: Path, into: Path, workers
     head = f"# Written by `run.py --tune`: mean validation score over sites, seed {seed}. The first of equals is taken.\n"
     write_atomic(into, (head + yaml.dump(tuned, Dumper=Plain, sort_keys=False, width=140, default_flow_style=None)).encode())
     return failed
+
+
+def table(tuned: Mapping[str, Any]) -> str:
+    """What was tried as Markdown, with the mean validation score of each try; what was chosen is bold."""
+    lines = ["| task | for | tried |", "|---|---|---|"]
+    for task, found in tuned.items():
+        rates = [
+            tried(f"lr={row['lr']}", row["lr"] == found["lr"]["chosen"], *(row[method] for method in FOR_RATE))
+            for row in found["lr"]["tries"]
+        ]
+        lines.append(f"| {task} | {' and '.join(FOR_RATE)} | {'; '.join(rates)} |")
+        for method, made in found.get("methods", {}).items():
+            tries = [tried(named(row["settings"]), row["settings"] == made["chosen"], row["score"]) for row in made["tries"]]
+            lines.append(f"| {task} | {method} | {'; '.join(tries)} |")
+    return "\n".join(lines)
+
+
+def named(settings: Settings) -> str:
+    """Settings on one line."""
+    return ", ".join(f"{key}={' '.join(value) if isinstance(value, list) else value}" for key, value in settings.items())
+
+
+def tried(text: str, bold: bool, *scores: float) -> str:
+    """A try; settings as code, so that patterns are not taken for Markdown."""
+    code = f"**`{text}`**" if bold else f"`{text}`"
+    return " ".join((code, " and ".join(f"{score:.3f}" for score in scores)))
 
 
 class Plain(yaml.SafeDumper):
