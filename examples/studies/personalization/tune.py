@@ -68,10 +68,8 @@ def table(tuned: Mapping[str, Any]) -> str:
     """What was tried as Markdown, with the mean validation score of each try; what was chosen is bold."""
     lines = ["| task | for | tried |", "|---|---|---|"]
     for task, found in tuned.items():
-        rates = [
-            tried(f"lr={row['lr']}", row["lr"] == found["lr"]["chosen"], *(row[method] for method in FOR_RATE))
-            for row in found["lr"]["tries"]
-        ]
+        rate = found["lr"]["chosen"]
+        rates = [tried(f"lr={row['lr']}", row["lr"] == rate, *(row[method] for method in FOR_RATE)) for row in found["lr"]["tries"]]
         lines.append(f"| {task} | {' and '.join(FOR_RATE)} | {'; '.join(rates)} |")
         for method, made in found.get("methods", {}).items():
             tries = [tried(named(row["settings"]), row["settings"] == made["chosen"], row["score"]) for row in made["tries"]]
