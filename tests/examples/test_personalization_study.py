@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "examples" / "studies" / "personalization"
-MODULES = ("jobs", "pictures", "run", "selection", "summary", "tables", "tune", "units")
+MODULES = ("records", "units", "selection", "jobs", "summary", "later", "results", "tables", "pictures", "tune", "run")
 
 pytest.importorskip("pppml_personalization_baselines", reason="the study compares with its methods")
 
@@ -134,6 +134,13 @@ def test_tuning_chooses_the_best_on_validation_with_a_seed_of_its_own(finished):
     assert ditto["tries"][1]["score"] == pytest.approx(np.mean(own), abs=1e-4)
 
 
+def study_job(study, folder, method, settings):
+    """A job of the tiny task with these settings, tuned learning rate and all."""
+    selection = study.selection.Selection.read(folder / "selection.yaml")
+    tuned = {"tiny": {"methods": {method: {"chosen": settings}}}}
+    return study.selection.make_job(selection, tuned, "tiny", method, 1, folder / "nowhere", folder)
+
+
 def test_every_method_uses_the_same_training_and_no_more_gradients(finished):
     _, folder, _ = finished
     tuned = yaml.safe_load((folder / "tuned.yaml").read_text())["tiny"]
@@ -145,12 +152,59 @@ def test_every_method_uses_the_same_training_and_no_more_gradients(finished):
     assert configs["ditto"]["training"]["steps"] == 2  # two gradients a step
     results = json.loads((folder / "out" / "results.json").read_text())["tasks"]["tiny"]["rows"]
     steps = tuned["methods"]["fedavg-finetune"]["chosen"]["steps"]
-    assert {row: found["evaluations"] for row, found in results.items()} == {
-        "local-only": 8,
-        "fedavg": 8,
-        "fedavg-finetune": 8 + steps,
-        "ditto": 8,
+    sites = ("site_1", "site_2", "site_3")
+    assert all(found["training_gradients"] == dict.fromkeys(sites, 8) for found in results.values())
+    adapting = {row: found["adapting_gradients"] for row, found in results.items()}
+    assert adapting == {row: dict.fromkeys(sites, steps if row == "fedavg-finetune" else 0) for row in results}
+    text = (folder / "out" / "tables.md").read_text()
+    assert "Training: 8 with every method" in text
+    assert f"no method has more than fedavg-finetune ({8 + steps})" in text
+    assert "| 8 | 0 |" in text
+
+
+def test_adapting_is_counted_by_steps_or_by_epochs(study, tmp_path):
+    count = study.records.adapting_gradients
+    config = {"personalization": {"steps": 7, "epochs": None}, "training": {"batch_size": 8}}
+    assert count(config, "steps", 17) == 7
+    assert count(config, None, 17) == 0
+    for epochs, examples, wanted in ((None, 17, 3), (None, 16, 2), (2, 17, 6), (None, 5, 1), (0, 17, 0)):
+        config["personalization"] = {"steps": None, "epochs": epochs}
+        assert count(config, "steps", examples) == wanted, (epochs, examples)
+    config["personalization"] = {"adapt_steps": None, "adapt_epochs": 3}
+    assert count(config, "adapt_steps", 9) == 6
+
+
+def test_an_epoch_of_fine_tuning_is_what_the_plan_and_the_method_say(finished):
+    """The steps that the core makes in that epoch, counted by its own data loader."""
+    from pppml_core.learning.training import steps_per_round
+
+    study, folder, _ = finished
+    run = folder / "out/runs/tiny/ditto/seed-1"
+    config = study.jobs.experiment(study_job(study, folder, "fedavg-finetune", {})).config
+    one_epoch = config.training.model_copy(update={"steps": None, "epochs": 1})
+    plain = study.jobs.to_plain(config)
+    assert plain["personalization"]["steps"] is None
+    for site in study.records.plan_of(run)["sites"]:
+        assert study.records.adapting_gradients(plain, "steps", site["train"]) == steps_per_round(one_epoch, site["train"]) > 1
+
+
+def test_the_budget_is_what_the_records_say(study):
+    def row(training, adapting):
+        return {"training_gradients": dict(training), "adapting_gradients": dict(adapting)}
+
+    rows = {
+        "fedavg-finetune": row({"a": 200, "b": 200}, {"a": 10, "b": 12}),
+        "per-fedavg": row({"a": 200, "b": 200}, {"a": 10, "b": 10}),
     }
+    text = study.tables.budget(rows)
+    assert "Training: 200 with every method" in text
+    assert "no method has more than fedavg-finetune (210 to 212)" in text
+    rows["per-fedavg"]["adapting_gradients"]["a"] = 11
+    rows["per-fedavg (hessian-free)"] = row({"a": 160, "b": 160}, {"a": 40, "b": 40})
+    text = study.tables.budget(rows)
+    assert "Training: 200, fewer with per-fedavg (hessian-free) (160, its steps rounded down)" in text
+    assert "more than fedavg-finetune (210 to 212) at some site: per-fedavg (210 to 211)." in text
+    assert "more than" not in study.tables.budget({"ditto": row({"a": 200}, {"a": 0})})
 
 
 def test_the_tables_hold_the_records_numbers(finished):
@@ -212,6 +266,144 @@ def test_the_study_goes_on_where_it_stopped(finished, capsys):
     assert "absent is left out: segmentation_multisource_nuclei_128.npz is not in" in said.err
     assert removed.exists()
     assert all(path.stat().st_mtime_ns == when for path, when in files.items() if path != removed)
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "told"),
+    [
+        ("tiny/ditto", {"methods": {"ditto": {"chosen": {"strength": 0.7}}}}, "personalization.strength: "),
+        ("tiny/ditto", {"lr": {"chosen": 0.5}}, "training.optimizer.lr: "),
+        ("tiny/ditto", {"rounds": 3}, "run.rounds: 2 -> 3"),
+        ("pixels/ditto", {"units": "groups"}, "units: 'images' -> 'groups'"),
+    ],
+)
+def test_runs_with_other_settings_are_not_taken_for_this_study_s(finished, tmp_path, capsys, where, change, told):
+    study, folder, command = finished
+    task, method = where.split("/")
+    tuned = yaml.safe_load((folder / "tuned.yaml").read_text())
+    selection = yaml.safe_load((folder / "selection.yaml").read_text())
+    if "rounds" in change:
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "run": {"rounds": change["rounds"]}}))
+        selection["tasks"]["tiny"]["config"] = str(tmp_path / "tiny.yaml")
+    elif "units" in change:
+        selection["tasks"][task]["units"] = change["units"]
+    else:
+        tuned[task] = {**tuned[task], **change}
+    for name, content in (("tuned", tuned), ("selection", selection)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")}
+    again = [*command, "--tuned", str(tmp_path / "tuned.yaml"), "--selection", str(tmp_path / "selection.yaml"), "--no-new-site"]
+    assert study.run.main([*again, "--tasks", task, "--methods", method]) == 2
+    said = capsys.readouterr().err
+    assert f"out/runs/{where}/seed-1: what lies here was made with other settings: {told}" in said
+    assert "give another --out, or delete the folder" in said
+    assert "(and 1 more folders)" in said
+    assert {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*")} == before
+
+
+def test_tuning_runs_with_another_config_are_refused(finished, tmp_path, capsys):
+    study, folder, command = finished
+    selection = yaml.safe_load((folder / "selection.yaml").read_text())
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "training": {**TINY["training"], "batch_size": 4}}))
+    selection["tasks"]["tiny"]["config"] = str(tmp_path / "tiny.yaml")
+    (tmp_path / "selection.yaml").write_text(yaml.safe_dump(selection))
+    again = [
+        *command,
+        "--selection",
+        str(tmp_path / "selection.yaml"),
+        "--tuned",
+        str(tmp_path / "tuned.yaml"),
+        "--tune",
+        "--tasks",
+        "tiny",
+    ]
+    assert study.run.main(again) == 2
+    assert "training.batch_size: 8 -> 4" in capsys.readouterr().err
+    assert not (tmp_path / "tuned.yaml").exists()
+
+
+def test_a_site_that_comes_later_is_not_taken_over_from_other_draws(finished):
+    study, folder, _ = finished
+    selection = study.selection.Selection.read(folder / "selection.yaml").narrowed(tasks=["tiny"])
+    tuned = study.selection.read_tuned(folder / "tuned.yaml")
+
+    def differences(**changes):
+        new_site = selection.new_site.model_copy(update=changes)
+        jobs = study.selection.jobs_of(selection.model_copy(update={"new_site": new_site}), tuned, folder / "out", folder)
+        return {str(d) for job in jobs if job.left_out for d in study.jobs.differing(job)}
+
+    assert differences() == set()
+    assert differences(draws=3) == {"draws: 2 -> 3"}
+    assert differences(scratch_steps=5) == {"scratch_steps: 3 -> 5"}
+
+
+def test_a_folder_without_newer_records_is_done_all_the_same(finished, tmp_path):
+    """Of a study that was begun before ``job.json`` said how it was scored."""
+    study, folder, _ = finished
+    selection = study.selection.Selection.read(folder / "selection.yaml").narrowed(tasks=["tiny"])
+    copied = older_copy(folder / "out", tmp_path)
+    assert all("scoring" not in json.loads(path.read_text()) for path in copied.rglob("job.json"))
+    study.jobs.refuse_other_settings(study.selection.jobs_of(selection, study.selection.read_tuned(folder / "tuned.yaml"), copied, folder))
+    now, then = (study.results.summarize(selection, out) for out in (folder / "out", copied))
+    assert {**now, "cost": 0} == {**then, "cost": 0}
+
+
+def test_tables_need_the_records_alone(finished, tmp_path, capsys):
+    """No data, no tuned settings, no config of the run that would be made now."""
+    study, folder, _ = finished
+    copied = older_copy(folder / "out", tmp_path)
+    command = ["--selection", str(folder / "selection.yaml"), "--out", str(copied), "--tables", "--tuned", str(tmp_path / "none.yaml")]
+    assert study.run.main(command) == 0
+    assert "left out" not in capsys.readouterr().err
+    assert (copied / "tables.md").read_text().split("\n\n")[:-1] == (folder / "out" / "tables.md").read_text().split("\n\n")[:-1]
+    assert (copied / "pictures" / "tiny.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("personalization", "strength", 7.0), "personalization.strength: "),
+        (("run", "seed", 5), "this run has seed 5"),
+        (("training", "batch_size", 4), "training.batch_size: 8 -> 4"),
+    ],
+)
+def test_seeds_with_other_settings_are_not_averaged(finished, tmp_path, capsys, change, told):
+    study, folder, _ = finished
+    copied = older_copy(folder / "out", tmp_path)
+    section, key, value = change
+    path = copied / "runs/tiny/ditto/seed-2/config.resolved.yaml"
+    config = yaml.safe_load(path.read_text())
+    config[section][key] = value
+    path.write_text(yaml.safe_dump(config))
+    assert study.run.main(["--selection", str(folder / "selection.yaml"), "--out", str(copied), "--tables"]) == 2
+    said = capsys.readouterr().err
+    assert str(path.parent) in said
+    assert told in said
+    assert not (copied / "tables.md").exists()
+
+
+def test_methods_with_other_training_are_not_compared(finished, tmp_path, capsys):
+    study, folder, _ = finished
+    copied = older_copy(folder / "out", tmp_path)
+    for path in (copied / "runs/tiny/ditto").rglob("config.resolved.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["training"]["optimizer"]["lr"] = 7.0
+        path.write_text(yaml.safe_dump(config))
+    assert study.run.main(["--selection", str(folder / "selection.yaml"), "--out", str(copied), "--tables"]) == 2
+    assert "training.optimizer.lr: " in capsys.readouterr().err
+
+
+def older_copy(out, into):
+    """The records of a finished study, as ``job.json`` was before it said how the run was scored."""
+    import shutil
+
+    copied = into / "copy"
+    shutil.copytree(out, copied, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors", "tables.md", "results.json", "pictures"))
+    for path in copied.rglob("job.json"):
+        record = json.loads(path.read_text())
+        record.pop("scoring")
+        path.write_text(json.dumps(record))
+    return copied
 
 
 def test_a_job_that_fails_does_not_cost_the_others(finished, tmp_path, capsys):
@@ -290,15 +482,77 @@ def test_a_row_by_hand(study):
 def test_clear_harm_and_clear_gain_need_intervals_that_say_so(study):
     generator = np.random.default_rng(0)
     base = [generator.uniform(0.4, 0.6, 40) for _ in range(2)]
+    noise = [generator.normal(0, 0.001, 40) for _ in range(2)]
 
     def row(*shifts):
-        return study.summary.strata_of({s: [units_of(study, v + d, np.ones(40))] for s, v, d in zip(("a", "b"), base, shifts, strict=True)})
+        values = [v + d + (n if d else 0) for v, d, n in zip(base, shifts, noise, strict=True)]
+        return study.summary.strata_of({s: [units_of(study, v, np.ones(40))] for s, v in zip(("a", "b"), values, strict=True)})
 
     rows = {"local-only": row(0, 0), "better": row(0.3, 0.3), "mixed": row(0.3, -0.05), "same": row(0.001, 0.001)}
     found = {name: study.summary.row_summary("t", name, strata, rows) for name, strata in rows.items()}
     assert study.summary.clearly_better(found) == ["better"]
     assert found["mixed"]["clearly_harmed"] == ["b"]
     assert found["better"]["harmed"] == found["same"]["harmed"] == []
+
+
+@pytest.mark.parametrize(
+    ("patients", "shift", "harmed", "clearly"), [(6, -0.1, 1, 1), (5, -0.1, 1, 0), (40, -0.0004, 0, 0), (40, -0.0006, 1, 1)]
+)
+def test_few_patients_or_a_level_difference_are_no_clear_harm(study, patients, shift, harmed, clearly):
+    """As the report judges: six patients, half a thousandth."""
+    generator = np.random.default_rng(1)
+    base = generator.uniform(0.4, 0.6, patients)
+    noise = generator.uniform(-1e-5, 1e-5, patients)
+    alone, own = (study.summary.strata_of({"a": [units_of(study, v, np.ones(patients))]}) for v in (base, base + shift + noise))
+    found = study.summary.row_summary("t", "mine", own, {"local-only": alone, "mine": own})
+    assert found["against_alone"]["a"]["high"] < 0
+    assert (len(found["harmed"]), len(found["clearly_harmed"])) == (harmed, clearly)
+
+
+def test_images_of_few_patients_are_no_clear_harm(study):
+    generator = np.random.default_rng(2)
+    base, noise, patients = generator.uniform(0.4, 0.6, 40), generator.uniform(0, 0.01, 40), ("p", "q") * 20
+    alone, own = (study.summary.strata_of({"a": [units_of(study, v, np.ones(40), patients)]}) for v in (base, base - 0.1 - noise))
+    found = study.summary.row_summary("t", "mine", own, {"local-only": alone, "mine": own})
+    assert found["against_alone"]["a"]["high"] < 0
+    assert (found["harmed"], found["clearly_harmed"]) == (["a"], [])
+
+
+def test_equal_differences_are_no_certainty(study):
+    alone, own = (study.summary.strata_of({"a": [units_of(study, [v] * 10, np.ones(10))]}) for v in (0.75, 0.5))
+    found = study.summary.row_summary("t", "mine", own, {"local-only": alone, "mine": own})
+    assert found["against_alone"]["a"] == {"estimate": -0.25, "low": None, "high": None, "method": "bootstrap-percentile"}
+    assert (found["harmed"], found["clearly_harmed"]) == (["a"], [])
+
+
+def test_sites_with_few_test_units_are_named(study):
+    sites = {"a": {"name": "A", "groups": 3}, "b": {"name": "B", "groups": 4}, "c": {"name": "C", "groups": 9}}
+    rows = {"local-only": {"worst_site": "c"}, "ditto": {"worst_site": "b"}, "apfl": {"worst_site": "b"}}
+    task = {"few": ["a", "b"], "fewest": 6, "units": "groups", "sites": sites, "rows": rows, "clearly_better_than_alone": []}
+    text = study.tables.caveat(task)
+    assert text.startswith("Fewer than 6 test units: A (3), B (4). Nothing is called clear there")
+    assert text.endswith("B is the worst site of ditto, apfl.")
+    assert "is not judged" in study.tables.against_alone(task)
+    enough = task | {"few": []}
+    assert study.tables.caveat(enough) == ""
+    assert study.tables.against_alone(enough).endswith("do not overlap: none.")
+
+
+def test_what_intervals_say_depends_on_what_was_resampled(finished):
+    _, folder, _ = finished
+    parts = {part.split(":")[0]: part for part in (folder / "out" / "tables.md").read_text().split("## ")}
+    assert "other patients, smears or images of the same sites" in parts["tiny"]
+    assert "nothing of other patients" not in parts["tiny"]
+    assert "other images of the same patients, and nothing of other patients" in parts["pixels"]
+
+
+def test_what_a_site_that_comes_later_takes_is_told(finished):
+    _, folder, _ = finished
+    text = (folder / "out" / "tables.md").read_text().split("## A site that comes later")[1]
+    steps = yaml.safe_load((folder / "tuned.yaml").read_text())["tiny"]["methods"]["fedavg-finetune"]["chosen"]["steps"]
+    assert f"Gradient evaluations on its images: fedavg-finetune {steps}, from scratch 3." in text
+    assert "mean of 2 seeds and 2 draws" in text
+    assert "it is not untouched by tuning" in text
 
 
 def test_strata_refuse_other_patients(study):

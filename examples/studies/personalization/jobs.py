@@ -14,15 +14,17 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
+from records import CONFIG, DONE, NEW_SITE, comparable, config_of, job_of, said
 from selection import Job, NewSite
 from units import scored, write_image_scores
 
 import pppml_core as pppml
+from pppml_core.config import Difference, diff, to_plain
+from pppml_core.errors import ConfigError
 from pppml_core.federation.files import write_atomic
 from pppml_core.registry import Registry
 from pppml_core.sweeps import as_settings
 
-DONE, NEW_SITE = "job.json", "new-site.json"
 Tell = Callable[[str], None]
 
 
@@ -58,14 +60,51 @@ def experiment(job: Job, **changes: Any) -> pppml.Experiment:
     return pppml.Experiment(job.config, overrides=[*overrides, f"training.steps={steps}"], registry=registry())
 
 
-def evaluations(plan: Mapping[str, Any], rounds: int, adaptation: int) -> dict[str, int]:
-    """Gradient evaluations of each site over the whole run, from ``plan.json``, and those of adapting."""
-    return {site: rounds * steps * plan["training"]["gradient_calls"] + adaptation for site, steps in plan["training"]["steps"].items()}
-
-
 def is_done(job: Job) -> bool:
     """Whether nothing of the job is left to do."""
     return (job.folder / DONE).exists()
+
+
+def scoring(job: Job) -> dict[str, Any]:
+    """What is scored beside what the core scores; the network from scratch is made in the jobs of the first method only."""
+    how = job.new_site
+    if how is None:
+        return {"units": job.units}
+    alone = how.scratch_steps if job.method == how.methods[0] else None
+    return {"units": job.units, "examples": how.examples, "draws": how.draws, "scratch_steps": alone}
+
+
+def settings_of(job: Job) -> dict[str, Any]:
+    """The resolved config that a run of the job has, with the task's defaults."""
+    from pppml_core.federation.assembly import with_task_defaults
+
+    config = experiment(job).config
+    return to_plain(with_task_defaults(config, registry().build("task", config.task).spec(), registry()))
+
+
+def differing(job: Job) -> list[Difference]:
+    """Settings of what lies in the job's folder, against those that the job has now; none where nothing lies there."""
+    if not (job.folder / CONFIG).exists():
+        return []
+    found = diff(comparable(config_of(job.folder)), comparable(settings_of(job)))
+    if is_done(job) and (scored_with := job_of(job.folder).get("scoring")) is not None:
+        # A network from scratch that is there and not asked for does no harm.
+        wanted = {key: value for key, value in scoring(job).items() if value is not None}
+        found += diff({key: scored_with.get(key) for key in wanted}, wanted)
+    return found
+
+
+def refuse_other_settings(every: Sequence[Job]) -> None:
+    """Raise ConfigError where a folder holds a run with other settings: it would be taken for a run of this study."""
+    others = [(job.folder, found) for job in every if (found := differing(job))]
+    if others:
+        folder, found = others[0]
+        more = f" (and {len(others) - 1} more folders)" if len(others) > 1 else ""
+        raise ConfigError(
+            f"what lies here was made with other settings: {said(found)}{more}",
+            place=str(folder),
+            hint="give another --out, or delete the folder",
+        )
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -81,6 +120,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "personalization": job.personalization,
         "cpu_seconds": round(cpu_seconds() - used, 2),
         "seconds": round(time.perf_counter() - began, 2),
+        "scoring": scoring(job),
     }
     write_atomic(job.folder / DONE, json.dumps(record).encode())
     return record
@@ -125,7 +165,11 @@ def cpu_seconds() -> float:
 
 
 def run_all(every: Sequence[Job], workers: int, tell: Tell | None = None) -> dict[str, str]:
-    """Run what is not done, in order, and say what is left after each. Returns the reason of each job that failed, by name."""
+    """Run what is not done, in order, and say what is left after each. Returns the reason of each job that failed, by name.
+
+    Raises ConfigError, before anything is run, where a job's folder holds a run with other settings.
+    """
+    refuse_other_settings(every)
     tell = tell or (lambda line: print(line, file=sys.stderr, flush=True))
     left = [job for job in every if not is_done(job)]
     if len(left) < len(every):

@@ -19,15 +19,27 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from jobs import run_all
 from selection import HERE, Selection, jobs_of, read_tuned
 
+from pppml_core.errors import ConfigError
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is asked for; 1 where a job failed."""
+    """Run what is asked for; 1 where a job failed, 2 where finished runs have other settings."""
     options = parser().parse_args(arguments)
+    try:
+        return study(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def study(options: argparse.Namespace) -> int:
+    """The study, or a part of it; 1 where a job failed. Raises ConfigError where finished runs have other settings."""
     tuned_file = options.tuned
     selection = Selection.read(options.selection).narrowed(
         tasks=options.tasks, methods=options.methods, seeds=options.seeds, full=options.full
     )
-    selection = with_data(selection, options.data)
+    if not options.tables:  # tables need records alone
+        selection = with_data(selection, options.data)
     if not options.new_site:
         selection = selection.model_copy(update={"new_site": selection.new_site.model_copy(update={"sites": {}})})
     if options.tune:
@@ -38,12 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         failed = {} if options.tables else run_all(jobs_of(selection, read_tuned(tuned_file), options.out, options.data), options.workers)
         from pictures import draw
-        from summary import summarize
+        from results import summarize
         from tables import write_tables
 
-        results = summarize(selection, options.out)
-        write_tables(results, options.out)
-        draw(results, options.out / "pictures")
+        found = summarize(selection, options.out)
+        write_tables(found, options.out)
+        draw(found, options.out / "pictures")
         print((options.out / "tables.md").read_text("utf-8"))
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -62,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--workers", type=int, default=2, help="processes that train, one run each at a time")
     out.add_argument("--no-new-site", dest="new_site", action="store_false", help="without the sites that come later")
     out.add_argument("--tune", action="store_true", help="choose settings on validation data and write them, instead of running")
-    out.add_argument("--tables", action="store_true", help="only tables and pictures of what was run")
+    out.add_argument("--tables", action="store_true", help="only tables and pictures of what was run; needs --out alone")
     out.add_argument("--selection", type=Path, default=HERE / "selection.yaml", help="another selection")
     out.add_argument("--tuned", type=Path, default=HERE / "tuned.yaml", help="chosen settings")
     return out

@@ -1,29 +1,33 @@
-"""The numbers of the study, from the runs' records alone: means, worst sites, differences, harm, hospitals that come later.
+"""The numbers of a task, from the runs' records alone: means, worst sites, differences, harm, cost.
 
-Every interval is a 95 % bootstrap interval over the test units (patients, smears, images) of each site, drawn within the site; the seeds'
-scores are averaged unit by unit first. So an interval says how far the numbers would move with other patients of these sites. How far
-they move with another seed is the standard deviation given beside it.
+Every interval is a 95 % bootstrap interval over the test units of each site, drawn within the site; the seeds' scores are averaged unit by
+unit first. Where the units are groups (patients, smears or images that stand alone), it says how far the numbers would move with others of
+these sites; where they are images within few patients, how far with other images of these patients, and nothing of other patients. How far
+the numbers move with another seed is the standard deviation given beside it.
+
+A difference is clear by the report's definition (:mod:`pppml_core.report.personalization`): its interval excludes zero, and it rests on
+enough groups. Images of one patient are not independent, so it is the patients that are counted.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jobs import DONE, NEW_SITE, evaluations
+from records import DONE, adapting_gradients, config_of, job_of, plan_of, refuse_mixed, training_gradients
 from selection import Method, Selection
-from units import Units, by_groups, by_images, ratio, read_units
+from units import Units, ratio, read_units, units_of
 
+from pppml_core.errors import ConfigError
 from pppml_core.learning.stats import Interval, stratified_bootstrap
 from pppml_core.randomness import Seeds
+from pppml_core.report.personalization import FEWEST, Measured
 
 ALONE, REFERENCE = "local-only", "fedavg-finetune"
 Drawn = list[npt.NDArray[np.int64]]
@@ -31,9 +35,13 @@ Drawn = list[npt.NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Stratum:
-    """Units that are drawn together: of one site, or of one patient of a site. Numerators and denominators ``(runs, units)``."""
+    """Units that are drawn together: of one site, or of one patient of a site, then with a label.
+
+    Numerators and denominators are ``(runs, units)``.
+    """
 
     site: str
+    label: str
     names: tuple[str, ...]
     numerators: npt.NDArray[np.float64]
     denominators: npt.NDArray[np.float64]
@@ -52,7 +60,7 @@ def strata_of(sites: Mapping[str, Sequence[Units]]) -> list[Stratum]:
             above, below = (
                 np.stack([part[at] for part in parts]) for parts in zip(*((u.numerators, u.denominators) for u in runs), strict=True)
             )
-            out.append(Stratum(site, tuple(first.names[i] for i in at), above, below))
+            out.append(Stratum(site, str(label), tuple(first.names[i] for i in at), above, below))
     return out
 
 
@@ -69,18 +77,20 @@ def interval(strata: Sequence[Stratum], statistic: Callable[[Drawn], Any], *name
 
 
 def plain(found: Interval) -> dict[str, Any]:
-    """For JSON; the ends are None where the data do not determine them."""
-    low, high = (end if math.isfinite(end) else None for end in (found.low, found.high))
+    """For JSON; the ends are None where the data do not determine them: resamples that are all alike are no certainty."""
+    low, high = (end if math.isfinite(end) and found.high - found.low > 1e-9 else None for end in (found.low, found.high))
     return {"estimate": found.estimate, "low": low, "high": high, "method": found.method}
 
 
-def summarize(selection: Selection, out: Path) -> dict[str, Any]:
-    """All numbers of the runs in ``out``: tasks, sites that come later, and what it cost."""
-    tasks = {task: found for task in selection.tasks if (found := task_summary(selection, task, out))}
-    later = {task: found for task in selection.new_site.sites if (found := new_site_summary(selection, task, out))}
-    every = [json.loads(path.read_text("utf-8")) for path in sorted(out.rglob(DONE)) if "tuning" not in path.relative_to(out).parts]
-    cost = {"runs": len(every), "cpu_seconds": sum(r["cpu_seconds"] for r in every), "seconds": sum(r["seconds"] for r in every)}
-    return {"tasks": tasks, "new_site": later, "cost": cost, "machine": machine(), "versions": versions(out)}
+def groups_in(strata: Sequence[Stratum]) -> int:
+    """What is independent of one another at a site: its units, or its patients where images are drawn within them."""
+    return len(strata[0].names) if len(strata) == 1 and not strata[0].label else len(strata)
+
+
+def measured(difference: Mapping[str, Any], groups: int) -> Measured:
+    """A site's difference as the report judges it: with a sign, clear or not."""
+    low, high = (math.nan if difference[end] is None else difference[end] for end in ("low", "high"))
+    return Measured(difference["estimate"], low, high, "patients", groups)
 
 
 def task_summary(selection: Selection, task: str, out: Path) -> dict[str, Any]:
@@ -90,29 +100,37 @@ def task_summary(selection: Selection, task: str, out: Path) -> dict[str, Any]:
     seeds = [s for s in selection.seeds if started and all((runs[s] / DONE).exists() for runs in started.values())]
     if not seeds:
         return {}
+    finished = {m: {s: runs[s] for s in seeds} for m, runs in started.items()}
+    refuse_mixed(finished)
+    wanted = selection.tasks[task].units
+    for folder in (f for runs in finished.values() for f in runs.values() if units_of(f) != wanted):
+        hint = "delete the folder and run it again, or change the selection"
+        raise ConfigError(f"this run was scored by {units_of(folder)}, and {task} asks for {wanted}", place=str(folder), hint=hint)
     rows: dict[str, list[Stratum]] = {}
     about: dict[str, dict[str, Any]] = {}
     metric = ""
-    for method, runs in started.items():
+    for method, runs in finished.items():
         read = [read_units(runs[s]) for s in seeds]
         metric = read[0][0]
         for weights, row in selection.methods[method].rows.items():
             rows[row] = strata_of({site: [sites[site][weights] for _, sites in read] for site in read[0][1]})
             about[row] = {"weights": weights, **cost_of(selection.methods[method], weights, [runs[s] for s in seeds])}
-    plan = json.loads((next(iter(started.values()))[seeds[0]] / "plan.json").read_text("utf-8"))
+    plan = plan_of(next(iter(finished.values()))[seeds[0]])
     names = {site["slug"]: {key: site[key] for key in ("name", "train", "validation", "test")} for site in plan["sites"]}
     found = {row: row_summary(task, row, strata, rows) | about[row] for row, strata in rows.items()}
-    sites = list(dict.fromkeys(s.site for s in next(iter(rows.values()))))
-    units = {site: sum(len(s.names) for s in next(iter(rows.values())) if s.site == site) for site in sites}
+    by_site = {site: list(own) for site, own in groupby(next(iter(rows.values())), key=lambda s: s.site)}
+    tested = {site: {"units": sum(len(s.names) for s in own), "groups": groups_in(own)} for site, own in by_site.items()}
     return {
         "about": selection.tasks[task].about,
         "metric": metric,
         "seeds": seeds,
         "units": selection.tasks[task].units,
         "model": plan["model"],
-        "sites": {site: {**names[site], "units": units[site]} for site in sites},
+        "sites": {site: names[site] | tested[site] for site in by_site},
         "rows": found,
-        "clearly_better_than_alone": clearly_better(found),
+        "fewest": FEWEST,
+        "few": [site for site, count in tested.items() if count["groups"] < FEWEST],
+        "clearly_better_than_alone": clearly_better(found) if all(c["groups"] >= FEWEST for c in tested.values()) else [],
     }
 
 
@@ -121,7 +139,10 @@ def row_summary(task: str, row: str, strata: list[Stratum], rows: Mapping[str, l
     sites = list(dict.fromkeys(s.site for s in strata))
     everything = [np.arange(len(s.names)) for s in strata]
     scores = site_scores(strata, everything)
-    runs = [[Stratum(s.site, s.names, s.numerators[[i]], s.denominators[[i]]) for s in strata] for i in range(len(strata[0].numerators))]
+    runs = [
+        [replace(s, numerators=s.numerators[[i]], denominators=s.denominators[[i]]) for s in strata]
+        for i in range(len(strata[0].numerators))
+    ]
     by_seed = [float(site_scores(one, everything).mean()) for one in runs]
     out: dict[str, Any] = {
         "mean": plain(interval(strata, lambda d: site_scores(strata, d).mean(axis=0), task, "mean")),
@@ -145,8 +166,10 @@ def row_summary(task: str, row: str, strata: list[Stratum], rows: Mapping[str, l
             own, alone = ([s for s in both if s.site == site] for both in (strata, rows[ALONE]))
             difference = interval(own, lambda d, a=own, b=alone: (site_scores(a, d) - site_scores(b, d))[0], task, "alone", site)
             out["against_alone"][site] = plain(difference)
-        out["harmed"] = [site for site, d in out["against_alone"].items() if d["estimate"] < 0]
-        out["clearly_harmed"] = [site for site, d in out["against_alone"].items() if d["high"] is not None and d["high"] < 0]
+        groups = {site: groups_in([s for s in strata if s.site == site]) for site in sites}
+        judged = {site: measured(d, groups[site]) for site, d in out["against_alone"].items()}
+        out["harmed"] = [site for site, d in judged.items() if d.sign < 0]
+        out["clearly_harmed"] = [site for site in out["harmed"] if judged[site].clear]
     return out
 
 
@@ -163,75 +186,13 @@ def clearly_better(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [row for row, found in rows.items() if row != ALONE and all(above(found, key) for key in ("mean", "worst"))]
 
 
-def cost_of(method: Method, weights: str, folders: Iterable[Path]) -> dict[str, Any]:
-    """Gradient evaluations of a site over the run, adapting counted (the most of any site), and processor seconds of a run."""
-    import yaml
-
-    counts, seconds = [], []
-    for folder in folders:
-        plan = json.loads((folder / "plan.json").read_text("utf-8"))
-        done = json.loads((folder / DONE).read_text("utf-8"))
-        config = yaml.safe_load((folder / "config.resolved.yaml").read_text("utf-8"))
-        adaptation = config["personalization"].get(method.adapts) or 0 if method.adapts and weights == "personalized" else 0
-        counts.append(max(evaluations(plan, config["run"]["rounds"], adaptation).values()))
-        seconds.append(done["cpu_seconds"])
-    return {"evaluations": max(counts), "cpu_seconds": float(np.mean(seconds)), "settings": done["personalization"]}
-
-
-def new_site_summary(selection: Selection, task: str, out: Path) -> dict[str, Any]:
-    """Site left out -> number of images -> model -> score on its test part, mean over seeds and draws, with an interval."""
-    found: dict[str, Any] = {}
-    for site in selection.new_site.sites[task]:
-        runs: dict[tuple[int, str], list[Units]] = {}
-        seeds: list[int] = []
-        metric = ""
-        for seed in selection.seeds:
-            files = {m: out / "new-site" / task / site / m / f"seed-{seed}" / NEW_SITE for m in selection.new_site.methods}
-            if not all(file.exists() for file in files.values()):
-                continue
-            seeds.append(seed)
-            for method, file in files.items():
-                content = json.loads(file.read_text("utf-8"))
-                metric = content["metric"]
-                for row in content["rows"]:
-                    units = by_images(row["units"]) if content["units"] == "images" else by_groups(metric, row["units"])
-                    name = "from scratch" if row["model"] == "scratch" else method
-                    runs.setdefault((row["examples"], name), []).append(units)
-        if not seeds:
-            continue
-        strata = {key: strata_of({site: units}) for key, units in runs.items()}
-        table: dict[str, dict[str, Any]] = {}
-        for (count, name), own in strata.items():
-            entry = plain(interval(own, lambda d, own=own: site_scores(own, d)[0], task, site, "new"))
-            entry["draw_sd"] = spread(runs[count, name])
-            if name not in (REFERENCE, "from scratch") and (count, REFERENCE) in strata:
-                other = strata[count, REFERENCE]
-                difference = interval(
-                    own, lambda d, a=own, b=other: (site_scores(a, d) - site_scores(b, d))[0], task, site, "new difference"
-                )
-                entry["difference"] = plain(difference)
-            table.setdefault(str(count), {})[name] = entry
-        found[site] = {"metric": metric, "seeds": seeds, "draws": selection.new_site.draws, "examples": table}
-    return found
-
-
-def spread(runs: Sequence[Units]) -> float | None:
-    """Standard deviation of the score over seeds and draws."""
-    return float(np.std([u.score for u in runs], ddof=1)) if len(runs) > 1 else None
-
-
-def machine() -> dict[str, Any]:
-    """What the study ran on."""
-    import os
-
-    model = ""
-    if (info := Path("/proc/cpuinfo")).exists():
-        model = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")), "")
-    return {"processor": model or platform.processor(), "cores": os.cpu_count(), "system": platform.system()}
-
-
-def versions(out: Path) -> dict[str, str]:
-    """As the first plan has them."""
-    for path in sorted((out / "runs").rglob("plan.json")):
-        return dict(json.loads(path.read_text("utf-8"))["versions"])
-    return {}
+def cost_of(method: Method, weights: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """Gradient evaluations of each site over the run, in training and in adapting; processor seconds of a run; the method's settings."""
+    config = config_of(folders[0])
+    setting = method.adapts if weights == "personalized" else None
+    return {
+        "training_gradients": training_gradients(folders[0]),
+        "adapting_gradients": {site["slug"]: adapting_gradients(config, setting, site["train"]) for site in plan_of(folders[0])["sites"]},
+        "cpu_seconds": float(np.mean([job_of(folder)["cpu_seconds"] for folder in folders])),
+        "settings": job_of(folders[0])["personalization"],
+    }

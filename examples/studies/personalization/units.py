@@ -115,11 +115,15 @@ def core_records(folder: Path) -> tuple[str, Records]:
     return metric, found
 
 
+def units_of(folder: Path) -> str:
+    """What a finished run was scored by: ``images`` or ``groups``."""
+    return "images" if (folder / IMAGE_SCORES).exists() else "groups"
+
+
 def read_units(folder: Path) -> tuple[str, dict[str, dict[str, Units]]]:
     """Metric, and ``site -> weights -> units`` of a finished run; by images where they were scored so."""
     metric, groups = core_records(folder)
-    images = folder / IMAGE_SCORES
-    if images.exists():
-        content = json.loads(images.read_text("utf-8"))
+    if units_of(folder) == "images":
+        content = json.loads((folder / IMAGE_SCORES).read_text("utf-8"))
         return metric, {site: {kind: by_images(r) for kind, r in kinds.items()} for site, kinds in content.items()}
     return metric, {site: {kind: by_groups(metric, r) for kind, r in kinds.items()} for site, kinds in groups.items()}
