@@ -8,7 +8,6 @@ serve to pair scores; no page and no message holds one.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 #: what a site leaves in its own folder after the final scoring.
 GROUP_SCORES = "group-scores.json"
 METRICS = ("dice", "accuracy")
+#: no patient has as many examples; a float holds every whole number up to here, so sums of them stay finite.
+MOST = 2**53
 WITHHELD = {
     "sum": "run.metrics is sum: what is known of single sites and patients was meant to stay at the sites, so it is not read",
     "none": "run.metrics is none: what is known of single sites and patients was meant to stay at the sites, so it is not read",
@@ -99,10 +100,10 @@ def _scores(value: Any) -> Scores:
         raise ValueError("groups, values and counts are not of one length")
     if len({str(g) for g in groups}) != len(groups):
         raise ValueError("it names a patient twice")
-    if not all(_number(v) and 0 <= v <= 1 for v in values):
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= 1 for v in values):
         raise ValueError("a value is no number between 0 and 1")
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in counts):
-        raise ValueError("a count is no positive whole number")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MOST for n in counts):
+        raise ValueError("a count is no positive whole number or far too large")
     rows = sorted((str(g), float(v), n) for g, v, n in zip(groups, values, counts, strict=True))
     return Scores(tuple(g for g, _, _ in rows), tuple(v for _, v, _ in rows), tuple(n for _, _, n in rows))
 
@@ -112,7 +113,3 @@ def _list(value: Any, key: str) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(f"it holds no list of {key}")
     return found
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

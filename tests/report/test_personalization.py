@@ -263,6 +263,9 @@ def test_no_patient_is_named_on_the_page_or_in_a_complaint(make_run: Make) -> No
         (lambda r: r["sites"]["a"]["test"]["global"]["values"].__setitem__(2, math.nan), "a value is no number between 0 and 1"),
         (lambda r: r["sites"]["a"]["test"]["global"]["values"].__setitem__(2, True), "a value is no number between 0 and 1"),
         (lambda r: r["sites"]["a"]["test"]["global"]["counts"].__setitem__(2, 0), "a count is no positive whole number"),
+        (lambda r: r["sites"]["a"]["test"]["global"]["values"].__setitem__(2, 10**400), "a value is no number between 0 and 1"),
+        (lambda r: r["sites"]["a"]["test"]["global"]["values"].__setitem__(2, math.inf), "a value is no number between 0 and 1"),
+        (lambda r: r["sites"]["a"]["test"]["global"]["counts"].__setitem__(2, 10**400), "or far too large"),
     ],
 )
 def test_a_damaged_file_is_said_and_not_used(make_run: Make, edit: Callable[[dict[str, Any]], object], said: str) -> None:
