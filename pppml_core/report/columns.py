@@ -14,10 +14,10 @@ Role = Literal["local-only", "federated", "centralized"]
 ROLES: tuple[Role, ...] = ("local-only", "federated", "centralized")
 #: settings that do not make another method: what a run is called, how it is seeded, where it is shown and how it is executed.
 INCIDENTAL = ("run.name", "run.seed", "reporters", "engine", "extends", "attacks", "training.loader_workers", "training.cache")
-#: methods whose shared weights are what FedAvg gives, bit for bit, whatever each site makes of them.
+#: methods that share, round by round, what FedAvg shares, bit for bit, whatever each site makes of it.
 FEDAVG = ("fedavg", "fedavg-finetune", "ditto", "apfl")
-#: what the shared weights of a method are, where more than "global" can be said.
-GLOBAL_IS = {**dict.fromkeys(FEDAVG[1:], "FedAvg"), "per-fedavg": "before adapting"}
+#: of global weights whose round was chosen by the scores of personalized ones.
+OWN_BEST = "at the round its own models were best"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,25 @@ class Column:
         """What these weights are, as the head of a column of figures."""
         if self.same_weights and self.role != "local-only":
             return "one model"
-        return f"global ({GLOBAL_IS[self.method]})" if weights == "global" and self.method in GLOBAL_IS else weights
+        if weights != "global":
+            return weights
+        if self.is_fedavg:
+            return "global" if self.method == "fedavg" else "global (FedAvg)"
+        if self.method == "per-fedavg":
+            return "global (before adapting)"
+        return f"global, {OWN_BEST}" if self.chosen_by_own else "global"
+
+    @property
+    def is_fedavg(self) -> bool:
+        """Whether the global weights are FedAvg's. The scores of a method's own models choose and end rounds as FedAvg's would not."""
+        run = self.first.part("config", "run")
+        chosen = run.get("select", "last") != "last" or run.get("stop") is not None
+        return self.method == "fedavg" or (self.method in FEDAVG and not chosen)
+
+    @property
+    def chosen_by_own(self) -> bool:
+        """Whether the global weights are of the round at which each site's own models scored best on validation data."""
+        return self.finished and self.has("personalized") and self.first.part("config", "run").get("select") == "best-validation"
 
     @property
     def best_weights(self) -> str | None:

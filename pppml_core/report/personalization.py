@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from pppml_core.report.columns import FEDAVG, Column, comparable, differences, shared_sites
+from pppml_core.report.columns import Column, comparable, differences, shared_sites
 from pppml_core.report.patients import METRICS, Scores
 from pppml_core.report.records import RunRecords, flat
 
@@ -135,7 +135,7 @@ class Gains:
         federated = [c for c in self.columns if c.role == "federated"]
         shared = [Model(c.label, "global", c, "global") for c in federated if c.has("global")]
         self._alone, self._global = alone, sorted(shared, key=lambda m: m.column.method != "fedavg")
-        self._plain = [m for m in self._global if m.column.method in FEDAVG]
+        self._plain = [m for m in self._global if m.column.is_fedavg]
         self._own = [Model(c.label, "own", c, "personalized") for c in federated if c.has("personalized")]
 
     @cached_property
@@ -181,7 +181,7 @@ class Gains:
     def _one(self, model: Model) -> Model | None:
         """The global model to set it against: FedAvg's of the most similar settings, else the method's own."""
         if model.role == "global":
-            return None if model.column.method in FEDAVG else nearest(self._plain, model)
+            return None if model in self._plain else nearest(self._plain, model)
         mine = next((m for m in self._global if m.column is model.column), None)
         if mine is not None and mine in self._plain:
             # Runs of the same settings have the same weights: one column is enough.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pppml_core.report.columns import FEDAVG
+from pppml_core.report.columns import OWN_BEST
 from pppml_core.report.personalization import FEWEST, LEVEL, Against, Gains, Measured, Method
 from pppml_core.report.tables import number
 
@@ -158,7 +158,8 @@ def _base(method: Method) -> str:
     assert method.one is not None
     base = method.one.base
     if base.column is method.model.column:
-        return "its own global model" + (" (plain FedAvg)" if base.column.method in FEDAVG else "")
+        what = "plain FedAvg" if base.column.is_fedavg else OWN_BEST if base.column.chosen_by_own else ""
+        return "its own global model" + (f" ({what})" if what else "")
     return f"the global model of {base.label}"
 
 

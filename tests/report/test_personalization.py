@@ -442,3 +442,31 @@ def test_the_global_and_the_own_model_of_a_method_have_names_of_their_own(make_r
     assert head == ["Site", "the global model of fedavg-finetune", "fedavg-finetune"]
     assert len(re.findall(r"better off with the global model of fedavg-finetune than alone", raw)) == 1
     assert len(re.findall(r"better off with fedavg-finetune than alone", raw)) == 1
+
+
+@pytest.mark.parametrize("method", ["fedavg-finetune", "ditto", "apfl"])
+def test_rounds_chosen_by_own_models_are_not_fedavg_s(make_run: Make, method: str) -> None:
+    def told(name: str, **run: Any) -> str:
+        run |= {"name": "r", "rounds": 6, "seed": 1, "metrics": "per-site"}
+        return shown(make_run(f"{name}-{method}", method=method, settings={"run": run}))
+
+    last = told("last", select="last", stop=None)
+    assert "global (FedAvg)" in last
+    assert "its own global model (plain FedAvg)" in last
+    best = told("best", select="best-validation")
+    assert "FedAvg)" not in best
+    assert "global, at the round its own models were best" in best
+    assert "than with its own global model (at the round its own models were best)" in best
+    stopped = told("stopped", stop={"patience": 2})
+    assert "FedAvg)" not in stopped
+    assert "models were best" not in stopped, "it is the last round, which they chose in another way"
+
+
+def test_a_global_model_chosen_by_own_models_stands_for_no_fedavg(make_run: Make) -> None:
+    chosen = {"run": {"name": "r", "rounds": 6, "seed": 1, "metrics": "per-site", "select": "best-validation"}}
+    meta, ditto = make_run("p", method="per-fedavg", settings=chosen), make_run("d", method="ditto", settings=chosen)
+    bases = {m.model.name: m.one and m.one.base.name for m in compared(meta, ditto).methods}
+    assert bases["per-fedavg"] == "the global model of per-fedavg"
+    assert bases["ditto"] == "the global model of ditto"
+    plain = make_run("f", method="fedavg", personalized=False, settings=chosen)
+    assert {m.one.base.name for m in compared(meta, ditto, plain).methods if m.one} == {"fedavg"}, "it chose by its own scores"
