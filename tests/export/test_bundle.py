@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -344,6 +345,55 @@ def test_a_definition_is_tried_before_it_is_believed(segmentation, sections, rea
         network.describe(factory, spec, factory.build(spec).eval())
     right = Tells({"network_def": "$torch.nn.Sequential(*@layers)", "layers": [CONVOLUTION]})
     assert network.describe(right, spec, right.build(spec).eval()).script is None
+
+
+#: (PIL can be imported here, so that without the check such a bundle would be written)
+ELSEWHERE = [
+    {"_target_": "pppml_core.builtin.tiny.TinyNet"},
+    {"_target_": "PIL.Image.new"},
+    {"_target_": "os.getcwd"},
+    {"_target_": "torchvision.models.resnet18"},
+    {"_target_": "monai_extra.nets.Net"},
+    {"_target_": "Konv2d"},
+    {"_target_": "%other"},
+    {"deep": [{"_target_": "torch.nn.Sequential", "args": [{"_target_": "subprocess.run"}]}]},
+    {"imports": ["$import glob", "$import PIL.Image"]},
+    {"imports": ["$from PIL import Image"]},
+]
+
+
+@pytest.mark.parametrize("part", ELSEWHERE)
+def test_what_names_other_packages_is_refused(segmentation, part):
+    spec = segmentation.task.spec()
+    factory = Tells({"network_def": "$torch.nn.Sequential(*@layers)", "layers": [CONVOLUTION], "other": part})
+    with pytest.raises(ConfigError, match=r"the definition that Tells gives names .* not in torch, MONAI or numpy") as info:
+        network.describe(factory, spec, factory.build(spec).eval())
+    assert info.value.place == "model"
+    assert "torch, monai and numpy" in info.value.hint
+
+
+def test_what_torch_monai_and_numpy_have_may_be_named(segmentation):
+    spec = segmentation.task.spec()
+    more = [
+        {"_target_": "monai.networks.blocks.Swish"},
+        {"_target_": "Swish"},
+        {"_target_": "numpy.zeros", "shape": 2},
+        {"_target_": "dict", "a": 1},
+        {"_target_": "$torch.nn.ReLU"},
+        {"_target_": "@made", "inplace": True},
+    ]
+    sections = {"network_def": "$torch.nn.Sequential(*@layers)", "layers": [CONVOLUTION], "made": "$torch.nn.ReLU", "more": more}
+    factory = Tells(sections)
+    assert network.describe(factory, spec, factory.build(spec).eval()).sections == sections
+    assert len(network.parsed({"imports": network.IMPORTS, **sections}, "more")) == len(more)
+
+
+def test_a_reading_that_names_other_packages_is_refused(classification, tmp_path, monkeypatch):
+    first, *_ = classification.task.readings()
+    foreign = dataclasses.replace(first, steps=(*first.steps, {"_target_": "PIL.ImageOps.invert", "keys": "image"}))
+    monkeypatch.setattr(type(classification.task), "readings", lambda self: (first, foreign))
+    assert "names 'PIL.ImageOps.invert'" in refused(classification, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 class Moody(torch.nn.Module):

@@ -20,6 +20,7 @@ from pppml_core.learning.bundle import documents
 from pppml_core.learning.bundle.documents import Origin
 from pppml_core.learning.bundle.inference import WEIGHTS, configs
 from pppml_core.learning.bundle.network import SCRIPT, describe
+from pppml_core.learning.bundle.targets import check_targets
 
 
 def write_bundle(task: Task, factory: ModelFactory, model: torch.nn.Module, origin: Origin, out: str | Path) -> Path:
@@ -29,7 +30,7 @@ def write_bundle(task: Task, factory: ModelFactory, model: torch.nn.Module, orig
     classes). Weights of another precision are stored as float32.
 
     Raises ConfigError: the folder is not empty or cannot be written; the task cannot tell MONAI how a file is read; the network can be
-    told neither as a config nor as TorchScript.
+    told neither as a config nor as TorchScript; a config names something beside torch, MONAI and numpy.
     """
     folder = Path(out)
     # (a link to a folder stays one)
@@ -62,6 +63,8 @@ def _files(task: Task, factory: ModelFactory, model: torch.nn.Module, origin: Or
             place="task",
             hint="write its `readings` (pppml_core.interfaces.task); `pppml predict` works without",
         )
+    for reading in readings:
+        check_targets(reading.steps, f"the reading {reading.name!r} of the task {origin.task}", "task")
     network = describe(factory, spec, model)
     scripted = network.script is not None
     meta = documents.metadata(spec, card, origin, readings, scripted)

@@ -15,6 +15,7 @@ import torch
 from pppml_core.errors import ConfigError
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.interfaces.task import TaskSpec
+from pppml_core.learning.bundle.targets import check_targets
 
 SCRIPT = "models/model.ts"
 #: What expressions of the configs may name beside torch, numpy and monai.
@@ -45,6 +46,7 @@ def describe(factory: ModelFactory, spec: TaskSpec, model: torch.nn.Module) -> N
     hint = f"correct {name}.definition; without one the network is exported as TorchScript"
     try:
         sections: dict[str, Any] = json.loads(json.dumps(given))
+        check_targets(sections, f"the definition that {name} gives", "model")
         built = parsed({"imports": IMPORTS, **sections}, "network_def")
         built.load_state_dict(model.state_dict())
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, ModuleNotFoundError) as error:
