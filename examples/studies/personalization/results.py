@@ -15,10 +15,12 @@ from summary import task_summary
 
 
 def summarize(selection: Selection, out: Path) -> dict[str, Any]:
-    """All numbers of the runs in ``out``: tasks, sites that come later, and what it cost."""
+    """All numbers of the runs in ``out``: tasks, sites that come later, and what the selected methods' runs cost."""
     tasks = {task: found for task in selection.tasks if (found := task_summary(selection, task, out))}
     later = {task: found for task in selection.new_site.sites if (found := later_summary(selection, task, out))}
-    every = [json.loads(path.read_text("utf-8")) for path in sorted(out.rglob(DONE)) if "tuning" not in path.relative_to(out).parts]
+    seeds = {f"seed-{seed}" for seed in selection.seeds}
+    done = [path for path in sorted(out.rglob(DONE)) if path.parent.name in seeds and path.parent.parent.name in selection.methods]
+    every = [json.loads(path.read_text("utf-8")) for path in done if "tuning" not in path.relative_to(out).parts]
     cost = {"runs": len(every), "cpu_seconds": sum(r["cpu_seconds"] for r in every), "seconds": sum(r["seconds"] for r in every)}
     return {"tasks": tasks, "new_site": later, "cost": cost, "machine": machine(), "versions": versions(out)}
 
