@@ -220,8 +220,11 @@ class Gains:
         return Measured(found.mean, found.low, found.high, "seeds" if found.has_interval else "nothing", found.seeds)
 
     def difference(self, model: Model, base: Model, site: str) -> Measured:
-        """``model`` minus ``base`` at a site: over the same patients, each averaged over seeds; else over the same seeds."""
-        pairs = [(a, b) for a in model.column.runs for b in base.column.runs if a.seed == b.seed and a.seed is not None]
+        """``model`` minus ``base`` at a site: over the same patients, each averaged over seeds; else over the same seeds.
+
+        Where no seed is common to both, all runs of each stand in, which then also differ by their seeds.
+        """
+        pairs = seed_pairs(model.column, base.column)
         mine, theirs = [a for a, _ in pairs] or model.column.runs, [b for _, b in pairs] or base.column.runs
         here, there = self._patients(model, mine, site), self._patients(base, theirs, site)
         if here is not None and there is not None:
@@ -236,8 +239,8 @@ class Gains:
 
             found = mean_interval(by_seed)
             return Measured(found.estimate, found.low, found.high, "seeds", found.n)
-        if by_seed:
-            return Measured(by_seed[0])
+        if pairs:
+            return Measured(by_seed[0] if by_seed else math.nan)
         means = [m.column.estimate(m.weights, site, self.metric).mean for m in (model, base)]
         return Measured(means[0] - means[1])
 
@@ -301,6 +304,11 @@ def over_patients(values: Sequence[float], weights: Sequence[float]) -> Measured
         warnings.simplefilter("ignore")  # scipy tells of resamples that hardly differ; percentiles are taken then
         found = bootstrap_interval(rows, lambda drawn: float(drawn[:, 0] @ drawn[:, 1] / drawn[:, 1].sum()), generator)
     return Measured(found.estimate, found.low, found.high, "patients" if math.isfinite(found.low) else "nothing", found.n)
+
+
+def seed_pairs(one: Column, other: Column) -> list[tuple[RunRecords, RunRecords]]:
+    """The runs of the seeds that both columns have."""
+    return [(a, b) for a in one.runs for b in other.runs if a.seed == b.seed and a.seed is not None]
 
 
 def nearest(models: Sequence[Model], model: Model) -> Model | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pppml_core.report.columns import OWN_BEST
-from pppml_core.report.personalization import FEWEST, LEVEL, Against, Gains, Measured, Method
+from pppml_core.report.personalization import FEWEST, LEVEL, Against, Gains, Measured, Method, seed_pairs
 from pppml_core.report.tables import number
 
 
@@ -127,10 +127,17 @@ def meaning(gains: Gains) -> list[str]:
         "The same is counted against one model for all.",
         "Clearly: the 95 % interval of the paired difference excludes zero.",
         "Difference at a site: for each test patient, d = score with the method - score without it, each the mean over the seeds that both "
-        f"were run with; the site's difference is {share}. Interval: bias-corrected and accelerated bootstrap (Efron 1987), 2000 "
+        f"were run with, if any; the site's difference is {share}. Interval: bias-corrected and accelerated bootstrap (Efron 1987), 2000 "
         "resamples of patients. Without scores of single patients: the mean difference over shared seeds, with Student's interval.",
         f"Even where nothing differs, about one in twenty such intervals excludes zero; {_count(gains)} were looked at here.",
     ]
+    compared = [a for m in gains.methods for a in (m.alone, m.one) if a is not None and a.sites]
+    apart = dict.fromkeys(f"{a.model.name} and {a.base.name}" for a in compared if not seed_pairs(a.model.column, a.base.column))
+    if apart:
+        out.append(
+            f"No seed in common: {'; '.join(apart)}. There each score is the mean over all seeds that its own method was run with, so the "
+            "difference also holds that of the seeds; without scores of single patients it has no interval."
+        )
     bases = dict.fromkeys(f"{m.model.label} against {_base(m)}" for m in gains.methods if m.one is not None and m.model.role == "own")
     if bases:
         out.append(f"One model for all: {'; '.join(bases)}.")

@@ -470,3 +470,24 @@ def test_a_global_model_chosen_by_own_models_stands_for_no_fedavg(make_run: Make
     assert bases["ditto"] == "the global model of ditto"
     plain = make_run("f", method="fedavg", personalized=False, settings=chosen)
     assert {m.one.base.name for m in compared(meta, ditto, plain).methods if m.one} == {"fedavg"}, "it chose by its own scores"
+
+
+def test_without_a_common_seed_it_says_that_all_seeds_were_taken(make_run: Make) -> None:
+    runs = [make_run(f"{m}{s}", method=m, seed=s) for m, seeds in (("local-only", (1, 2)), ("ditto", (3, 4))) for s in seeds]
+    (method,) = [m for m in compared(*runs).methods if m.model.role == "own"]
+    assert method.alone is not None
+    values = [r.final.value("personalized", "a", "dice") for r in map(read_run, runs)]
+    assert method.alone.sites["a"].mean == pytest.approx(np.mean(values[2:]) - np.mean(values[:2]))
+    assert not method.alone.sites["a"].has_interval
+    text = shown(*runs)
+    assert "No seed in common: the global model of ditto and local-only; ditto and local-only. There each score is the mean" in text
+    both = [*runs, make_run("ditto1", method="ditto", seed=1)]
+    assert "No seed in common" not in shown(*both)
+
+
+def test_scores_missing_at_the_common_seed_are_not_filled_in_from_others(make_run: Make) -> None:
+    runs = [make_run(f"{m}{s}", method=m, seed=s) for m, seeds in (("local-only", (1, 2)), ("ditto", (1, 3))) for s in seeds]
+    scored(runs[2], "personalized", a=None)  # type: ignore[arg-type]
+    (method,) = [m for m in compared(*runs).methods if m.model.role == "own"]
+    assert method.alone is not None
+    assert list(method.alone.sites) == ["b", "c", "d"]
