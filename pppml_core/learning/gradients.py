@@ -9,7 +9,7 @@ import torch
 
 from pppml_core.errors import PppmlError
 from pppml_core.interfaces.personalization import Batch
-from pppml_core.learning.convolutions import TwiceDifferentiableConvolutions
+from pppml_core.learning.second_order import CheapSecondDerivatives
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -48,7 +48,7 @@ class PlainGradients:
             raise PppmlError("Hessian-vector products are not made in bf16", place="training.precision", hint="use float32")
         parameters = {n: p for n, p in model.named_parameters() if n in vector}
         names, at = list(parameters), list(parameters.values())
-        with TwiceDifferentiableConvolutions():
+        with CheapSecondDerivatives():
             value = self._value(model, batch)
         gradients = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
         taken = [(g, vector[n]) for g, n in zip(gradients, names, strict=True) if g is not None and g.requires_grad]

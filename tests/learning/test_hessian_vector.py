@@ -23,6 +23,11 @@ class Tied(nn.Module):
         return self.conv(inner) + self.conv.weight.square().sum() * inner
 
 
+class Shifted(nn.Module):
+    def forward(self, x):
+        return (x + 3.0).transpose(0, 1).contiguous().transpose(0, 1)
+
+
 class Bounded(nn.Module):
     def forward(self, weight):
         return torch.tanh(weight)
@@ -59,6 +64,20 @@ NETWORKS = {
     "group-norm": (
         lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.AvgPool2d(2), nn.Conv2d(4, 2, 2)),
         (2, 6, 6),
+    ),
+    "group-norms": (
+        lambda: nn.Sequential(
+            Shifted(),
+            nn.GroupNorm(2, 2),
+            nn.Conv1d(2, 6, 3),
+            nn.GroupNorm(1, 6),
+            nn.Tanh(),
+            nn.GroupNorm(3, 6, affine=False),
+            nn.GroupNorm(6, 6, eps=0.1),
+            nn.SiLU(),
+            nn.Conv1d(6, 2, 1),
+        ),
+        (2, 9),
     ),
     "tied": (Tied, (2, 5, 5)),
     "made": (Made, (2, 6, 6)),
