@@ -63,6 +63,7 @@ class _Gradient(torch.autograd.Function):
         """
         g, x, weight, mu, r = ctx.saved_tensors
         groups: int = mu.shape[1]
+        share: float = groups / math.prod(x.shape[1:])  # 1 / m
         a = a.contiguous()
 
         def sums(one: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,7 +73,7 @@ class _Gradient(torch.autograd.Function):
             return whole.reshape(len(x), groups, -1)
 
         def mean(values: torch.Tensor) -> torch.Tensor:
-            return values.sum(2, keepdim=True) * (groups / math.prod(x.shape[1:]))
+            return values.sum(2, keepdim=True) * share
 
         def along(values: torch.Tensor) -> torch.Tensor:
             """As coefficients of whole tensors."""
