@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pppml_core.errors import PppmlError
 from pppml_core.interfaces.personalization import Batch
@@ -48,7 +49,8 @@ class PlainGradients:
             raise PppmlError("Hessian-vector products are not made in bf16", place="training.precision", hint="use float32")
         parameters = {n: p for n, p in model.named_parameters() if n in vector}
         names, at = list(parameters), list(parameters.values())
-        with CheapSecondDerivatives():
+        # Fused attention has no second derivative; its plain form has.
+        with CheapSecondDerivatives(), sdpa_kernel(SDPBackend.MATH):
             value = self._value(model, batch)
         gradients = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
         taken = [(g, vector[n]) for g, n in zip(gradients, names, strict=True) if g is not None and g.requires_grad]

@@ -202,3 +202,34 @@ def test_bf16_gradients_stay_float32():
     assert {p.grad.dtype for p in rough.parameters()} == {torch.float32}
     error = float((rough.head.weight.grad - exact.head.weight.grad).norm() / exact.head.weight.grad.norm())
     assert 0 < error < 0.1
+
+
+def test_attention_has_products_too():
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.inner(x, x, x, need_weights=False)[0].flatten(1)
+
+    torch.manual_seed(0)
+    network, rule = Attention().double(), PlainGradients(torch.nn.functional.cross_entropy)
+    batch = torch.randn(3, 5, 4, dtype=torch.float64), torch.tensor([0, 7, 19])
+    vector = {n: torch.randn_like(p) for n, p in network.named_parameters()}
+    found = rule.hessian_vector(network, batch, vector)
+
+    def gradient(by):
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.add_(by * vector[name])
+        rule(network, batch)
+        grads = {n: p.grad.clone() for n, p in network.named_parameters()}
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.sub_(by * vector[name])
+        return grads
+
+    above, below = gradient(1e-5), gradient(-1e-5)
+    for name in vector:
+        torch.testing.assert_close(found[name], (above[name] - below[name]) / 2e-5, rtol=1e-4, atol=1e-8)
