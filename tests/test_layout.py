@@ -20,7 +20,15 @@ import pppml_core
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))
-EXPECTED = {"tasks/blood_cells", "tasks/chest_ct", "tasks/image_set", "tasks/lung_lesions", "models/monai_nets", "personalization/perfedavg", "personalization/baselines"}
+EXPECTED = {
+    "tasks/blood_cells",
+    "tasks/chest_ct",
+    "tasks/image_set",
+    "tasks/lung_lesions",
+    "models/monai_nets",
+    "personalization/perfedavg",
+    "personalization/baselines",
+}
 LARGEST_FILE = 1024 * 1024
 # A path that starts at the root of one machine's disk. Put together from parts, so that this file does not name what it looks for.
 MACHINE_PATH = re.compile(
