@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from pppml_core.errors import ConfigError, DataError, nearest
@@ -26,7 +27,7 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
     examples are drawn and in which order they are used; the same draw with more examples contains the one with fewer. Returns a network of
     its own, on the training device, in evaluation mode.
 
-    Raises ConfigError on an unknown site and for methods that share no model, DataError where the site has fewer training examples.
+    Raises ConfigError on an unknown site and for methods that share no model, DataError where so many examples cannot be taken.
     """
     rule = parts.personalization
     if not rule.shares:
@@ -39,9 +40,7 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
             f"there is no site {site!r}", place="site", hint=f"did you mean {close!r}?" if close else f"the sites are {', '.join(slugs)}"
         )
     own = task.load(site).train
-    count = len(own) if examples is None else examples
-    if not 0 < count <= len(own):
-        raise DataError(f"{count} of {len(own)} training examples cannot be taken", place=f"site {site}", hint="give fewer")
+    count = _count(examples, len(own), site)
     picked = parts.seeds.generator("newcomer", site, "draw", draw).permutation(len(own))[:count]
     support = Subset(own, picked)
     model = copy.deepcopy(parts.model)
@@ -52,6 +51,19 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
     data = LocalTraining(support, training, parts.seeds, site=f"{site}#{draw}", round=rounds, rounds=rounds, cache=cache)
     with seeded(parts.seeds.integer("newcomer", site, "draw", draw, "adapt")):
         return rule.adapt(model, data, plain_rule(parts, support), rule.init(model)).eval()
+
+
+def _count(examples: int | None, held: int, site: str) -> int:
+    """How many examples to take of the ``held`` ones. A bool is no number, though Python counts with it."""
+    if held == 0:
+        raise DataError("it has no training examples", place=f"site {site}", hint="take a site that has some")
+    if examples is None:
+        return held
+    whole = isinstance(examples, int | np.integer) and not isinstance(examples, bool)
+    if not (whole and 0 < examples <= held):
+        text = f"{examples!r} of {held} training examples cannot be taken"
+        raise DataError(text, place=f"site {site}", hint=f"1 to {held}")
+    return int(examples)
 
 
 def _whole(task: Task) -> Task:
