@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -299,9 +300,38 @@ def test_what_cannot_be_exported_says_why(segmentation, classification, tmp_path
     assert not (tmp_path / "x").exists()
 
 
-def test_an_empty_folder_is_taken(classification, tmp_path):
+PARTS = ["LICENSE", "configs", "docs", "models"]
+
+
+def test_an_empty_folder_is_taken_and_stays_the_same_folder(classification, tmp_path, monkeypatch):
+    for name in ("empty", "linked", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    before = (tmp_path / "empty").stat().st_ino
+    for name in ("empty", "link"):
+        assert sorted(p.name for p in classification.export_bundle(tmp_path / name).iterdir()) == PARTS
+    assert (tmp_path / "empty").stat().st_ino == before
+    assert (tmp_path / "link").is_symlink()
+    run = str(classification.folder.resolve())
+    monkeypatch.chdir(tmp_path / "here")
+    done = CliRunner().invoke(cli.main, ["export", "bundle", run, "-o", "."])
+    assert done.exit_code == 0, done.stderr
+    assert sorted(p.name for p in Path().iterdir()) == PARTS
+    assert Path().stat().st_ino == (tmp_path / "here").stat().st_ino, "the shell stands in the folder with the bundle"
+
+
+def test_an_empty_folder_that_cannot_be_filled_stays_empty(classification, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    assert (classification.export_bundle(tmp_path / "empty") / "LICENSE").is_file()
+    rename = os.rename
+
+    def full(source, target):
+        if Path(target) == tmp_path / "empty" / "docs":
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    assert "No space left" in refused(classification, tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_task_that_reads_in_a_way_of_its_own_is_refused(classification, tmp_path, monkeypatch):

@@ -1,4 +1,7 @@
-"""Write a bundle: the files in a new folder beside the wanted one, which then takes its place; so there is a whole bundle or none."""
+"""Write a bundle: the files in a new folder first, which then takes the place of the wanted one; so there is a whole bundle or none.
+
+A folder that is there already stays the same folder, for it may be somebody's working directory or a mounted disk: the files are moved in.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +43,36 @@ def write_bundle(task: Task, factory: ModelFactory, model: torch.nn.Module, orig
         raise ConfigError(f"{what}; a bundle is written into a folder of its own", place=str(folder), hint="give another -o DIR")
     files = _files(task, factory, model.cpu().float().eval(), origin)
     try:
+        there = folder.is_dir()
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder if there else folder.parent))
         try:
             for name, content in files.items():
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
                 (made / name).write_bytes(content)
-            made.chmod(0o777 & ~_umask())
-            os.replace(made, folder)  # over an empty folder, where there is one
+            if there:
+                _move_in(made, folder)
+            else:
+                made.chmod(0o777 & ~_umask())
+                os.replace(made, folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror or error}", place=str(folder), hint="give another -o DIR") from error
     return folder
+
+
+def _move_in(made: Path, folder: Path) -> None:
+    """Move what is in ``made`` into ``folder``: all of it or nothing."""
+    moved: list[Path] = []
+    try:
+        for part in sorted(made.iterdir()):
+            os.rename(part, folder / part.name)
+            moved.append(folder / part.name)
+    except OSError:
+        for part in moved:
+            os.rename(part, made / part.name)
+        raise
 
 
 def _files(task: Task, factory: ModelFactory, model: torch.nn.Module, origin: Origin) -> dict[str, bytes]:
