@@ -141,6 +141,21 @@ def study_job(study, folder, method, settings):
     return study.selection.make_job(selection, tuned, "tiny", method, 1, folder / "nowhere", folder)
 
 
+def test_what_was_tried_as_a_table(study):
+    tries = [{"settings": {"head": ["a.*", "b"]}, "score": 0.25}, {"settings": {"head": "auto"}, "score": 0.5}]
+    rates = {"chosen": 0.1, "tries": [{"lr": 0.1, "local-only": 0.5, "fedavg-finetune": 0.75}]}
+    lines = study.tune.table({"t": {"lr": rates, "methods": {"fedper": {"chosen": {"head": "auto"}, "tries": tries}}}}).splitlines()
+    assert lines[2:] == [
+        "| t | local-only and fedavg-finetune | **`lr=0.1`** 0.500 and 0.750 |",
+        "| t | fedper | `head=a.* b` 0.250; **`head=auto`** 0.500 |",
+    ]
+
+
+def test_the_results_page_holds_what_was_tried(study):
+    page = (ROOT / "docs" / "results" / "personalization.md").read_text("utf-8")
+    assert study.tune.table(study.selection.read_tuned()) in page
+
+
 def test_every_method_uses_the_same_training_and_no_more_gradients(finished):
     _, folder, _ = finished
     tuned = yaml.safe_load((folder / "tuned.yaml").read_text())["tiny"]
