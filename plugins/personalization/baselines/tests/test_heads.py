@@ -12,7 +12,7 @@ from pppml_core.testing.local_data import FixedData, small_network
 from pppml_personalization_baselines.parts import head_names, train_part
 
 GRADIENTS = plain_gradients(torch.nn.functional.cross_entropy)
-TRAINING = {"epochs": None, "steps": None, "schedule": "constant", "optimizer": {"use": "sgd", "momentum": 0.0}}
+TRAINING = {"epochs": None, "steps": None, "schedule": "constant", "warmup_rounds": 0, "optimizer": {"use": "sgd", "momentum": 0.0}}
 
 
 def unet(norm="batch", units=1):

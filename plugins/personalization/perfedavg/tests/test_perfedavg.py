@@ -173,7 +173,7 @@ def test_what_counts_as_a_statistic():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_adapting_is_gradient_descent_on_training_batches(steps):
-    model, by_hand = small_network(), small_network()
+    model, by_hand = small_network().eval(), small_network()
     adapted = rule(inner_lr=0.1, adapt_steps=steps, adapt_lr=0.25, order="hessian-free").adapt(model, FixedData(), cross_entropy, {})
     assert adapted is model
     by_hand.train()

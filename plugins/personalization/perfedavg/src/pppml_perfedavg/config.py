@@ -13,25 +13,25 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PerFedAvgConfig(FedAvgConfig):
-    r"""`per-fedavg`: Algorithm 1 of Fallah, Mokhtari and Ozdaglar (NeurIPS 2020, arXiv:2002.07948), after equation numbers there.
+    """`per-fedavg`: Algorithm 1 of Fallah, Mokhtari and Ozdaglar (NeurIPS 2020, arXiv:2002.07948).
 
-    The sites' losses f_i are not minimized themselves (eq. 1), but after one gradient step with the inner rate alpha (eq. 3)::
+    The mean of the sites' losses f_i is not minimized itself (eq. 1 there), but after one gradient step with the inner rate alpha (eq. 3)::
 
         F(w) = 1/n sum_i F_i(w),   F_i(w) = f_i(w - alpha grad f_i(w))
-        grad F_i(w) = (I - alpha H_i(w)) grad f_i(w - alpha grad f_i(w))                                                      (eq. 4)
+        grad F_i(w) = (I - alpha H_i(w)) grad f_i(w - alpha grad f_i(w))
 
     A local step takes three batches D, D', D'' and the outer rate beta; g and H are gradient and Hessian of a batch's mean loss::
 
         w <- w - beta (I - alpha H(w, D'')) g(w - alpha g(w, D), D')
 
     `order: first` leaves the Hessian out (FO). `hessian-free` (HF) replaces its product with v = g(w - alpha g(w, D), D') by
-    [g(w + delta v, D'') - g(w - delta v, D'')] / (2 delta). `exact` computes it by automatic differentiation.
+    [g(w + delta v, D'') - g(w - delta v, D'')] / (2 delta). `exact` computes it by automatic differentiation. On smooth losses the error
+    of HF vanishes with delta; that of FO, alpha H v, only with alpha.
 
     **Rates in theory.** Let every f_i be L-smooth, with gradients bounded by B and rho-Lipschitz Hessians. The analysis takes
     alpha in (0, 1/L]. Then F is smooth with L_F = 4 L + alpha rho B, and tau local steps a round are covered for
-    beta <= 1/(10 tau L_F), so never more than 1/(40 tau L): the outer rate must fall as the local steps grow. With alpha = 1/L and exact
-    gradients FO and HF differ from it as follows: the error of HF vanishes with delta, that of FO does not, since it leaves out alpha H v.
-    L is not known for a network, so nothing of this is checked; what it says in practice is to lower the outer rate first.
+    beta <= 1/(10 tau L_F), so never more than 1/(40 tau L): the outer rate must fall as the local steps grow. L is not known of a network,
+    so nothing of this is checked.
 
     **Departures.** In the paper the outer step is plain gradient descent, all sites count the same, and batches are drawn
     independently. Here the outer step is `training.optimizer` (momentum, Adam, weight decay and a schedule are possible), sites weigh by
