@@ -1,14 +1,14 @@
-"""Evaluation: a model's predictions on held-out data and their scores. Changes no parameter, buffer or random stream."""
+"""Evaluation: a model's predictions on held-out data, which its task scores. Changes no parameter, buffer or random stream."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pppml_core.interfaces.task import Examples, Predictions, Task
+from pppml_core.interfaces.task import Examples, Predictions
 from pppml_core.learning.data.examples import stacked
 
 BATCH = 32
@@ -89,9 +89,3 @@ def predict_examples(model: torch.nn.Module, examples: Examples, size: tuple[int
             targets.append(target)
     model.train(was_training)
     return Predictions(np.concatenate(probabilities), np.concatenate(targets), np.asarray(examples.groups))
-
-
-def evaluate(model: torch.nn.Module, task: Task, examples: Examples) -> dict[str, float]:
-    """The task's metrics of a model on some examples."""
-    scores: Mapping[str, float] = task.score(predict_examples(model, examples, task.spec().size))
-    return {name: float(value) for name, value in scores.items()}

@@ -16,7 +16,7 @@ from pppml_core.builtin.tiny import TinyTask
 from pppml_core.cli import main
 from pppml_core.errors import ConfigError
 from pppml_core.learning.arrays import sha256_of_state
-from pppml_core.learning.evaluation import evaluate
+from pppml_core.learning.evaluation import predict_examples
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode
 
@@ -78,7 +78,7 @@ def check_scores(run):
         by_group = json.loads((run.folder / "sites" / site / "group-scores.json").read_text())["sites"][site]["test"]
         assert sorted(by_group) == sorted(kinds)
         for kind in kinds:
-            found = evaluate(scores[kind], task, task.load(site).test)
+            found = task.score(predict_examples(scores[kind], task.load(site).test, task.spec().size))
             assert found == result["metrics"][kind]["sites"][site], (site, kind)
             accuracy = np.average(by_group[kind]["values"], weights=by_group[kind]["counts"])
             assert accuracy == pytest.approx(found["accuracy"])

@@ -17,7 +17,7 @@ from pppml_core.errors import PppmlError
 from pppml_core.federation.round import draw_cohort
 from pppml_core.interfaces.task import SiteData
 from pppml_core.learning.data.examples import ArrayExamples
-from pppml_core.learning.evaluation import evaluate
+from pppml_core.learning.evaluation import predict_examples
 from pppml_core.wire.transcript import read_transcript
 
 SITES = ["site_1", "site_2", "site_3"]
@@ -40,7 +40,7 @@ def test_metrics_per_site_are_the_scores_of_the_model_at_each_site(go):
     assert keys(run) == rows + [(2, s, "test", "global") for s in SITES]
     model, task = run.model(), run.task
     for site in SITES:
-        scores = evaluate(model, task, task.load(site).test)
+        scores = task.score(predict_examples(model, task.load(site).test, task.spec().size))
         (row,) = [r for r in run.metrics if (r["site"], r["split"]) == (site, "test")]
         assert {m: row[m] for m in scores} == pytest.approx(scores, abs=1e-6)
         assert run.result["metrics"]["global"]["sites"][site] == pytest.approx(scores, abs=1e-6)
@@ -306,7 +306,7 @@ def test_pooled_training_is_scored_per_original_site(go):
     assert "Centralized" in plan["headline"]
     model, task = run.model(), TinyTask(TinyTaskConfig())
     for site in SITES:
-        scores = evaluate(model, task, task.load(site).test)
+        scores = task.score(predict_examples(model, task.load(site).test, task.spec().size))
         assert run.result["metrics"]["global"]["sites"][site] == pytest.approx(scores, abs=1e-6)
 
 
