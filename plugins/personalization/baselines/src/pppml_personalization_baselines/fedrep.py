@@ -7,24 +7,15 @@ from typing import Any
 
 import torch
 
-from pppml_core.builtin.fedavg import FedAvg
 from pppml_core.interfaces.personalization import GradientRule, LocalData, PersonalState, Update
 from pppml_core.learning.arrays import difference, snapshot
 from pppml_personalization_baselines.config import FedRepConfig
-from pppml_personalization_baselines.parts import (
-    calls_of,
-    head_misfits,
-    head_names,
-    length_misfits,
-    optimizer_remark,
-    schedule_remark,
-    train_own_part,
-    train_part,
-)
+from pppml_personalization_baselines.fedper import FedPer
+from pppml_personalization_baselines.parts import calls_of, head_names, length_misfits, optimizer_remark, schedule_remark, train_part
 
 
-class FedRep(FedAvg):
-    """Each round a site trains its head ``h`` on the received body ``phi^t``, then the body under that head; the body alone is shared.
+class FedRep(FedPer):
+    """FedPer with another local training: first the head ``h`` on the received body ``phi^t``, then the body under that head.
 
     While one part is trained, the other is a fixed function: it gets no step, and its batch normalization uses its running statistics and
     leaves them alone. So the head learns on the representation it is evaluated with, as in Algorithm 1 where ``phi^t`` is fixed (the
@@ -34,35 +25,19 @@ class FedRep(FedAvg):
     """
 
     config: FedRepConfig
-    personalizes = True
-    # The gradient is taken at weights that hold the site's own, un-noised head.
-    shares_one_gradient = False
 
     def __init__(self, config: FedRepConfig) -> None:
         super().__init__(config)
         self.gradient_calls = 1 + calls_of(config.head_epochs, config.head_steps)
 
-    @property
-    def has_global_model(self) -> bool:
-        """No: a body without a head is no model."""
-        return False
-
-    def shared(self, name: str, model: torch.nn.Module) -> bool:
-        """Whether it is of the body."""
-        return name not in head_names(model, self.config.head)
-
     def misfits(self, model: torch.nn.Module, examples: Mapping[str, int], training: Mapping[str, Any]) -> list[str]:
         """A head that is nothing or everything; a length of its training that has no bound for each configured step."""
         lengths = length_misfits("head", self.config.head_epochs, self.config.head_steps, training)
-        return head_misfits(model, self.config.head) + lengths
+        return super().misfits(model, examples, training) + lengths
 
     def remarks(self, training: Mapping[str, Any]) -> list[str]:
         """The optimizer."""
         return optimizer_remark("fedrep (Collins et al. 2021)", training) + schedule_remark(training)
-
-    def init(self, model: torch.nn.Module) -> PersonalState:
-        """Not trained yet."""
-        return {"trained": False}
 
     def local_update(
         self, model: torch.nn.Module, data: LocalData, gradients: GradientRule, state: PersonalState
@@ -74,10 +49,3 @@ class FedRep(FedAvg):
         metrics = train_part(model, body, data, gradients)
         delta = {n: d for n, d in difference(model, start).items() if n in body}
         return Update(delta, metrics), {"trained": True}
-
-    def adapt(self, model: torch.nn.Module, data: LocalData, gradients: GradientRule, state: PersonalState) -> torch.nn.Module:
-        """The model holds the site's head already; a new site trains one."""
-        if state["trained"]:
-            return model
-        head = head_names(model, self.config.head)
-        return train_own_part(model, head, data, gradients, self.config.adapt_epochs, self.config.adapt_steps)
