@@ -27,7 +27,7 @@ def measure_plan(plan: Plan) -> dict[str, float]:
     if plan.guarantees is not None:
         cohort = tuple(plan.sizes)[: parts.config.run.cohort]
         ranges = tuple(1.0 for _ in parts.shared) if parts.config.encoding.use == "fixed" else ()
-        pipeline = parts.pipeline(ranges, plan.max_weight, parts.mechanism.plan(parts.privacy_setting(plan.sizes)))
+        pipeline = parts.pipeline(1, ranges, plan.max_weight, parts.mechanism.plan(parts.privacy_setting(plan.sizes)))
         numbers = numbers_for(pipeline.spec, seed=0)  # one array for all: the machine need not hold a model for each site
         rehearsal = Rehearsal(parts.aggregator.plan(pipeline.spec, cohort), dict.fromkeys(cohort, lambda: numbers))
         began = time.perf_counter()

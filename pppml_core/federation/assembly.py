@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pppml_core.config import RunConfig, resolve, to_plain
 from pppml_core.errors import ConfigError
 from pppml_core.federation.pipeline import Pipeline, contribution_layout
-from pppml_core.interfaces.aggregation import Aggregator
+from pppml_core.interfaces.aggregation import Aggregator, Guarantees
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.privacy import PrivacyMechanism, PrivacyPlan, PrivacySetting
@@ -23,10 +23,10 @@ from pppml_core.learning.arrays import parameters_and_buffers
 from pppml_core.learning.evaluation import Remembered
 from pppml_core.learning.leave_out import TaskWithout
 from pppml_core.learning.pool import PooledTask
-from pppml_core.learning.training import DTYPES, device_of, fits_cache, steps_per_round
+from pppml_core.learning.training import DTYPES, device_of, fits_cache, learning_rate_factor, steps_per_round
 from pppml_core.randomness import Seeds, seeded
 from pppml_core.registry import Registry
-from pppml_core.values import Layout, TensorSpec
+from pppml_core.values import Layout, TensorSpec, ValueSpec
 
 
 @dataclass
@@ -110,20 +110,39 @@ class Assembly:
         """Of a contribution."""
         return contribution_layout(self.shared, metrics=metrics)
 
-    def pipeline(self, ranges: tuple[float, ...], max_weight: int, privacy: PrivacyPlan) -> Pipeline:
-        """The round's encoding from its public terms and the run's privacy plan."""
-        encoding = self.config.encoding
+    def pipeline(self, round: int, ranges: tuple[float, ...], max_weight: int, privacy: PrivacyPlan) -> Pipeline:
+        """The round's encoding from its public terms and the run's privacy plan, whose grid goes before the announced ranges."""
+        encoding, bits = self.config.encoding, self.config.encoding.bits
+        if (grid := privacy.encoding(round)) is not None and encoding.use == "fixed":
+            ranges, bits = (grid.range,) * len(self.shared), grid.bits
         dtype = "float64" if self.config.training.precision == "float64" else "float32"
         layout = self.layout(metrics=privacy.admits_metrics)
-        return Pipeline(layout, ranges, encoding.bits, max_weight, privacy, encoding.use == "float", dtype)
+        return Pipeline(layout, ranges, bits, max_weight, privacy, encoding.use == "float", dtype)
 
     def privacy_setting(self, sizes: Mapping[str, int]) -> PrivacySetting:
         """What the privacy mechanism is planned for: the same public numbers at every party. ``sizes``: training examples of each site."""
         run, training = self.config.run, self.config.training
+        cohort = tuple(sizes)[: run.cohort or len(sizes)]
+        rate = self.mechanism.sample_rate(sizes, training.batch_size)
         each = self.personalization.batches_per_step
-        steps = {site: steps_per_round(training, n, each) for site, n in sizes.items()}
-        cohort = min(run.cohort or len(sizes), len(sizes))
-        return PrivacySetting(run.rounds, cohort, sizes, training.batch_size, steps, self.personalization.gradient_calls)
+        guarantees = None
+        # What is promised does not depend on the value that is summed.
+        if self.personalization.shares and not self.aggregator.misfits(one := ValueSpec(1, "integer", 1), cohort):
+            guarantees = self.aggregator.plan(one, cohort).guarantees
+        return PrivacySetting(
+            rounds=run.rounds,
+            cohort=len(cohort),
+            examples=sizes,
+            batch_size=training.batch_size,
+            sample_rate=rate,
+            local_steps={site: steps_per_round(training, n, each, rate) for site, n in sizes.items()},
+            gradient_calls=self.personalization.gradient_calls,
+            learning_rates=tuple(training.optimizer.lr * learning_rate_factor(training, r, run.rounds) for r in range(1, run.rounds + 1)),
+            coordinates=sum(t.size for t in self.shared),
+            min_survivors=fewest_survivors(guarantees, len(cohort)),
+            sees_sum=() if guarantees is None else guarantees.sees_sum,
+            sees_update=() if guarantees is None else guarantees.sees_update,
+        )
 
     def load(self, site: str) -> SiteData:
         """A site's data, loaded when first needed and then kept."""
@@ -138,6 +157,11 @@ class Assembly:
     @cached_property
     def _data(self) -> dict[str, SiteData]:
         return {}
+
+
+def fewest_survivors(guarantees: Guarantees | None, cohort: int) -> int:
+    """Fewest sites over which a sum is opened, as its parties themselves enforce it; all of them where nothing is summed."""
+    return cohort if guarantees is None else max(1, cohort - guarantees.dropouts)
 
 
 def with_task_defaults(config: RunConfig, spec: TaskSpec, registry: Registry) -> RunConfig:

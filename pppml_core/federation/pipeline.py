@@ -102,7 +102,8 @@ class Pipeline:
         """What the aggregator is given."""
         if self.real:
             return ValueSpec(self.layout.length, "real", None, self.dtype)
-        return ValueSpec(self.layout.length, "integer", self.fixed_point.levels + self.privacy.noise_bound)
+        noise = 0 if self.privacy.placement == "server" else self.privacy.noise_bound
+        return ValueSpec(self.layout.length, "integer", self.fixed_point.levels + noise)
 
     @property
     def shared(self) -> Layout:
@@ -126,7 +127,7 @@ class Pipeline:
         ratio = weight / self.max_weight if self.real else numerator / levels
         flat = np.empty(self.layout.length, self.dtype)
         length = self.shared.length
-        flat[:length] = self._private(self.shared.flatten(tensors, self.dtype))
+        flat[:length] = self.privacy.constrain(self.shared.flatten(tensors, self.dtype))
         told = {**metrics, "loss_defined": float("loss" in metrics)}
         cut = 0
         for tensor, place in self.layout.slices():
@@ -150,14 +151,9 @@ class Pipeline:
         if "#saturated" in where:
             # Rounded up: a single saturated coordinate must not vanish in rounding. So the mean share is an upper bound.
             integers[where["#saturated"]] = int(np.ceil(min(1.0, saturated / max(1, length)) * numerator))
-        if self.privacy.placement == "distributed":
-            integers[:length] = self.privacy.integer_noise(integers[:length])
+        if self.privacy.placement in ("local", "distributed"):
+            integers[:length] = self.privacy.noise(integers[:length])
         return integers, saturated
-
-    def _private(self, flat: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """The flat update as the mechanism lets it go on: clipped, and noised where each site's own update must be."""
-        clipped = self.privacy.constrain(flat)
-        return self.privacy.noise(clipped) if self.privacy.placement == "local" else clipped
 
     def decode(self, total: npt.NDArray[Any]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float], float]:
         """Weighted means of the shared tensors (model dtype), of the metrics, and the summed weight in examples.
@@ -165,9 +161,11 @@ class Pipeline:
         ``loss`` is the mean over the sites that have one, and absent where none has; ``saturated`` is an upper bound of the share.
         Raises RoundAborted where the summed weight is not positive: some site lied.
         """
-        flat = total.astype(np.float64) if self.real else self.fixed_point.decode(total)
         if self.privacy.placement == "server":
-            flat[: self.shared.length] = self.privacy.server_noise(flat[: self.shared.length])
+            # Whoever sees the sum first adds the noise, before anything is made of it.
+            total = total.copy()
+            total[: self.shared.length] = self.privacy.noise(total[: self.shared.length])
+        flat = total.astype(np.float64) if self.real else self.fixed_point.decode(total)
         values = self.layout.unflatten(flat)
         weight = float(values[WEIGHT])
         if not weight > 0:

@@ -33,7 +33,7 @@ def hold_round(server: Server, round: int) -> dict[str, float]:
         server.state.survivors[str(round)] = list(outcome.answered)
         return {}
 
-    pipeline = server.pipeline(server.ranges())
+    pipeline = server.pipeline(round)
     summed = server.kept_sum("session", round, weights)
     if summed is None:
         ctx = announce(server, round, draw_cohort(server, round), weights)
@@ -110,7 +110,8 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
     finally:
         coordinator.close()
     unknown = set(summed.survivors) - set(ctx.cohort)
-    if unknown or len(summed.survivors) < server.parts.config.run.min_cohort:
+    fewest = max(server.parts.config.run.min_cohort, server.privacy.min_survivors if kind == "session" else 1)
+    if unknown or len(summed.survivors) < fewest:
         raise TooFewSurvivors(f"the sum is over {len(summed.survivors)} sites, too few of the cohort", place=f"round {ctx.round}")
     if summed.total.shape != (session.value.length,):
         raise InconsistentModel("the sum does not have the planned length", place=f"round {ctx.round}")

@@ -111,12 +111,13 @@ class Conductor:
     def _charge(self, round: int) -> None:
         """Stop before a round that would exceed the budget; note the public charge before anything noisy is asked for."""
         privacy = self._server.privacy
-        limit = privacy.statement.epsilon
-        after = privacy.spent_after(round)
-        if after is not None and limit is not None and after > limit * (1 + 1e-9):
+        if (entry := privacy.charge(round)) is None:
+            return
+        charges = [c for r in range(1, round + 1) if (c := privacy.charge(r)) is not None]
+        if not privacy.affords(charges):
+            limit, after = privacy.statement.epsilon, privacy.spent(charges)
             raise BudgetSpent(f"round {round} would bring epsilon to {after:.4g}, above {limit:.4g}", place=f"round {round}")
-        if (entry := privacy.charge(round)) is not None:
-            self._ledger.append({"round": round, **entry})
+        self._ledger.append({"round": round, **entry})
 
     def _watch(self, round: int, metrics: Mapping[str, float]) -> None:
         saturated = metrics.get("saturated", 0.0)

@@ -108,14 +108,14 @@ class Server:
                 self.attempts[int(round)] = max(attempt, self.attempts.get(int(round), 0))
 
     def ranges(self) -> tuple[float, ...]:
-        """Fixed-point ranges of the coming round, from public knowledge."""
+        """Fixed-point ranges of the coming round, from public knowledge. A privacy mechanism may have a grid of its own instead."""
         if self.parts.config.encoding.use == "float" or not self.parts.personalization.shares:
             return ()
         return contribution_ranges(self.parts.shared, self.parts.config.encoding, self.state.previous, self._initial_rms)
 
-    def pipeline(self, ranges: tuple[float, ...]) -> Pipeline:
+    def pipeline(self, round: int) -> Pipeline:
         """The coming round's encoding."""
-        return self.parts.pipeline(ranges, self.max_weight, self.privacy)
+        return self.parts.pipeline(round, self.ranges(), self.max_weight, self.privacy)
 
     def terms(self, round: int, cohort: Sequence[str]) -> dict[str, Any]:
         """What is announced for a round over these sites."""
@@ -124,7 +124,7 @@ class Server:
             cohort=cohort,
             ranges=self.ranges(),
             max_weight=self.max_weight,
-            guarantees=self.guarantees(cohort),
+            guarantees=self.guarantees(round, cohort),
             privacy=self.privacy.statement,
             metrics=self.parts.config.run.metrics,
             keep=self.state.bests,
@@ -146,11 +146,15 @@ class Server:
         terms = {"ranges": list(self.ranges()), "max_weight": self.max_weight, "privacy": self.privacy.statement.to_dict()}
         return sha256_of({"run": self.run, "round": round, "which": which, "weights": self.sha256(weights), "terms": terms})
 
-    def guarantees(self, cohort: Sequence[str]) -> Guarantees | None:
-        """Of the session over this cohort; None where nothing is summed."""
+    def guarantees(self, round: int, cohort: Sequence[str]) -> Guarantees | None:
+        """Of the session over this cohort; None where nothing is summed. Raises PlanRefused where its sum may be over too few sites."""
         if not self.parts.personalization.shares:
             return None
-        return self.parts.aggregator.plan(self.pipeline(self.ranges()).spec, cohort).guarantees
+        found = self.parts.aggregator.plan(self.pipeline(round).spec, tuple(cohort)).guarantees
+        if (fewest := fewest_survivors(found, len(cohort))) < self.privacy.min_survivors:
+            needed = self.privacy.min_survivors
+            raise PlanRefused([f"privacy: a sum may be over {fewest} of {len(cohort)} sites, and its noise is sized for at least {needed}"])
+        return found
 
     def sha256(self, weights: Mapping[str, torch.Tensor]) -> bytes:
         """The hash by which messages name these weights."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pppml_core.config import resolve
 from pppml_core.errors import ConfigError, InconsistentModel, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation import evaluation
-from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.assembly import Assembly, fewest_survivors
 from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.policy import Policy, load_policy
@@ -196,6 +196,11 @@ class Site:
         parts, privacy = self._host.assembly, self._host.privacy
         pipeline = self._pipeline(terms)
         guarantees = None if pipeline is None else parts.aggregator.plan(pipeline.spec, tuple(terms["cohort"])).guarantees
+        if guarantees is not None and (fewest := fewest_survivors(guarantees, len(terms["cohort"]))) < privacy.min_survivors:
+            text = (
+                f"a sum over {fewest} of the announced sites could be opened, and this site's noise is a share for {privacy.min_survivors}"
+            )
+            raise PolicyRefusal(text)
         own = {**promises(guarantees, privacy.statement), "metrics": parts.config.run.metrics}
         for name, promised in own.items():
             if terms[name] != promised:
@@ -235,7 +240,7 @@ class Site:
         parts = self._host.assembly
         if not parts.personalization.shares:
             return None
-        return parts.pipeline(tuple(terms["ranges"]), terms["max_weight"], self._host.privacy)
+        return parts.pipeline(terms["round"], tuple(terms["ranges"]), terms["max_weight"], self._host.privacy)
 
     def _side(self, kind: str) -> SessionSide:
         if kind not in self._sides:

@@ -20,16 +20,16 @@ from pppml_core.federation.files import write_atomic
 from pppml_core.federation.ledger import Ledger
 from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.store import SiteStore
-from pppml_core.interfaces.personalization import GradientRule
+from pppml_core.interfaces.personalization import GradientRule, Update
 from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.interfaces.task import Examples, Predictions, Split, Task, TaskSpec
 from pppml_core.learning.arrays import load_state, personal_state, to_numpy, to_torch
 from pppml_core.learning.evaluation import predict_examples
-from pppml_core.learning.gradients import plain_gradients
+from pppml_core.learning.gradients import PlainGradients, plain_gradients
 from pppml_core.learning.losses import default_loss
 from pppml_core.learning.metrics import score_groups
 from pppml_core.learning.pool import held_out
-from pppml_core.learning.training import LocalTraining, TensorCache, class_weights, device_of, fits_cache
+from pppml_core.learning.training import LocalTraining, Sampler, TensorCache, class_weights, device_of, fits_cache
 from pppml_core.randomness import seeded
 
 #: JSON in a site's own folder: ``{"metric": name, "sites": {site: {split: {weights: {"groups", "values", "counts"}}}}}``. It never leaves.
@@ -43,8 +43,7 @@ class Trainer:
         self._parts, self._site, self._store, self._privacy, self._clock = assembly, site, store, privacy, clock
         self._ledger = Ledger(store.folder / "ledger.jsonl")
         self._cache: TensorCache | None = None
-        self._gradients: GradientRule | None = None
-        self._plain: GradientRule | None = None
+        self._plain: PlainGradients | None = None
 
     def contribution(
         self, round: int, key: bytes, weights: Mapping[str, npt.NDArray[Any]], pipeline: Pipeline | None, keep: Iterable[int]
@@ -70,8 +69,8 @@ class Trainer:
         charged = self._ledger.entries()
         if any(entry.get("contribution") == digest for entry in charged):
             return
-        limit, after = self._privacy.statement.epsilon, self._privacy.spent_after(len(charged) + 1)
-        if limit is not None and after is not None and after > limit * (1 + 1e-9):
+        if not self._privacy.affords([*charged, charge]):
+            limit, after = self._privacy.statement.epsilon, self._privacy.spent([*charged, charge])
             text = f"this site has been charged {len(charged)} times; once more would bring epsilon to {after:.4g}, above {limit:.4g}"
             raise PolicyRefusal(text, place=self._site)
         self._ledger.append({"round": round, "site": self._site, "contribution": digest, **charge})
@@ -84,9 +83,9 @@ class Trainer:
         parts, config = self._parts, self._parts.config
         state = self._site_state(round - 1)
         model = self._place(weights, state)
-        data = self._training(round, state)
+        data = self._training(round, state, private=True)
         with seeded(parts.seeds.integer("round", round, "site", self._site, "update")):
-            update, method = parts.personalization.local_update(model, data, self._rule(), state["method"])
+            update, method = self._update(model, data, state["method"])
         self._clock["train"] = self._clock.get("train", 0.0) + time.perf_counter() - started
 
         values: npt.NDArray[Any] = np.empty(0, np.int32)
@@ -104,6 +103,16 @@ class Trainer:
             self._store.save_state(0, before, ())
         self._store.save_state(round, {**after, "saturated": saturated}, keep)
         return values
+
+    def _update(self, model: torch.nn.Module, data: LocalTraining, state: Any) -> tuple[Update, Any]:
+        """What this site would share, with the rule of the privacy mechanism: a new one each round."""
+        plain = self._plain_rule()
+        rule = self._privacy.gradient_rule(plain)
+        if rule is plain or self._privacy.placement == "local":
+            return self._parts.personalization.local_update(model, data, rule, state)
+        # The noise comes later, so one gradient is all that may be shared (`shares_one_gradient`). It is taken as it was made: weights
+        # minus weights would round it to the weights' precision, and the sensitivity of its integers would be another.
+        return one_gradient(model, data, rule), state
 
     def scores(self, round: int, weights: Mapping[str, npt.NDArray[Any]], splits: Iterable[Split], *, keep: bool = False) -> Scores:
         """Scores of the shared weights after ``round`` and, where the method personalizes, of this site's own model.
@@ -163,7 +172,7 @@ class Trainer:
         load_state(model, to_torch(weights), state["personal"])
         return model
 
-    def _training(self, round: int, state: Mapping[str, Any]) -> LocalTraining:
+    def _training(self, round: int, state: Mapping[str, Any], *, private: bool = False) -> LocalTraining:
         parts, training = self._parts, self._parts.config.training
         examples = parts.load(self._site).train
         if self._cache is None and training.cache and not training.augment and fits_cache(examples, len(parts.task.sites())):
@@ -177,21 +186,29 @@ class Trainer:
             rounds=parts.config.run.rounds,
             cache=self._cache,
             optimizer_state=state.get("optimizer") if training.keep_optimizer else None,
+            sampler=self._sampler(examples.groups) if private else None,
         )
 
-    def _rule(self) -> GradientRule:
-        """The rule of training: the privacy mechanism's."""
-        if self._gradients is None:
-            self._gradients = self._privacy.gradient_rule(self._plain_rule())
-        return self._gradients
+    def _sampler(self, groups: npt.NDArray[Any]) -> Sampler | None:
+        """Of the privacy mechanism; None where it takes the run's own order."""
+        rate = self._privacy.sample_rate
+        return None if rate is None else Sampler(partial(self._privacy.sample, groups), rate)
 
-    def _plain_rule(self) -> GradientRule:
+    def _plain_rule(self) -> PlainGradients:
         if self._plain is None:
             self._plain = plain_rule(self._parts, self._parts.load(self._site).train)
         return self._plain
 
 
-def plain_rule(parts: Assembly, examples: Examples) -> GradientRule:
+def one_gradient(model: torch.nn.Module, data: LocalTraining, rule: GradientRule) -> Update:
+    """The update of one step of plain gradient descent: minus the learning rate times the gradient of one batch."""
+    model.train()
+    rule(model, next(data.batches()))
+    named = model.named_parameters(remove_duplicate=False)
+    return Update({n: torch.zeros_like(p, device="cpu") if p.grad is None else -data.learning_rate * p.grad.cpu() for n, p in named})
+
+
+def plain_rule(parts: Assembly, examples: Examples) -> PlainGradients:
     """Autograd of the task's loss; class weights are of these training examples, where they are balanced."""
     training = parts.config.training
     balance = class_weights(training, examples, len(parts.spec.classes))

@@ -47,6 +47,23 @@ else:
     Batch = tuple
     GradientRule = StepRule = Callable
 
+
+class DrawnBatch(tuple[Any, ...]):
+    """A batch that a privacy mechanism drew: images and targets like any other, possibly none, and each example's share of the clip.
+
+    ``shares``: float64 ``(n,)``, on the CPU; see :class:`.privacy.Sample`. A rule that takes batches apart and joins them would lose it, and
+    the mechanism then refuses to make a gradient of them.
+    """
+
+    shares: Any
+
+    def __new__(cls, images: Any, targets: Any, shares: Any) -> DrawnBatch:
+        """The pair ``(images, targets)``, with ``shares`` beside it."""
+        batch = super().__new__(cls, (images, targets))
+        batch.shares = shares
+        return batch
+
+
 #: Plain data a site keeps between rounds: names to tensors, numbers, or maps of these.
 PersonalState = Mapping[str, Any]
 

@@ -32,11 +32,18 @@ def to_torch(arrays: Arrays) -> dict[str, torch.Tensor]:
 def parameters_and_buffers(
     model: torch.nn.Module, shared: Callable[[str, torch.nn.Module], bool], *, share_buffers: bool
 ) -> tuple[TensorSpec, ...]:
-    """What of a model's state is shared: parameters first, then floating buffers, each in the state's order."""
+    """What of a model's state is shared: trained parameters first, then floating buffers, each in the state's order.
+
+    A frozen parameter (``requires_grad`` False) is the same everywhere and stays so: it does not travel.
+    """
     # A tensor with several names is a parameter under each of them, and travels under each: a name left behind would hold its old value.
     parameters = dict(model.named_parameters(remove_duplicate=False))
     state = model.state_dict()
-    first = [TensorSpec(n, tuple(t.shape)) for n, t in state.items() if n in parameters and t.is_floating_point() and shared(n, model)]
+    first = [
+        TensorSpec(n, tuple(t.shape))
+        for n, t in state.items()
+        if n in parameters and parameters[n].requires_grad and t.is_floating_point() and shared(n, model)
+    ]
     second = [
         TensorSpec(n, tuple(t.shape), "buffer")
         for n, t in state.items()

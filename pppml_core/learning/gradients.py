@@ -22,7 +22,8 @@ class PlainGradients:
     """
 
     def __init__(self, loss: LossFunction, precision: str = "float32") -> None:
-        self._loss, self._precision = loss, precision
+        #: the mean loss of a batch from its outputs and targets.
+        self.loss, self.precision = loss, precision
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> float:
         """Sets ``.grad`` of every parameter that takes part."""
@@ -45,7 +46,7 @@ class PlainGradients:
         Raises PppmlError with ``precision`` ``bf16``, which second derivatives do not survive.
 
         """
-        if self._precision == "bf16":
+        if self.precision == "bf16":
             raise PppmlError("Hessian-vector products are not made in bf16", place="training.precision", hint="use float32")
         parameters = {n: p for n, p in model.named_parameters() if n in vector}
         names, at = list(parameters), list(parameters.values())
@@ -62,10 +63,10 @@ class PlainGradients:
     def _value(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         images, targets = batch
         mixed: AbstractContextManager[object] = nullcontext()
-        if self._precision == "bf16":
+        if self.precision == "bf16":
             mixed = torch.autocast(images.device.type, torch.bfloat16)
         with mixed:
-            return self._loss(model(images), targets)
+            return self.loss(model(images), targets)
 
 
 def plain_gradients(loss: LossFunction, precision: str = "float32") -> PlainGradients:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,12 +20,16 @@ import torch
 
 from pppml_core.config.run_config import OptimizerSection, TrainingSection
 from pppml_core.errors import DataError
-from pppml_core.interfaces.personalization import Batch, StepRule
+from pppml_core.interfaces.personalization import Batch, DrawnBatch, StepRule
+from pppml_core.interfaces.privacy import Sample
 from pppml_core.interfaces.task import Examples
 from pppml_core.learning.data.examples import stacked
 from pppml_core.randomness import Seeds, reseed
 
 T = TypeVar("T")
+Shares = npt.NDArray[np.float64] | None
+#: epoch, indices of examples, their shares where a mechanism drew them.
+_Drawn = tuple[int, npt.NDArray[np.int64], Shares]
 
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 
@@ -35,11 +40,30 @@ def device_of(training: TrainingSection) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
 
 
-def steps_per_round(training: TrainingSection, examples: int, batches_per_step: int = 1) -> int:
-    """Optimizer steps of one local round; the batches of an epoch's last step may be smaller."""
+@dataclass(frozen=True)
+class Sampler:
+    """Poisson sampling for a privacy mechanism: ``draw`` a batch; each example is in it with probability ``rate``."""
+
+    draw: Callable[[], Sample]
+    rate: float
+
+    def steps_per_epoch(self, batches_per_step: int) -> int:
+        """Steps in which as many examples are drawn, on average, as there are."""
+        return steps_of_rate(self.rate, batches_per_step)
+
+
+def steps_of_rate(rate: float, batches_per_step: int) -> int:
+    """Steps of an epoch under Poisson sampling: public, whatever is drawn."""
+    return max(1, round(1 / (rate * batches_per_step)))
+
+
+def steps_per_round(training: TrainingSection, examples: int, batches_per_step: int = 1, rate: float | None = None) -> int:
+    """Optimizer steps of one local round; the batches of an epoch's last step may be smaller. ``rate``: of Poisson sampling."""
     if training.steps is not None:
         return training.steps
     epochs = 1 if training.epochs is None else training.epochs
+    if rate is not None:
+        return epochs * steps_of_rate(rate, batches_per_step)
     return epochs * len(step_ends(examples, training.batch_size, batches_per_step))
 
 
@@ -133,12 +157,15 @@ class LocalTraining:
         rounds: int,
         cache: TensorCache | None = None,
         optimizer_state: Mapping[str, Any] | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
-        self._training, self._seeds = training, seeds
+        self._training, self._seeds, self._sampler = training, seeds, sampler
         # One of the two: examples may share arrays with those of other parts, which a copy of the training part does not.
         self._source = examples if cache is None or training.augment else cache
         self._name = ("round", round, "site", site)
         self._factor = learning_rate_factor(training, round, rounds)
+        #: the configured learning rate in this round, schedule included.
+        self.learning_rate = training.optimizer.lr * self._factor
         self._device, self._dtype = device_of(training), DTYPES[training.precision]
         self._passes: dict[str, int] = {}
         self.examples = len(examples)
@@ -148,10 +175,17 @@ class LocalTraining:
         """The permutation of one epoch."""
         return self._seeds.generator(*self._name, purpose, "epoch", epoch).permutation(self.examples)
 
-    def _index_batches(
-        self, purpose: str, epochs: int | None, steps: int | None, batches_per_step: int = 1
-    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """Epoch and examples of each batch; the batches of one step follow each other."""
+    def _index_batches(self, purpose: str, epochs: int | None, steps: int | None, batches_per_step: int = 1) -> Iterator[_Drawn]:
+        """Epoch and examples of each batch; the batches of one step follow each other.
+
+        With a sampler every batch is a draw of its own: the batches of one step may then have examples in common.
+        """
+        if self._sampler is not None:
+            count = steps if steps is not None else (epochs or 0) * self._sampler.steps_per_epoch(batches_per_step)
+            for _ in range(count * batches_per_step):
+                sample = self._sampler.draw()
+                yield 0, sample.indices, sample.shares
+            return
         done, epoch, cut = 0, 0, step_ends(self.examples, self._training.batch_size, batches_per_step)
         while (epochs is None or epoch < epochs) and (steps is None or done < steps):
             order = self.order(epoch, purpose)
@@ -159,7 +193,7 @@ class LocalTraining:
                 if steps is not None and done >= steps:
                     return
                 for start, end in itertools.pairwise(ends):
-                    yield epoch, order[start:end]
+                    yield epoch, order[start:end], None
                 done += 1
             epoch += 1
 
@@ -168,29 +202,31 @@ class LocalTraining:
         assert not isinstance(self._source, TensorCache)
         return self._source.example(index, augment)
 
-    def _load(self, batches: Iterator[tuple[int, npt.NDArray[np.int64]]], purpose: str) -> Iterator[Batch]:
+    def _load(self, batches: Iterator[_Drawn], purpose: str) -> Iterator[Batch]:
         if isinstance(self._source, TensorCache):
-            for _, indices in batches:
+            for _, indices, shares in batches:
                 picked = torch.from_numpy(indices).to(self._source.images.device)
-                yield self._source.images[picked], self._source.targets[picked]
+                yield _batch(self._source.images[picked], self._source.targets[picked], shares)
             return
 
-        def collate(pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]) -> Batch:
-            images, targets = stacked(pairs)
-            return torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device)
+        def collate(pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]], shares: Shares) -> Batch:
+            images, targets = stacked(pairs or [self._one(0, 0, purpose)])
+            tensors = torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device)
+            return _batch(*(tensors if pairs else (t[:0] for t in tensors)), shares)  # Poisson sampling may draw nothing
 
         if self._training.loader_workers == 0:
-            for epoch, indices in batches:
-                yield collate([self._one(epoch, int(i), purpose) for i in indices])
+            for epoch, indices, shares in batches:
+                yield collate([self._one(epoch, int(i), purpose) for i in indices], shares)
             return
         with ThreadPoolExecutor(self._training.loader_workers) as pool:
-            ahead: list[list[Any]] = []
-            for epoch, indices in batches:
-                ahead.append([pool.submit(self._one, epoch, int(i), purpose) for i in indices])
+            ahead: list[tuple[list[Any], Shares]] = []
+            for epoch, indices, shares in batches:
+                ahead.append(([pool.submit(self._one, epoch, int(i), purpose) for i in indices], shares))
                 if len(ahead) > self._training.loader_workers:
-                    yield collate([f.result() for f in ahead.pop(0)])
-            for futures in ahead:
-                yield collate([f.result() for f in futures])
+                    first, its = ahead.pop(0)
+                    yield collate([f.result() for f in first], its)
+            for futures, its in ahead:
+                yield collate([f.result() for f in futures], its)
 
     def _seeded(self, batches: Iterator[T], purpose: str) -> Iterator[T]:
         for step, batch in enumerate(batches):
@@ -246,6 +282,10 @@ class LocalTraining:
         if self._training.keep_optimizer:
             self.optimizer_state = {**(self.optimizer_state or {}), purpose: _to_plain(optimizer.state_dict())}
         return {"loss": total / seen} if seen else {}
+
+
+def _batch(images: torch.Tensor, targets: torch.Tensor, shares: Shares) -> Batch:
+    return (images, targets) if shares is None else DrawnBatch(images, targets, shares)
 
 
 def _by(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch, ...]]:

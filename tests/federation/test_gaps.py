@@ -140,7 +140,7 @@ def test_a_kept_contribution_without_its_state_is_made_again(registry, job, tmp_
     store = SiteStore(tmp_path / "site_2")
     store.folder.mkdir()
     trainer = Trainer(parts, "site_2", store, host.privacy, {})
-    pipeline = parts.pipeline(tuple(1.0 for _ in parts.shared), 26, host.privacy)
+    pipeline = parts.pipeline(1, tuple(1.0 for _ in parts.shared), 26, host.privacy)
 
     def contribution():
         return trainer.contribution(1, b"key", to_numpy(parts.initial_weights), pipeline, ())

@@ -149,7 +149,7 @@ class Desk:
         from pppml_core.federation.terms import round_terms
 
         parts = self.host.assembly
-        pipeline = parts.pipeline((1.0,) * len(parts.shared), 26, self.host.privacy)
+        pipeline = parts.pipeline(1, (1.0,) * len(parts.shared), 26, self.host.privacy)
         told = {
             "round": round,
             "cohort": list(cohort),

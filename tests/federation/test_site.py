@@ -47,7 +47,7 @@ class Bench:
     def terms(self, round=1, **changes):
         cohort = changes.pop("cohort", ["site_1", "site_2", "site_3"])
         ranges = [1.0] * len(self.parts.shared)
-        pipeline = self.parts.pipeline(tuple(ranges), 26, self.host.privacy)
+        pipeline = self.parts.pipeline(1, tuple(ranges), 26, self.host.privacy)
         guarantees = self.parts.aggregator.plan(pipeline.spec, cohort).guarantees
         told = {"round": round, "cohort": cohort, "ranges": ranges, "max_weight": 26, "guarantees": guarantees, "keep": []}
         pinned = {**load_roster(self.host.job.home(NAME)), **dict.fromkeys(set(cohort) - set(self.host.job.sites), bytes(32))}
