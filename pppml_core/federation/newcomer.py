@@ -11,12 +11,10 @@ import torch
 from pppml_core.errors import ConfigError, DataError, nearest
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.trainer import plain_rule
-from pppml_core.interfaces.task import Task
 from pppml_core.learning.arrays import load_state
 from pppml_core.learning.data.examples import Subset
-from pppml_core.learning.leave_out import TaskWithout
-from pppml_core.learning.pool import PooledTask
 from pppml_core.learning.training import LocalTraining, TensorCache, device_of, fits_cache
+from pppml_core.learning.wrapped import innermost
 from pppml_core.randomness import seeded
 
 
@@ -32,7 +30,7 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
     rule = parts.personalization
     if not rule.shares:
         raise ConfigError("nothing is shared in this run, so there is nothing to adapt", place="site")
-    task = _whole(parts.task)
+    task = innermost(parts.task)
     slugs = [s.slug for s in task.sites()]
     if site not in slugs:
         close = nearest(site, slugs)
@@ -64,10 +62,3 @@ def _count(examples: int | None, held: int, site: str) -> int:
         text = f"{examples!r} of {held} training examples cannot be taken"
         raise DataError(text, place=f"site {site}", hint=f"1 to {held}")
     return int(examples)
-
-
-def _whole(task: Task) -> Task:
-    """The task with all its sites, also those that were left out."""
-    while isinstance(task, PooledTask | TaskWithout):
-        task = task.inner
-    return task

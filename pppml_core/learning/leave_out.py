@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pppml_core.errors import DataError, nearest
-from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.interfaces.task import SiteData, SiteInfo, Task
+from pppml_core.learning.wrapped import WrappedTask
 
 
-class TaskWithout(Task):
+class TaskWithout(WrappedTask):
     """A task without the sites that are left out. Their data can still be loaded by name, but no round sees them."""
 
     def __init__(self, task: Task, left_out: Sequence[str]) -> None:
-        super().__init__(task.config)
-        self.inner, self.left_out = task, tuple(left_out)
-        # Loss, score and what is done to a file are the inner task's own.
-        self.loss, self.score = task.loss, task.score  # type: ignore[method-assign]
-        self.prepare, self.readings = task.prepare, task.readings  # type: ignore[method-assign]
-
-    def spec(self) -> TaskSpec:
-        """The inner task's."""
-        return self.inner.spec()
+        super().__init__(task)
+        self.left_out = tuple(left_out)
 
     def sites(self) -> tuple[SiteInfo, ...]:
         """Those that take part. Raises DataError on a name that is no site, or where none is left."""
@@ -38,11 +32,3 @@ class TaskWithout(Task):
     def load(self, site: str) -> SiteData:
         """Any site's data, also of one that is left out."""
         return self.inner.load(site)
-
-    def card(self) -> DataCard:
-        """The inner task's."""
-        return self.inner.card()
-
-    def misfits(self) -> list[str]:
-        """The inner task's."""
-        return self.inner.misfits()
