@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from pppml_core.errors import ConfigError, DataError, nearest
+from pppml_core.errors import ConfigError, DataError, check_site
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.trainer import plain_rule
 from pppml_core.learning.arrays import load_state
@@ -32,11 +32,7 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
         raise ConfigError("nothing is shared in this run, so there is nothing to adapt", place="site")
     task = innermost(parts.task)
     slugs = [s.slug for s in task.sites()]
-    if site not in slugs:
-        close = nearest(site, slugs)
-        raise ConfigError(
-            f"there is no site {site!r}", place="site", hint=f"did you mean {close!r}?" if close else f"the sites are {', '.join(slugs)}"
-        )
+    check_site(site, slugs, ConfigError, place="site")
     own = task.load(site).train
     count = _count(examples, len(own), site)
     picked = parts.seeds.generator("newcomer", site, "draw", draw).permutation(len(own))[:count]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pppml_core.errors import DataError, nearest
+from pppml_core.errors import DataError, check_site
 from pppml_core.interfaces.task import SiteData, SiteInfo, Task
 from pppml_core.learning.wrapped import WrappedTask
 
@@ -21,10 +21,7 @@ class TaskWithout(WrappedTask):
         every = self.inner.sites()
         slugs = [s.slug for s in every]
         for name in self.left_out:
-            if name not in slugs:
-                close = nearest(name, slugs)
-                hint = f"did you mean {close!r}?" if close else f"the sites are {', '.join(slugs)}"
-                raise DataError(f"there is no site {name!r} to leave out", place="task.leave_out", hint=hint)
+            check_site(name, slugs, DataError, place="task.leave_out", where="to leave out")
         if set(slugs) <= set(self.left_out):
             raise DataError("no site is left", place="task.leave_out", hint="leave fewer out")
         return tuple(s for s in every if s.slug not in self.left_out)
