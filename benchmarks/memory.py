@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
+
+from peak import peak
 
 
 def measure(sites: int) -> None:
@@ -26,7 +27,7 @@ def measure(sites: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         experiment.run(f"{folder}/run", report=False)
     parameters = experiment.plan().to_dict()["model"]["parameters"]
-    print(sites, parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(sites, parameters, peak())
 
 
 def main() -> None:

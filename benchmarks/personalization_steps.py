@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peak import peak
 from torch import nn
 
 from pppml_core.config.run_config import TrainingSection
@@ -70,12 +70,6 @@ def step_of(name: str) -> Callable[[], None]:
         rule.local_update(model, data, gradients, {})
 
     return step
-
-
-def peak() -> int:
-    """Of this process so far, MiB; Linux: ``ru_maxrss`` would begin at the size of the process that started this one."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pppml_core.config import RunConfig, diff, resolve, save_resolved, split_objects
-from pppml_core.errors import CheckpointError, ConfigError, PppmlError
+from pppml_core.errors import CheckpointError, ConfigError, PppmlError, check_site
 from pppml_core.registry import Registry
 from pppml_core.views import CardView, PlanView, Rows
 
@@ -283,7 +283,6 @@ class Run:
 
     def model(self, site: str | None = None) -> torch.nn.Module:
         """The trained network: the global one, or a site's own. On the CPU, in evaluation mode."""
-        from pppml_core.errors import nearest
         from pppml_core.randomness import seeded
 
         parts = self._assembly
@@ -293,11 +292,7 @@ class Run:
             why = "keeps a part of the model for itself" if parts.personalization.shares else "trained alone"
             raise ConfigError(f"every site of this run {why}: there is no shared model", place="site", hint=f"name a site: {names}")
         if site is not None:
-            sites = [s.slug for s in parts.task.sites()]
-            if site not in sites:
-                close = nearest(site, sites)
-                hint = f"did you mean {close!r}?" if close else f"the sites are {', '.join(sites)}"
-                raise ConfigError(f"there is no site {site!r} in this run", place="site", hint=hint)
+            check_site(site, (s.slug for s in parts.task.sites()), ConfigError, place="site", where="in this run")
             path = self.folder / "sites" / site / "personalized.safetensors"
         weights = self._weights(path)
         with seeded(0):

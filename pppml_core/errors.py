@@ -115,3 +115,21 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name closest to ``name`` in spelling, or None if none is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def check_site(site: str, sites: Iterable[str], error: type[PppmlError], *, place: str, where: str = "") -> None:
+    """Raise ``error`` if ``site`` is none of ``sites``; its hint is the nearest spelling, or all sites where none is near.
+
+    Args:
+        site: a slug that somebody gave.
+        sites: slugs of the sites there are, in their order.
+        error: the class to raise: what is wrong with the name, a setting or a call, depends on where it came from.
+        place: as in :class:`PppmlError`.
+        where: ends the sentence "there is no site 'x'", e.g. ``in this run``.
+    """
+    known = list(sites)
+    if site in known:
+        return
+    close = nearest(site, known)
+    hint = f"did you mean {close!r}?" if close else f"the sites are {', '.join(known)}"
+    raise error(f"there is no site {site!r} {where}".rstrip(), place=place, hint=hint)

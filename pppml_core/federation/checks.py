@@ -247,6 +247,23 @@ def check_together(plan: Plan, parts: Assembly) -> bool:
     return not few
 
 
+#: What happens to a site's evaluation metrics, by ``run.metrics``.
+_METRICS = {"per-site": "each site's own leave it in the clear", "sum": "they leave the sites in sums", "none": "they stay at the sites"}
+
+
+def check_claim(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
+    """Beside a claim of epsilon: what it does not cover."""
+    epsilon, metrics = privacy.statement.epsilon, plan.config.run.metrics
+    if epsilon is None:
+        return
+    outside = [f"evaluation metrics (run.metrics: {metrics}, so {_METRICS[metrics]})"]
+    if parts.personalization.personalizes:
+        outside.append("each site's personalized model, which stays there and must not be passed on as private")
+    elif parts.initial_personal:
+        outside.append(f"what each site keeps of its model ({next(iter(parts.initial_personal))!r}, ...), which stays there")
+    plan.warnings.append(f"privacy: epsilon {epsilon:g} is claimed for what enters the sums; outside the claim: {'; '.join(outside)}")
+
+
 def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     """Whether the privacy mechanism can protect what this personalization makes of gradients."""
     rule, training, mechanism = parts.personalization, plan.config.training, privacy.statement.mechanism
@@ -255,7 +272,11 @@ def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     def probe(model: torch.nn.Module, batch: Batch) -> float:
         return 0.0
 
-    if rule.needs_hessian and privacy.gradient_rule(probe) is not probe:
+    remarks = rule.noise_remarks(training.model_dump())
+    replaced = (rule.needs_hessian or remarks) and privacy.gradient_rule(probe) is not probe
+    if replaced:
+        plan.warnings += _of("personalization", remarks)
+    if replaced and rule.needs_hessian:
         plan.misfits.append(
             f"personalization: {name} needs Hessian-vector products, which {mechanism} neither clips nor noises; take an order that "
             "needs gradients only"

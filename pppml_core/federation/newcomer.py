@@ -8,15 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from pppml_core.errors import ConfigError, DataError, nearest
+from pppml_core.errors import ConfigError, DataError, check_site
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.trainer import plain_rule
-from pppml_core.interfaces.task import Task
 from pppml_core.learning.arrays import load_state
 from pppml_core.learning.data.examples import Subset
-from pppml_core.learning.leave_out import TaskWithout
-from pppml_core.learning.pool import PooledTask
 from pppml_core.learning.training import LocalTraining, TensorCache, device_of, fits_cache
+from pppml_core.learning.wrapped import innermost
 from pppml_core.randomness import seeded
 
 
@@ -32,13 +30,9 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
     rule = parts.personalization
     if not rule.shares:
         raise ConfigError("nothing is shared in this run, so there is nothing to adapt", place="site")
-    task = _whole(parts.task)
+    task = innermost(parts.task)
     slugs = [s.slug for s in task.sites()]
-    if site not in slugs:
-        close = nearest(site, slugs)
-        raise ConfigError(
-            f"there is no site {site!r}", place="site", hint=f"did you mean {close!r}?" if close else f"the sites are {', '.join(slugs)}"
-        )
+    check_site(site, slugs, ConfigError, place="site")
     own = task.load(site).train
     count = _count(examples, len(own), site)
     picked = parts.seeds.generator("newcomer", site, "draw", draw).permutation(len(own))[:count]
@@ -64,10 +58,3 @@ def _count(examples: int | None, held: int, site: str) -> int:
         text = f"{examples!r} of {held} training examples cannot be taken"
         raise DataError(text, place=f"site {site}", hint=f"1 to {held}")
     return int(examples)
-
-
-def _whole(task: Task) -> Task:
-    """The task with all its sites, also those that were left out."""
-    while isinstance(task, PooledTask | TaskWithout):
-        task = task.inner
-    return task

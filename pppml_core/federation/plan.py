@@ -126,6 +126,7 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
         return
     privacy = parts.mechanism.plan(setting)
     checks.check_gradients(plan, parts, privacy)
+    checks.check_claim(plan, parts, privacy)
     plan.privacy = privacy.statement.to_dict()
     _bound_weight(plan, parts, privacy)
     session = _plan_session(plan, parts, cohort, privacy) if parts.personalization.shares else None

@@ -147,6 +147,10 @@ class Personalization(ABC):
         """Where the settings depart from the paper; the plan prints them."""
         return []
 
+    def noise_remarks(self, training: Mapping[str, Any]) -> list[str]:
+        """What this rule makes of noise in its gradients, beyond passing it on; the plan prints it where a mechanism replaces the rule."""
+        return []
+
     def init(self, model: torch.nn.Module) -> PersonalState:
         """A site's state before its first round; ``model`` holds the initial weights."""
         return {}

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pppml_core.errors import DataError, nearest
-from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.errors import DataError, check_site
+from pppml_core.interfaces.task import SiteData, SiteInfo, Task
+from pppml_core.learning.wrapped import WrappedTask
 
 
-class TaskWithout(Task):
+class TaskWithout(WrappedTask):
     """A task without the sites that are left out. Their data can still be loaded by name, but no round sees them."""
 
     def __init__(self, task: Task, left_out: Sequence[str]) -> None:
-        super().__init__(task.config)
-        self.inner, self.left_out = task, tuple(left_out)
-        # Loss, score and what is done to a file are the inner task's own.
-        self.loss, self.score = task.loss, task.score  # type: ignore[method-assign]
-        self.prepare, self.readings = task.prepare, task.readings  # type: ignore[method-assign]
-
-    def spec(self) -> TaskSpec:
-        """The inner task's."""
-        return self.inner.spec()
+        super().__init__(task)
+        self.left_out = tuple(left_out)
 
     def sites(self) -> tuple[SiteInfo, ...]:
         """Those that take part. Raises DataError on a name that is no site, or where none is left."""
         every = self.inner.sites()
         slugs = [s.slug for s in every]
         for name in self.left_out:
-            if name not in slugs:
-                close = nearest(name, slugs)
-                hint = f"did you mean {close!r}?" if close else f"the sites are {', '.join(slugs)}"
-                raise DataError(f"there is no site {name!r} to leave out", place="task.leave_out", hint=hint)
+            check_site(name, slugs, DataError, place="task.leave_out", where="to leave out")
         if set(slugs) <= set(self.left_out):
             raise DataError("no site is left", place="task.leave_out", hint="leave fewer out")
         return tuple(s for s in every if s.slug not in self.left_out)
@@ -38,11 +29,3 @@ class TaskWithout(Task):
     def load(self, site: str) -> SiteData:
         """Any site's data, also of one that is left out."""
         return self.inner.load(site)
-
-    def card(self) -> DataCard:
-        """The inner task's."""
-        return self.inner.card()
-
-    def misfits(self) -> list[str]:
-        """The inner task's."""
-        return self.inner.misfits()

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pppml_core.interfaces.task import DataCard, SiteData, SiteInfo, Task, TaskSpec
+from pppml_core.interfaces.task import SiteData, SiteInfo, Task
 from pppml_core.learning.data.examples import Concatenated
+from pppml_core.learning.wrapped import WrappedTask
 
 POOL = "pool"
 
 
-class PooledTask(Task):
+class PooledTask(WrappedTask):
     """A task with one site that trains on everybody's training data."""
 
     def __init__(self, task: Task) -> None:
-        super().__init__(task.config)
-        self.inner = task
+        super().__init__(task)
         self._loaded: dict[str, SiteData] = {}
-        # Loss, score and what is done to a file are the inner task's own.
-        self.loss, self.score = task.loss, task.score  # type: ignore[method-assign]
-        self.prepare, self.readings = task.prepare, task.readings  # type: ignore[method-assign]
-
-    def spec(self) -> TaskSpec:
-        """The inner task's."""
-        return self.inner.spec()
 
     def sites(self) -> tuple[SiteInfo, ...]:
         """One."""
@@ -43,14 +36,6 @@ class PooledTask(Task):
             return Concatenated([getattr(p, split) for p in parts])
 
         return SiteData(joined("train"), joined("validation"), joined("test"))
-
-    def card(self) -> DataCard:
-        """The inner task's."""
-        return self.inner.card()
-
-    def misfits(self) -> list[str]:
-        """The inner task's."""
-        return self.inner.misfits()
 
 
 def evaluated_sites(task: Task) -> tuple[SiteInfo, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from pppml_core.builtin.configs import FedAvgConfig
+from pppml_core.builtin.fedavg import FedAvg
 from pppml_core.engines.config import LocalConfig
 from pppml_core.engines.local import LocalEngine
 from pppml_core.errors import BudgetSpent, PlanRefused
@@ -38,7 +41,7 @@ class FakePlan(PrivacyPlan):
 
     def gradient_rule(self, plain):
         self.owner.asked.append(("gradient_rule", (), ""))
-        return plain
+        return (lambda *batch: plain(*batch)) if self.owner.options.get("replaces") else plain
 
     def constrain(self, flat):
         self.note("constrain", flat)
@@ -158,6 +161,66 @@ def test_server_and_sites_plan_for_the_same_setting(go):
 def test_distributed_noise_needs_integers(experiment):
     with pytest.raises(PlanRefused, match="distributed noise is added to integers"):
         experiment(privacy=Fake(placement="distributed"), encoding="float").run("unused", reporters=False)
+
+
+# -- what the plan says beside a claim ----------------------------------------------------------------------------------------
+
+
+class OfItsOwn(FedAvg):
+    """Adapts, so that each site has a model of its own."""
+
+    def __init__(self):
+        super().__init__(FedAvgConfig())
+        self.personalizes = True
+
+    def noise_remarks(self, training):
+        return [f"noise doubles at batches of {training['batch_size']}"]
+
+
+def said(experiment, **sections):
+    plan = experiment(**sections).plan()
+    assert plan.misfits == []
+    return [text for text in plan.to_dict()["warnings"] if "outside the claim" in text], str(plan)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "where"),
+    [("per-site", "each site's own leave it in the clear"), ("sum", "they leave the sites in sums"), ("none", "they stay at the sites")],
+)
+def test_beside_a_claim_the_plan_says_that_evaluation_metrics_are_outside(experiment, metrics, where):
+    (text,), printed = said(experiment, privacy=Fake(epsilon=2.5, placement="local"), run={"metrics": metrics})
+    assert text.startswith("privacy: epsilon 2.5 is claimed for what enters the sums")
+    assert f"evaluation metrics (run.metrics: {metrics}, so {where})" in text
+    assert "model" not in text, "fedavg on a network without statistics leaves nothing else at a site"
+    assert "outside the claim" in " ".join(printed.split())
+
+
+def test_beside_a_claim_the_plan_says_that_personalized_models_are_outside(experiment):
+    (text,), _ = said(experiment, privacy=Fake(epsilon=2.5, placement="local"), personalization=OfItsOwn())
+    assert "each site's personalized model, which stays there and must not be passed on as private" in text
+    assert "evaluation metrics" in text
+
+
+def test_beside_a_claim_the_plan_says_that_statistics_kept_at_the_site_are_outside(experiment):
+    sections = {"model": {"use": "tiny-net", "norm": "batch"}, "training": {"batch_size": 12}}
+    (text,), _ = said(experiment, privacy=Fake(epsilon=2.5, placement="local"), **sections)
+    assert "what each site keeps of its model ('1.running_mean', ...)" in text
+
+
+@pytest.mark.parametrize("privacy", ["none", Fake(placement="local")], ids=["no mechanism", "no epsilon"])
+def test_without_a_claim_nothing_is_outside_of_it(experiment, privacy):
+    assert said(experiment, privacy=privacy, personalization=OfItsOwn())[0] == []
+
+
+def test_the_warning_is_in_the_report(go):
+    run = go(privacy=Fake(epsilon=9.0, placement="local"), personalization=OfItsOwn(), run={"rounds": 1})
+    assert "each site's personalized model, which stays there" in html.unescape(run.report(run.folder / "report.html").read_text())
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_rule_says_what_it_makes_of_noise_where_its_gradients_are_replaced(experiment, replaces):
+    warnings = experiment(privacy=Fake(replaces=replaces, placement="local"), personalization=OfItsOwn()).plan().to_dict()["warnings"]
+    assert ("personalization: noise doubles at batches of 8" in warnings) == replaces
 
 
 # -- the ledger ---------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_apfls_mixture_fits_the_site_and_its_shared_part_is_fedavgs(make, quadra
 
 
 def test_apfl_step_by_step(make, quadratics, point):
-    """Algorithm 1 with eq. (11) written out for one site: three rounds of four steps from moving shared weights."""
+    """Algorithm 1 with its step of alpha written out for one site: three rounds of four steps from moving shared weights."""
     rule, lr, rate = make("apfl", alpha=0.6, alpha_lr=0.02), 0.1, 0.02
     c, a = quadratics.c[1], quadratics.a[1]
     state = {}

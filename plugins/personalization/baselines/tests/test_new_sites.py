@@ -1,5 +1,7 @@
 """What a site does that never took part, and that one which did only puts its model together."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 
@@ -131,3 +133,17 @@ def test_apfls_new_model_is_the_mixture_with_fixed_shared_weights(make, quadrati
     got = quadratics.adapted(rule, w, 0, {})
     expected = quadratics.c[0] + (1 - 0.1 * 0.25 * quadratics.a[0]) ** 3 * (w - quadratics.c[0])
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["fedavg-finetune", "fedbn", "ditto", "fedper", "fedrep", "apfl"])
+def test_adapting_trains_in_training_mode_whatever_mode_the_model_comes_in(make, training, name):
+    """Scoring leaves a model in evaluation mode. What is trained then must have dropout all the same, and see its batches' statistics."""
+
+    def adapted(mode, p):
+        *body, head = small_network().named_children()
+        model = torch.nn.Sequential(OrderedDict([*body, ("drop", torch.nn.Dropout(p)), head])).train(mode)
+        rule = make(name)
+        return snapshot(rule.adapt(model, training(), GRADIENTS, rule.init(model)))
+
+    assert not moved(adapted(False, 0.5), adapted(True, 0.5))
+    assert moved(adapted(False, 0.5), adapted(False, 0.0)), "dropout has its effect"

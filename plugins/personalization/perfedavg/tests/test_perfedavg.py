@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pppml_core.errors import PlanRefused, PppmlError
 from pppml_core.learning.arrays import snapshot
 from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.statistics import with_statistics
-from pppml_core.testing.local_data import FixedData, small_network
+from pppml_core.testing.local_data import FixedData, real_training, small_network
 from pppml_perfedavg.batch_norm import is_statistic, with_fixed_statistics
 from pppml_perfedavg.config import PerFedAvgConfig
 from pppml_perfedavg.meta_gradient import MetaGradient
@@ -184,6 +185,22 @@ def test_adapting_is_gradient_descent_on_training_batches(steps):
                 p.sub_(p.grad, alpha=0.25)
     assert all(map(torch.equal, adapted.state_dict().values(), by_hand.state_dict().values()))
     assert all(p.grad is None for p in adapted.parameters())
+
+
+@pytest.mark.parametrize("batch_norm", ["shared", "local", "frozen"])
+def test_adapting_trains_in_training_mode_whatever_mode_the_model_comes_in(batch_norm):
+    """Scoring leaves a model in evaluation mode. The step must have dropout all the same, and the statistics that ``batch_norm`` names."""
+
+    def adapted(mode, p):
+        *body, head = small_network().named_children()
+        model = nn.Sequential(OrderedDict([*body, ("drop", nn.Dropout(p)), head])).train(mode)
+        return rule(inner_lr=0.1, batch_norm=batch_norm).adapt(model, real_training(), cross_entropy, {}).state_dict()
+
+    start, scored_before, fresh, without = small_network().state_dict(), adapted(False, 0.5), adapted(True, 0.5), adapted(False, 0.0)
+    assert all(torch.equal(scored_before[n], t) for n, t in fresh.items())
+    assert not torch.equal(scored_before["head.weight"], without["head.weight"]), "dropout has its effect"
+    kept = torch.equal(scored_before["norm.running_mean"], start["norm.running_mean"])
+    assert kept == (batch_norm == "frozen")
 
 
 def test_adapting_passes_over_frozen_parameters():

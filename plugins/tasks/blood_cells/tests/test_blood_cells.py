@@ -218,8 +218,11 @@ def test_bad_inputs(tmp_path: Path, make: Callable[[Path], BloodCells], says: st
 
 
 def test_a_site_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no site 'bloodmist'.*'bloodmnist'"):
-        task(medmnist(tmp_path)).load("bloodmist")
+    cells = task(medmnist(tmp_path))
+    with pytest.raises(DataError, match=r"no site 'bloodmist'.*did you mean 'bloodmnist'"):
+        cells.load("bloodmist")
+    with pytest.raises(DataError, match=r"no site 'hospital'.*the sites are bloodmnist"):
+        cells.load("hospital")
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,10 @@ def test_a_folder_of_classes(tmp_path: Path, suffix: str) -> None:
 def test_pixels_are_those_of_the_file(tmp_path: Path) -> None:
     images = task(classified(tmp_path, n=10))
     data = images.load("hospital_a")
+    with pytest.raises(DataError, match=r"no site 'hospital_x'.*did you mean 'hospital_"):
+        images.load("hospital_x")
+    with pytest.raises(DataError, match=r"no site 'q'.*the sites are hospital_"):
+        images.load("q")
     stored = {((pixels(100 * c + i).astype(np.float32) / 255 - 0.5) / 0.5).tobytes(): c for c in (0, 1) for i in range(10)}
     for split in SPLITS:
         part = data.part(split)

@@ -1,4 +1,4 @@
-"""``apfl``: a personal model mixed with the shared one. Deng, Kamani and Mahdavi 2020 (arXiv:2003.13461), Algorithm 1, eqs. (10), (11)."""
+"""``apfl``: a personal model mixed with the shared one. Deng, Kamani and Mahdavi 2020 (arXiv:2003.13461), Algorithm 1."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Mixture:
     def gradients(self, model: torch.nn.Module, w: Tensors, gradients: GradientRule, batch: Batch) -> float:
         """Sets ``.grad`` of ``v`` and steps ``alpha``; returns the loss at ``v_bar``, which it leaves in the model.
 
-        Both derivatives are at the same ``v`` and ``w``: ``d/dv = alpha g`` and ``d/dalpha = <v - w, g>`` (eq. 11), g the gradient at
+        Both derivatives are at the same ``v`` and ``w``: ``d/dv = alpha g`` and ``d/dalpha = <v - w, g>``, g the gradient at
         ``v_bar``.
         """
         self.place(model, w)

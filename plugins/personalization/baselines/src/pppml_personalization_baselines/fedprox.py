@@ -1,4 +1,4 @@
-"""``fedprox``: local training held near the shared model. Li et al. 2020 (arXiv:1812.06127), Algorithm 2 and eq. (2)."""
+"""``fedprox``: local training held near the shared model. Li et al. 2020 (arXiv:1812.06127), Algorithm 2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pppml_personalization_baselines.parts import towards
 
 
 class FedProx(FedAvg):
-    """Site k minimizes ``h_k(w) = F_k(w) + mu/2 ||w - w^t||^2`` (eq. 2) from the received ``w^t``, with `training.optimizer`.
+    """Site k minimizes ``h_k(w) = F_k(w) + mu/2 ||w - w^t||^2`` from the received ``w^t``, with `training.optimizer`.
 
     ``mu`` 0 is FedAvg bit for bit. The first step is FedAvg's for any ``mu``, because the pull is zero at ``w^t``; so a round of one step
     shares one plain gradient. Where the paper draws sites in proportion to their data and takes the uniform mean, the mean here is

@@ -85,6 +85,24 @@ class PerFedAvg(FedAvg):
             return [text, *(f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in adapting if applies)]
         return [f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in (*departures, *adapting) if applies]
 
+    def noise_remarks(self, training: Mapping[str, Any]) -> list[str]:
+        """That a difference of two noised gradients is divided by the step: twice the variance, by the square of 2 delta."""
+        alpha, step = self.config.inner_lr, self.config.hessian_step
+        if not alpha or self.config.order != "hessian-free":
+            return []
+        if step == "auto":
+            length = torch.finfo(torch.float64 if training["precision"] == "float64" else torch.float32).eps ** (1 / 3)
+            gain, unit, remedy = 1 / (2**0.5 * length), "|v| s", "a fixed, larger hessian_step"
+            how = f"s |v| / (sqrt(2) h), v being the noised gradient and h = {length:.2g} or more (hessian_step: auto), so at most"
+        else:
+            gain, unit, remedy = 1 / (2**0.5 * step), "s", "a larger hessian_step"
+            how = "s / (sqrt(2) hessian_step) ="
+        return [
+            f"order: hessian-free divides a privacy mechanism's noise by its step: of standard deviation s in each gradient, it is {how} "
+            f"{gain:.3g} {unit} in the Hessian product and {alpha * gain:.3g} {unit} (inner_lr times that) in the step, beside the s that "
+            f"`order: first` has; take `first`, or {remedy}"
+        ]
+
     # -- at a site --------------------------------------------------------------------------------------------------------------------
 
     def init(self, model: torch.nn.Module) -> PersonalState:

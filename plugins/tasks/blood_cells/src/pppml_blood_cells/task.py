@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pppml_blood_cells.config import BloodCellsConfig
 from pppml_blood_cells.download import FILES, RECORD, bloodmnist
 from pppml_blood_cells.medmnist import is_medmnist, read_medmnist
-from pppml_core.errors import DataError, PluginError, nearest
+from pppml_core.errors import DataError, PluginError, check_site
 from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.bundle.readings import centred as centred_step
 from pppml_core.learning.bundle.readings import picture
@@ -69,8 +69,7 @@ class BloodCells(Task):
     def load(self, site: str) -> SiteData:
         """One site's images."""
         found = {part.info.slug: part.parts for part in self._parts}
-        if site not in found:
-            raise DataError(f"there is no site {site!r}", place=self._data.place, hint=f"is {nearest(site, found)!r} meant?")
+        check_site(site, found, DataError, place=self._data.place)
         return site_data(self._data, found[site], centred, dihedral)
 
     def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:

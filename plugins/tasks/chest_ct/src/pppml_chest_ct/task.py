@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_chest_ct.config import ChestCTConfig
-from pppml_core.errors import DataError, nearest
+from pppml_core.errors import DataError, check_site
 from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.metrics import CLASSIFICATION_METRICS
 
@@ -45,11 +45,7 @@ class ChestCT(Task):
 
     def load(self, site: str) -> SiteData:
         """One site's volumes. Raises DataError."""
-        known = [info.slug for info in self.sites()]
-        if site not in known:
-            near = nearest(site, known)
-            hint = f"is {near!r} meant?" if near else f"one of {', '.join(known)}"
-            raise DataError(f"there is no site {site!r}", place="task", hint=hint)
+        check_site(site, (info.slug for info in self.sites()), DataError, place="task")
         return self.source.load(site)
 
     def card(self) -> DataCard:

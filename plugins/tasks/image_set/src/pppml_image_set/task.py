@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.errors import DataError, nearest
+from pppml_core.errors import DataError, check_site
 from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.bundle.readings import apply, picture
 from pppml_core.learning.bundle.readings import centred as centred_step
@@ -73,8 +73,7 @@ class ImageSet(Task):
     def load(self, site: str) -> SiteData:
         """One site's images."""
         found = {part.info.slug: part.parts for part in self._parts}
-        if site not in found:
-            raise DataError(f"there is no site {site!r}", place=self._data.place, hint=f"is {nearest(site, found)!r} meant?")
+        check_site(site, found, DataError, place=self._data.place)
         return site_data(self._data, found[site], centred, dihedral)
 
     def prepare(self, path: str) -> list[tuple[npt.NDArray[np.float32], dict[str, Any]]]:

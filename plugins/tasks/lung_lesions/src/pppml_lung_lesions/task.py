@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.errors import DataError, nearest
+from pppml_core.errors import DataError, check_site
 from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.metrics import SEGMENTATION_METRICS
 from pppml_lung_lesions.config import LungLesionsConfig
@@ -48,12 +48,7 @@ class LungLesions(Task):
 
     def load(self, site: str) -> SiteData:
         """One site's slices. Raises DataError."""
-        known = [info.slug for info in self.sites()]
-        if site not in known:
-            near = nearest(site, known)
-            raise DataError(
-                f"there is no site {site!r}", place="task", hint=f"is {near!r} meant?" if near else f"one of {', '.join(known)}"
-            )
+        check_site(site, (info.slug for info in self.sites()), DataError, place="task")
         return self.source.load(site)
 
     def card(self) -> DataCard:
