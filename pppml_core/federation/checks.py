@@ -14,10 +14,10 @@ from pppml_core.config.run_config import TrainingSection
 from pppml_core.errors import PppmlError, nearest
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import levels_of, rounded_weight, weight_error
-from pppml_core.interfaces.personalization import Batch
 from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.interfaces.task import SPLITS, SiteData, TaskSpec
 from pppml_core.learning.data.inspection import faults
+from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.pool import evaluated_sites, held_out
 from pppml_core.learning.training import device_of, step_ends
 from pppml_core.randomness import seeded
@@ -268,34 +268,32 @@ def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     """Whether the privacy mechanism can protect what this personalization makes of gradients."""
     rule, training, mechanism = parts.personalization, plan.config.training, privacy.statement.mechanism
     name = plan.config.personalization.use  # type: ignore[attr-defined]
-
-    def probe(model: torch.nn.Module, batch: Batch) -> float:
-        return 0.0
-
-    remarks = rule.noise_remarks(training.model_dump())
-    replaced = (rule.needs_hessian or remarks) and privacy.gradient_rule(probe) is not probe
-    if replaced:
-        plan.warnings += _of("personalization", remarks)
-    if replaced and rule.needs_hessian:
+    probe = plain_gradients(lambda outputs, targets: outputs.sum())
+    if privacy.gradient_rule(probe) is probe:
+        return  # what is made of gradients is protected as a whole, or not at all
+    plan.warnings += _of("personalization", rule.noise_remarks(training.model_dump()))
+    if rule.needs_hessian:
         plan.misfits.append(
             f"personalization: {name} needs Hessian-vector products, which {mechanism} neither clips nor noises; take an order that "
             "needs gradients only"
         )
-    if privacy.placement != "distributed":
+    if privacy.placement == "local":
         return
+    noise = f"{privacy.placement} noise"
     if not rule.shares_one_gradient or rule.gradient_calls > 1:
         calls = f"it makes {rule.gradient_calls} gradients a step" if rule.gradient_calls > 1 else "what it shares is no plain gradient"
         plan.misfits.append(
-            f"personalization: {name} cannot be protected by distributed noise: {calls}, and all but the last would enter the sum "
+            f"personalization: {name} cannot be protected by {noise}: {calls}, and all but the last would enter the sum "
             "without noise; use fedavg, or a mechanism with placement local"
         )
     for site, steps in plan.training["steps"].items():
         if steps != 1:
-            text = f"distributed noise protects one gradient a sum, and {site!r} makes {steps} steps a round"
+            text = f"{noise} protects one gradient a sum, and {site!r} makes {steps} steps a round"
             plan.misfits.append(f"training: {text}; set training.steps: 1")
             break
-    if training.optimizer.use != "sgd" or training.keep_optimizer:
+    optimizer = training.optimizer
+    if optimizer.use != "sgd" or training.keep_optimizer or optimizer.weight_decay:
         plan.misfits.append(
-            "training.optimizer: with distributed noise what a site shares must be its gradient: use sgd, without keep_optimizer "
-            "(the server may have momentum or Adam)"
+            f"training.optimizer: with {noise} what a site shares must be its gradient alone: use sgd, without keep_optimizer and "
+            "weight_decay (the server may have momentum or Adam)"
         )

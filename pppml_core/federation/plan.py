@@ -120,7 +120,7 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
     cohort = sites[: config.run.cohort] if config.run.cohort else sites
     setting = parts.privacy_setting(plan.sizes)
     plan.training = {"steps": dict(setting.local_steps), "gradient_calls": setting.gradient_calls}
-    refused = parts.mechanism.misfits(setting, parts.personalization, parts.model)
+    refused = parts.mechanism.misfits(setting, parts.personalization, parts.model, config.training.model_dump())
     if refused:
         plan.misfits += [f"privacy: {text}" for text in refused]
         return
@@ -156,13 +156,13 @@ def _bound_weight(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
         plan.misfits.append(
             f"encoding.max_weight: {plan.max_weight} is below the largest site's weight {largest}; raise it or cap the weights"
         )
-    if privacy.placement == "distributed" and encoding.use == "float":
-        plan.misfits.append("encoding: float, but distributed noise is added to integers; use encoding: fixed")
+    if privacy.encoding(1) is not None and encoding.use == "float":
+        plan.misfits.append("encoding: float, but the noise is added to integers; use encoding: fixed")
 
 
 def _plan_session(plan: Plan, parts: Assembly, cohort: tuple[str, ...], privacy: PrivacyPlan) -> Session | None:
     ranges = _ranges(parts)
-    value = parts.pipeline(ranges, max(1, plan.max_weight), privacy).spec
+    value = parts.pipeline(1, ranges, max(1, plan.max_weight), privacy).spec
     bound = value.sum_bound(len(cohort))
     if bound is not None and bound >= 2**63:
         plan.misfits.append(f"encoding.bits: the sum of {len(cohort)} sites does not fit 64 bits; use fewer bits")
@@ -192,9 +192,12 @@ def _contribution(parts: Assembly, plan: Plan, privacy: PrivacyPlan) -> list[dic
     real = parts.config.encoding.use == "float"
     layout = parts.layout(metrics=privacy.admits_metrics)
     automatic = parts.config.encoding.range == "auto"
-    ranges = _ranges(parts)
+    ranges, bits, grid = _ranges(parts), parts.config.encoding.bits, privacy.encoding(1)
+    if grid is not None:
+        ranges, bits, automatic = (grid.range,) * len(parts.shared), grid.bits, False
     seen = plan.guarantees.sees_update if plan.guarantees else ()
     mechanism = f"{parts.config.aggregator.use}: " + (f"read by {', '.join(seen)}" if seen else "only the sum is read")  # type: ignore[attr-defined]
+    noised = "" if privacy.statement.mechanism == "none" else f", after {privacy.statement.mechanism}"
     rows = []
     for i, tensor in enumerate(layout.tensors):
         known = ranges[i] if i < len(ranges) else METRIC_RANGES.get(tensor.name, 1.0)
@@ -204,10 +207,10 @@ def _contribution(parts: Assembly, plan: Plan, privacy: PrivacyPlan) -> list[dic
                 "role": tensor.role,
                 "shape": list(tensor.shape),
                 "dtype": "float" if real else "integer",
-                "bits": None if real else parts.config.encoding.bits,
+                "bits": None if real else bits,
                 "range": None if real else known,
                 "range_rule": "auto after round 1" if automatic and i < len(ranges) else "fixed",
-                "mechanism": mechanism,
+                "mechanism": mechanism + (noised if tensor.role in ("parameter", "buffer") else ""),
             }
         )
     return rows
@@ -233,7 +236,8 @@ def _stages(parts: Assembly, plan: Plan, session: Session | None, privacy: Priva
     update = ", ".join(g.sees_update) or "nobody"
     stages = [Stage(f"train ({name})", "the site's images, shared weights", f"an update of {shared:,} real numbers", here)]
     if privacy.statement.mechanism != "none":
-        stages.append(Stage(f"privacy ({privacy.statement.mechanism})", "the update", f"noised, placement {privacy.placement}", here))
+        said = "; ".join((f"placement {privacy.placement}", *privacy.remarks(parts.model)))
+        stages.append(Stage(f"privacy ({privacy.statement.mechanism})", "the update", said, here))
     weighted = f"{length:,} numbers: update x weight / {plan.max_weight}, the weight" + (
         ", training metrics" if privacy.admits_metrics else ""
     )

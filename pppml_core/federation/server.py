@@ -10,9 +10,9 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from pppml_core.errors import ConfigError
+from pppml_core.errors import ConfigError, PlanRefused
 from pppml_core.federation import checkpoint, evaluation
-from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.assembly import Assembly, fewest_survivors
 from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline, contribution_ranges
 from pppml_core.federation.site import ROUND_FIELDS

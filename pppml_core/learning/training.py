@@ -206,13 +206,13 @@ class LocalTraining:
         if isinstance(self._source, TensorCache):
             for _, indices, shares in batches:
                 picked = torch.from_numpy(indices).to(self._source.images.device)
-                yield _batch(self._source.images[picked], self._source.targets[picked], shares)
+                yield _with_shares(self._source.images[picked], self._source.targets[picked], shares)
             return
 
         def collate(pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]], shares: Shares) -> Batch:
-            images, targets = stacked(pairs or [self._one(0, 0, purpose)])
-            tensors = torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device)
-            return _batch(*(tensors if pairs else (t[:0] for t in tensors)), shares)  # Poisson sampling may draw nothing
+            # Poisson sampling may draw nothing: a batch of the right shapes all the same.
+            images, targets = stacked(pairs) if pairs else (array[:0] for array in stacked([self._one(0, 0, purpose)]))
+            return _with_shares(torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device), shares)
 
         if self._training.loader_workers == 0:
             for epoch, indices, shares in batches:
@@ -284,7 +284,7 @@ class LocalTraining:
         return {"loss": total / seen} if seen else {}
 
 
-def _batch(images: torch.Tensor, targets: torch.Tensor, shares: Shares) -> Batch:
+def _with_shares(images: torch.Tensor, targets: torch.Tensor, shares: Shares) -> Batch:
     return (images, targets) if shares is None else DrawnBatch(images, targets, shares)
 
 
