@@ -51,8 +51,8 @@ else:
 class DrawnBatch(tuple[Any, ...]):
     """A batch that a privacy mechanism drew: images and targets like any other, possibly none, and each example's share of the clip.
 
-    ``shares``: float64 ``(n,)``, on the CPU; see :class:`.privacy.Sample`. A rule that takes batches apart and joins them would lose it, and
-    the mechanism then refuses to make a gradient of them.
+    ``shares``: float64 ``(n,)``, on the CPU; see :class:`.privacy.Sample`. A rule that takes batches apart and joins them would lose
+    them, and the mechanism then refuses to make a gradient.
     """
 
     shares: Any

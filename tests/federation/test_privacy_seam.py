@@ -13,9 +13,9 @@ from pppml_core.builtin.configs import FedAvgConfig
 from pppml_core.builtin.fedavg import FedAvg
 from pppml_core.engines.config import LocalConfig
 from pppml_core.engines.local import LocalEngine
-from pppml_core.errors import BudgetSpent, PlanRefused
+from pppml_core.errors import BudgetSpent, PlanRefused, RunFailed
 from pppml_core.federation.ledger import Ledger
-from pppml_core.interfaces.privacy import PrivacyMechanism, PrivacyPlan, PrivacyStatement
+from pppml_core.interfaces.privacy import Encoding, PrivacyMechanism, PrivacyPlan, PrivacyStatement
 from pppml_core.interfaces.reporter import Reporter
 
 SITES = ("site_1", "site_2", "site_3")
@@ -28,7 +28,7 @@ class FakePlan(PrivacyPlan):
 
     def __init__(self, owner, setting):
         self.owner, self.setting = owner, setting
-        for name in ("placement", "constant_weight", "admits_metrics", "noise_bound"):
+        for name in ("placement", "constant_weight", "admits_metrics", "noise_bound", "min_survivors", "sample_rate"):
             if name in owner.options:
                 setattr(self, name, owner.options[name])
 
@@ -47,23 +47,18 @@ class FakePlan(PrivacyPlan):
         self.note("constrain", flat)
         return np.clip(flat, -1e-3, 1e-3)
 
-    def noise(self, flat):
-        self.note("noise", flat)
-        return flat + flat.dtype.type(0.5)
+    def encoding(self, round):
+        return self.owner.options.get("encoding")
 
-    def integer_noise(self, values):
-        self.note("integer_noise", values)
+    def noise(self, values):
+        self.note("noise", values)
         return values + self.owner.options.get("shift", 0)
-
-    def server_noise(self, total):
-        self.note("server_noise", total)
-        return total + 0.25
 
     def charge(self, round):
         return {"epsilon": 1.0} if self.owner.options.get("epsilon") else None
 
-    def spent_after(self, round):
-        return float(round) if self.owner.options.get("epsilon") else None
+    def spent(self, charges):
+        return float(len(charges)) if self.owner.options.get("epsilon") else None
 
 
 class Fake(PrivacyMechanism):
@@ -88,25 +83,13 @@ def test_no_mechanism_is_asked_for_noise_and_charges_nothing(go):
     assert run.result["privacy"]["epsilon"] is None
 
 
-def test_local_noise_follows_the_clip_and_comes_before_the_weight(go, contributions, flat):
-    fake = Fake(placement="local")
-    run = go(privacy=fake, run={"rounds": 1, "transcript": "payloads"})
-    questions = [name for name, *_ in fake.asked]
-    assert questions == ["gradient_rule", "constrain", "noise"] * 3
-    assert {shape for name, shape, _ in fake.asked if name != "gradient_rule"} == {(LENGTH,)}
-    sent = contributions(run, 1)
-    for site, values in sent.values.items():
-        # Clip to 0.001, then noise of 0.5, then the weight: no coordinate can be elsewhere.
-        assert np.abs(values[:LENGTH] / sent.weights[site] - 0.5).max() < 1e-3 + 2 / LEVELS / sent.weights[site]
-    assert np.abs(moved(run, flat) - 0.5).max() < 2e-3
-
-
-def test_distributed_noise_is_added_to_the_integers_of_the_update_alone(go, contributions, flat):
-    fake, plain = Fake(placement="distributed", shift=100, noise_bound=200), Fake(placement="none")
+@pytest.mark.parametrize("placement", ["local", "distributed"])
+def test_the_noise_of_a_site_follows_the_clip_and_is_added_to_the_integers_of_the_update_alone(go, contributions, placement):
+    fake, plain = Fake(placement=placement, shift=100, noise_bound=200), Fake(placement="none")
     sections = {"run": {"rounds": 1, "transcript": "payloads"}, "training": {"steps": 1}}
     run, other = (go(privacy=f, **sections) for f in (fake, plain))
-    assert [q for q in fake.asked if q[0] == "integer_noise"] == [("integer_noise", (LENGTH,), "int32")] * 3
-    assert not [q for q in fake.asked if q[0] in ("noise", "server_noise")]
+    questions = [q for q in fake.asked if q[0] != "gradient_rule"]
+    assert questions == [("constrain", (LENGTH,), "float32"), ("noise", (LENGTH,), "int32")] * 3
     noisy, quiet = contributions(run, 1).raw, contributions(other, 1).raw
     for site in SITES:
         difference = noisy[site].astype(int) - quiet[site].astype(int)
@@ -123,10 +106,27 @@ def test_noise_may_widen_a_contribution_by_its_bound_and_no_more(go, shift, boun
 
 
 def test_server_noise_is_added_to_the_decoded_sum(go, flat):
-    fake, plain = Fake(placement="server", constant_weight=1), Fake(placement="none", constant_weight=1)
+    grid = Encoding(2.0, 16)
+    options = {"constant_weight": 1, "encoding": grid}
+    fake, plain = Fake(placement="server", shift=3000, noise_bound=1, **options), Fake(placement="none", **options)
     run, other = (go(privacy=f, run={"rounds": 1}) for f in (fake, plain))
-    assert [q for q in fake.asked if q[0] == "server_noise"] == [("server_noise", (LENGTH,), "float64")]
-    np.testing.assert_allclose(moved(run, flat) - moved(other, flat), 0.25 / 3, atol=1e-6)
+    assert [q for q in fake.asked if q[0] == "noise"] == [("noise", (LENGTH,), "int64")]
+    np.testing.assert_allclose(moved(run, flat) - moved(other, flat), 3000 * 2.0 / LEVELS / 3, atol=1e-6)
+
+
+def test_the_grid_of_a_mechanism_replaces_ranges_and_bits(go, contributions, wire):
+    run = go(privacy=Fake(placement="local", encoding=Encoding(0.5, 20), constant_weight=1), run={"rounds": 2, "transcript": "payloads"})
+    rows = json.loads((run.folder / "manifest.json").read_text())["contribution"]
+    assert {(r["range"], r["bits"], r["range_rule"]) for r in rows if r["role"] == "parameter"} == {(0.5, 20, "fixed")}
+    for round in (1, 2):
+        # The clip of 0.001 is this many steps of the grid, in every tensor and round alike.
+        assert {int(np.abs(m.body["values"][:LENGTH]).max()) for m in wire(run, "contribute", round)} == {-(-(2**19 - 1) // 500)}
+
+
+def test_a_sum_that_may_be_over_too_few_sites_is_refused_by_the_server_and_by_every_site(go):
+    """`plain` tolerates the loss of all sites but one, so that a share sized for two survivors would not be enough."""
+    with pytest.raises(RunFailed, match="may be over 1 of 3 sites, and its noise is sized for at least 2"):
+        go(privacy=Fake(placement="distributed", min_survivors=2), run={"rounds": 1, "on_abort": "stop"})
 
 
 def test_a_constant_weight_replaces_the_number_of_examples(go, contributions):
@@ -155,12 +155,15 @@ def test_server_and_sites_plan_for_the_same_setting(go):
     assert all(s == fake.settings[0] for s in fake.settings)
     setting = fake.settings[0]
     assert (setting.rounds, setting.cohort, dict(setting.examples)) == (3, 2, {"site_1": 24, "site_2": 25, "site_3": 26})
+    assert (setting.coordinates, setting.min_survivors, setting.sees_update) == (LENGTH, 1, ("server",))
+    assert len(setting.learning_rates) == 3
+    assert setting.sample_rate is None
     assert dict(setting.local_steps) == {"site_1": 3, "site_2": 4, "site_3": 4}
 
 
-def test_distributed_noise_needs_integers(experiment):
-    with pytest.raises(PlanRefused, match="distributed noise is added to integers"):
-        experiment(privacy=Fake(placement="distributed"), encoding="float").run("unused", reporters=False)
+def test_noise_needs_integers(experiment):
+    with pytest.raises(PlanRefused, match="the noise is added to integers"):
+        experiment(privacy=Fake(placement="local", encoding=Encoding(1.0, 16)), encoding="float").run("unused", reporters=False)
 
 
 # -- what the plan says beside a claim ----------------------------------------------------------------------------------------
@@ -297,8 +300,8 @@ class Stop(Reporter):
 class FreshNoise(FakePlan):
     """Noise that is never the same twice, as real noise is."""
 
-    def noise(self, flat):
-        return flat + np.random.default_rng().normal(0, 0.1, flat.shape).astype(flat.dtype)
+    def noise(self, values):
+        return values + np.random.default_rng().integers(-100, 101, values.shape).astype(values.dtype)
 
 
 class FreshMechanism(Fake):
@@ -324,7 +327,7 @@ def test_resume_only_adds_to_the_ledgers(experiment, tmp_path, stage):
 
 def test_fresh_noise_of_a_round_held_again_is_a_charge_of_its_own(experiment, tmp_path):
     """A site that lost its cached contribution draws other noise: that is spent too, and its own ledger stops it in time."""
-    mechanism, stop = FreshMechanism(epsilon=3.0, placement="local"), Stop(2, "evaluate")
+    mechanism, stop = FreshMechanism(epsilon=3.0, placement="local", noise_bound=100), Stop(2, "evaluate")
     made = experiment(privacy=mechanism, reporters=["jsonl", stop], run={"rounds": 3})
     with pytest.raises(KeyboardInterrupt):
         made.run(tmp_path / "r", report=False)
@@ -364,5 +367,5 @@ def test_the_statement_is_in_the_result(go):
     result = go(privacy=Fake(epsilon=2.0, placement="local")).result
     assert result["privacy"] == {
         "mechanism": "fake", "epsilon": 2.0, "delta": 1e-5, "unit": "example", "adjacency": "add-remove", "placement": "local",
-        "accountant": "", "adversary": "",
+        "accountant": "", "adversary": "", "details": {},
     }  # fmt: skip
