@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pppml_core.errors import DataError
-from pppml_core.report.tables import MISSING, WEIGHTS, Grid, clean, final_metrics, number, seconds, size
+from pppml_core.report.tables import MISSING, WEIGHTS, Grid, as_float, clean, final_metrics, number, seconds, size
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -220,4 +220,4 @@ def _number(result: Mapping[str, Any], *keys: str) -> float:
     value: Any = result
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    return as_float(value) if isinstance(value, (int, float)) else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -161,7 +162,16 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _json(path: Path, damaged: list[str]) -> Record:
-    return _map(path, damaged, json.loads)
+    return _map(path, damaged, _loads)
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> float:
+    """An integer; NaN for one that no float holds, since all of the report calculates with floats."""
+    return int(digits) if math.isfinite(float(digits)) else math.nan
 
 
 def _yaml(path: Path, damaged: list[str]) -> Record:
@@ -192,7 +202,7 @@ def _jsonl(path: Path, damaged: list[str]) -> list[Record]:
     records, torn = [], 0
     for line in filter(str.strip, path.read_text("utf-8", errors="replace").splitlines()):
         try:
-            record = json.loads(line)
+            record = _loads(line)
         except (ValueError, RecursionError):
             record = None
         if isinstance(record, Mapping):

@@ -190,6 +190,18 @@ def metric_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in ROW_KEYS and _is_number(value)))
 
 
+def as_float(value: int | float) -> float:
+    """A number from a file. JSON has integers that no float holds: they are no measurement, and become NaN.
+
+    >>> as_float(3), as_float(10**400)
+    (3.0, nan)
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
 def number(value: float | None) -> str:
     """Three decimals for scores up to one, fewer for larger values, a dash where undefined.
 
@@ -219,7 +231,7 @@ def size(count: float | None) -> str:
     >>> size(999), size(1_234_567), size(None)
     ('999 B', '1.23 MB', '–')
     """
-    if count is None:
+    if count is None or not math.isfinite(count):
         return MISSING
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(count) >= scale:
@@ -284,7 +296,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(values: Any) -> dict[str, float]:
-    return {str(k): math.nan if v is None else float(v) for k, v in _mapping(values).items() if _is_number(v)}
+    return {str(k): math.nan if v is None else as_float(v) for k, v in _mapping(values).items() if _is_number(v)}
 
 
 def _site_rows(sites: Sequence[str], names: Mapping[str, str] | None) -> list[tuple[str, str | None]]:

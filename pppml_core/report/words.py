@@ -58,11 +58,11 @@ def headline(column: Column) -> list[str]:
     }.get(column.role, f"{count} sites together trained a {net}")
     name = run.part("config", "task").get("use")
     purpose = " ".join(text for text in (_rounds(run), KINDS.get(str(task.get("kind")), ""), f"(task {name})" if name else "") if text)
-    examples = sum(int(s.get("train") or 0) for s in sites)
+    held = [s.get("train") or 0 for s in sites]
     first = f"{who} {purpose}."
     parts = [first]
-    if examples:
-        parts.append(f"They hold {examples:,} training examples in all, between {_span([int(s.get('train') or 0) for s in sites])} a site.")
+    if any(held) and all(isinstance(n, int) for n in held):
+        parts.append(f"They hold {sum(held):,} training examples in all, between {_span(held)} a site.")
     if classes := task.get("classes"):
         parts.append(f"Classes: {', '.join(map(str, classes))}.")
     chosen = [(kind, run.part("config", kind).get("use")) for kind in ("personalization", "aggregator", "privacy")]

@@ -311,6 +311,31 @@ def test_records_of_unexpected_shape_do_not_end_the_report(make_run: Make, conte
     assert_self_contained(page(run))
 
 
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("result.json", r'("dice": )[0-9.]+'),
+        ("result.json", r'("up": )[0-9]+'),
+        ("result.json", r'("total": )[0-9.]+'),
+        ("result.json", r'("epsilon": )[0-9.]+'),
+        ("plan.json", r'("train": )[0-9]+'),
+        ("metrics.jsonl", r'("dice": )[0-9.]+'),
+        ("metrics.jsonl", r'("round": )[0-9]+'),
+        ("events.jsonl", r'("seconds": )[0-9.]+'),
+    ],
+)
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_integers_that_no_float_holds_do_not_end_the_report(make_run: Make, file: str, pattern: str, digits: int) -> None:
+    run = make_run(rounds=2, private=True, examples=False)
+    text, found = re.subn(pattern, rf"\g<1>1{'0' * digits}", (run / file).read_text())
+    assert found
+    (run / file).write_text(text)
+    shown = page(run)
+    assert_self_contained(shown)
+    assert "0" * 100 not in shown.text
+    assert "cannot be read" not in shown.text
+
+
 def test_examples_with_pickled_objects_are_refused(make_run: Make) -> None:
     run = make_run()
     np.savez(run / "examples.npz", images=np.array([{"a": 1}], dtype=object))

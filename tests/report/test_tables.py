@@ -38,6 +38,15 @@ def test_result_keeps_its_mean_and_a_missing_one_is_made_from_what_is_defined() 
     assert math.isnan(final.value("personalized", "b", "dice"))
 
 
+def test_an_integer_that_no_float_holds_is_undefined() -> None:
+    huge = {"metrics": {"global": {"sites": {"a": {"dice": 10**400}, "b": {"dice": 0.5}, "c": {"dice": -(10**400)}}}}}
+    final = final_metrics(huge)
+    assert math.isnan(final.value("global", "a", "dice"))
+    assert math.isnan(final.value("global", "c", "dice"))
+    assert final.value("global", None, "dice") == 0.5
+    assert math.isnan(final_metrics([{**ROWS[1], "dice": 10**400}]).value("global", "a", "dice"))
+
+
 def test_rows_count_for_the_last_round_of_the_test_split() -> None:
     final = final_metrics(ROWS)
     assert (final.round, final.split, final.value("global", "a", "dice")) == (2, "test", 0.5)
