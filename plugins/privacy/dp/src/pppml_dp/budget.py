@@ -1,0 +1,60 @@
+"""A run's budget: the event that is charged each round, what a ledger adds up to, and whether one more is within the claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pppml_core.errors import PppmlError
+from pppml_dp.accounting import Event, accountant_of, epsilon, largest_count
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of one run.
+
+    Args:
+        event: what each round is charged.
+        rounds: planned.
+        delta: of the claim.
+        planned: epsilon of the planned rounds.
+        limit: epsilon of the claim: the user's budget, or else ``planned``.
+    """
+
+    event: Event
+    rounds: int
+    delta: float
+    planned: float
+    limit: float
+
+    @property
+    def accountant(self) -> str:
+        """The one whose number is stated."""
+        return accountant_of([self.event])
+
+    def charge(self) -> dict[str, Any]:
+        """A ledger entry."""
+        return dict(self.event.to_charge())
+
+    def spent(self, charges: Sequence[Mapping[str, Any]]) -> float:
+        """Epsilon of these charges together. An entry that cannot be read counts as one of this run's."""
+        events = [self._read(charge) for charge in charges]
+        return epsilon(events, self.delta, accountant_of(events)) if events else 0.0
+
+    def affords(self, charges: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether these charges stay within the claim: by counting, which is quick, where all of them are this run's own."""
+        if math.isinf(self.limit):
+            return True
+        if any(self._read(charge) != self.event for charge in charges):
+            return self.spent(charges) <= self.limit * (1 + 1e-9)
+        if self.planned <= self.limit and len(charges) <= self.rounds:
+            return True
+        return len(charges) <= largest_count(self.event, self.delta, self.limit * (1 + 1e-9))
+
+    def _read(self, charge: Mapping[str, Any]) -> Event:
+        try:
+            return Event.from_charge(charge)
+        except PppmlError:
+            return self.event
