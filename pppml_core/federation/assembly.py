@@ -138,7 +138,7 @@ class Assembly:
             local_steps={site: steps_per_round(training, n, each, rate) for site, n in sizes.items()},
             gradient_calls=self.personalization.gradient_calls,
             learning_rates=tuple(training.optimizer.lr * learning_rate_factor(training, r, run.rounds) for r in range(1, run.rounds + 1)),
-            coordinates=sum(t.size for t in self.shared),
+            coordinates=max(sum(t.size for t in self.shared), sum(p.numel() for p in self.model.parameters() if p.requires_grad)),
             min_survivors=fewest_survivors(guarantees, len(cohort)),
             sees_sum=() if guarantees is None else guarantees.sees_sum,
             sees_update=() if guarantees is None else guarantees.sees_update,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -256,12 +257,17 @@ def check_claim(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     epsilon, metrics = privacy.statement.epsilon, plan.config.run.metrics
     if epsilon is None:
         return
+    if math.isinf(epsilon):
+        plan.warnings.append(f"privacy: {privacy.statement.words()}; the model may reveal its training images")
+        return
     outside = [f"evaluation metrics (run.metrics: {metrics}, so {_METRICS[metrics]})"]
     if parts.personalization.personalizes:
         outside.append("each site's personalized model, which stays there and must not be passed on as private")
     elif parts.initial_personal:
         outside.append(f"what each site keeps of its model ({next(iter(parts.initial_personal))!r}, ...), which stays there")
-    plan.warnings.append(f"privacy: epsilon {epsilon:g} is claimed for what enters the sums; outside the claim: {'; '.join(outside)}")
+    plan.warnings.append(
+        f"privacy: {privacy.statement.words()} is claimed for what enters the sums; outside the claim: {'; '.join(outside)}"
+    )
 
 
 def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:

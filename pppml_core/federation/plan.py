@@ -20,7 +20,7 @@ from pppml_core.federation.pipeline import METRIC_RANGES, contribution_ranges
 from pppml_core.federation.site import ROUND_FIELDS
 from pppml_core.federation.traffic import predicted_traffic
 from pppml_core.interfaces.aggregation import Guarantees, Session, WireField
-from pppml_core.interfaces.privacy import PrivacyPlan
+from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
 from pppml_core.learning.arrays import to_numpy
 from pppml_core.registry import Registry
 from pppml_core.values import rms
@@ -127,7 +127,7 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
     privacy = parts.mechanism.plan(setting)
     checks.check_gradients(plan, parts, privacy)
     checks.check_claim(plan, parts, privacy)
-    plan.privacy = privacy.statement.to_dict()
+    plan.privacy = {**privacy.statement.to_dict(), "cross_checks": dict(privacy.cross_checks())}
     _bound_weight(plan, parts, privacy)
     session = _plan_session(plan, parts, cohort, privacy) if parts.personalization.shares else None
     if plan.misfits:
@@ -147,6 +147,9 @@ def _bound_weight(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     """The public bound of a site's weight: the mechanism's constant, what is configured, or the largest site's."""
     encoding = plan.config.encoding
     largest = privacy.constant_weight or max(parts.personalization.weight(n) for n in plan.sizes.values())
+    if privacy.constant_weight is not None and encoding.max_weight not in ("auto", largest):
+        text = f"{privacy.statement.mechanism} gives every site the weight {largest}, and its noise is sized for that; leave it out"
+        plan.misfits.append(f"encoding.max_weight: {text}")
     plan.max_weight = largest if encoding.max_weight == "auto" else encoding.max_weight
     if encoding.max_weight == "auto" and privacy.constant_weight is None and plan.config.aggregator.use != "plain":  # type: ignore[attr-defined]
         plan.warnings.append("encoding.max_weight is auto: the largest site's number of training examples is public")
@@ -268,8 +271,7 @@ def _headline(plan: Plan, parts: Assembly) -> str:
     assert plan.guarantees is not None
     seen = plan.guarantees.sees_update
     who = f"{' and '.join(seen)} sees every site's update" if seen else "nobody sees one site's update, only the sum"
-    epsilon = plan.privacy.get("epsilon")
-    dp = "no differential privacy" if epsilon is None else f"differential privacy claimed (epsilon {epsilon:g}; see the privacy statement)"
+    dp = claim_words(plan.privacy)
     if seen == ("server",):
         who = "The server sees every update"
     return f"{who[0].upper()}{who[1:]}; {dp}."

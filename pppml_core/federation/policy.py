@@ -41,8 +41,9 @@ class Policy(BaseModel):
         if len(set(cohort)) < self.min_cohort:
             raise PolicyRefusal(f"min_cohort: {len(set(cohort))} sites announced, at least {self.min_cohort} required")
         epsilon = terms["privacy"].get("epsilon")
-        if self.max_epsilon is not None and (epsilon is None or epsilon > self.max_epsilon):
-            said = "none" if epsilon is None else f"{epsilon:g}"
+        # An infinite epsilon comes as the text `inf`.
+        if self.max_epsilon is not None and not (isinstance(epsilon, float | int) and epsilon <= self.max_epsilon):
+            said = "none" if epsilon is None else f"{epsilon:g}" if isinstance(epsilon, float | int) else str(epsilon)
             raise PolicyRefusal(f"max_epsilon: {said} announced, at most {self.max_epsilon:g} allowed")
         self._check_secrecy(terms["guarantees"])
 

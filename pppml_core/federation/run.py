@@ -115,9 +115,15 @@ class Conductor:
             return
         charges = [c for r in range(1, round + 1) if (c := privacy.charge(r)) is not None]
         if not privacy.affords(charges):
-            limit, after = privacy.statement.epsilon, privacy.spent(charges)
-            raise BudgetSpent(f"round {round} would bring epsilon to {after:.4g}, above {limit:.4g}", place=f"round {round}")
+            text = f"round {round} would bring epsilon to {privacy.spent(charges):.4g}, above the claim: {privacy.statement.words()}"
+            raise BudgetSpent(text, place=f"round {round}")
         self._ledger.append({"round": round, **entry})
+
+    def _spent(self, rounds: int) -> float | None:
+        """Epsilon of the rounds that were held; None where nothing is charged."""
+        privacy = self._server.privacy
+        charges = [c for r in range(1, rounds + 1) if (c := privacy.charge(r)) is not None]
+        return privacy.spent(charges) if charges else None
 
     def _watch(self, round: int, metrics: Mapping[str, float]) -> None:
         saturated = metrics.get("saturated", 0.0)
@@ -309,7 +315,7 @@ class Conductor:
             "validation": {"metric": self._metric, "value": state.validation.get(str(chosen))},
             "bytes": {"up": transcript.total("up"), "down": transcript.total("down"), "by_stage": transcript.by_stage()},
             "seconds": {"total": seconds.pop("total"), "by_stage": seconds},
-            "privacy": self._server.privacy.statement.to_dict(),
+            "privacy": {**self._server.privacy.statement.to_dict(), "spent": self._spent(last)},
             "guarantees": plan.get("guarantees", {}),
             "versions": plan.get("versions", {}),
         }

@@ -115,8 +115,12 @@ def _check_terms(terms: Mapping[str, Any]) -> None:
     if len(set(terms["cohort"])) != len(terms["cohort"]):
         raise WireError("the cohort names a site twice", place="terms")
     epsilon, sees = terms["privacy"].get("epsilon"), terms["guarantees"].get("sees_update")
-    if not isinstance(epsilon, float | int | None) or not isinstance(sees, list) or not all(isinstance(s, str) for s in sees):
-        raise WireError("privacy.epsilon must be a number or none, guarantees.sees_update a list of names", place="terms")
+    if (
+        not (isinstance(epsilon, float | int | None) or epsilon == "inf")
+        or not isinstance(sees, list)
+        or not all(isinstance(s, str) for s in sees)
+    ):
+        raise WireError("privacy.epsilon must be a number, inf or none, guarantees.sees_update a list of names", place="terms")
     if type(terms["guarantees"].get("coalition_curious", 0)) is not int or len(terms["roster"]) != 32:
         raise WireError("guarantees.coalition_curious must be a whole number, roster a hash", place="terms")
 

@@ -70,8 +70,10 @@ class Trainer:
         if any(entry.get("contribution") == digest for entry in charged):
             return
         if not self._privacy.affords([*charged, charge]):
-            limit, after = self._privacy.statement.epsilon, self._privacy.spent([*charged, charge])
-            text = f"this site has been charged {len(charged)} times; once more would bring epsilon to {after:.4g}, above {limit:.4g}"
+            after, claim = self._privacy.spent([*charged, charge]), self._privacy.statement.words()
+            text = (
+                f"this site has been charged {len(charged)} times; once more would bring epsilon to {after:.4g}, above the claim: {claim}"
+            )
             raise PolicyRefusal(text, place=self._site)
         self._ledger.append({"round": round, "site": self._site, "contribution": digest, **charge})
 

@@ -74,6 +74,23 @@ class PrivacyStatement:
             plain["epsilon"] = "inf"
         return plain
 
+    def words(self) -> str:
+        """The claim in one line, with everything it depends on."""
+        return claim_words(self.to_dict())
+
+
+def claim_words(privacy: Mapping[str, Any]) -> str:
+    """The claim of a statement's plain form in one line, with everything it depends on."""
+    epsilon = privacy.get("epsilon")
+    if epsilon is None:
+        return "no differential privacy"
+    if epsilon == "inf":
+        return f"no differential privacy ({privacy['mechanism']}: epsilon is infinite)"
+    return (
+        f"epsilon {epsilon:.4g} for the whole run (unit {privacy['unit']}, adjacency {privacy['adjacency']}, delta {privacy['delta']:g}, "
+        f"accountant {privacy['accountant']}, placement {privacy['placement']}, adversary: {privacy['adversary']})"
+    )
+
 
 @dataclass(frozen=True)
 class PrivacySetting:
@@ -84,11 +101,11 @@ class PrivacySetting:
         cohort: sites of a round.
         examples: training examples of each site.
         batch_size: ``training.batch_size``; with Poisson sampling the expected batch of a site of mean size.
-        sample_rate: what the mechanism's ``sample_rate`` said; None: batches are passes over shuffled data.
         local_steps: optimizer steps of each site in a round.
         gradient_calls: gradients made in one step.
+        sample_rate: what the mechanism's ``sample_rate`` said; None: batches are passes over shuffled data.
         learning_rates: the local learning rate of each round, schedule included.
-        coordinates: shared numbers of the model.
+        coordinates: shared numbers of the model, or trained ones where these are more.
         min_survivors: fewest sites in any sum: no sum over fewer is opened.
         sees_sum: who learns the sum first.
         sees_update: who learns one site's update.
@@ -98,12 +115,12 @@ class PrivacySetting:
     cohort: int
     examples: Mapping[str, int]
     batch_size: int
-    sample_rate: float | None
     local_steps: Mapping[str, int]
     gradient_calls: int
-    learning_rates: tuple[float, ...]
-    coordinates: int
-    min_survivors: int
+    sample_rate: float | None = None
+    learning_rates: tuple[float, ...] = ()
+    coordinates: int = 0
+    min_survivors: int = 1
     sees_sum: tuple[str, ...] = ()
     sees_update: tuple[str, ...] = ()
 
@@ -163,6 +180,10 @@ class PrivacyPlan(ABC):
     def remarks(self, model: torch.nn.Module) -> list[str]:
         """What the plan should say of this mechanism and network, e.g. how per-example gradients are made."""
         return []
+
+    def cross_checks(self) -> Mapping[str, float | None]:
+        """Epsilon of the planned rounds by every accountant there is, name -> value; None: it does not apply or is not installed."""
+        return {}
 
     def sample(self, groups: npt.NDArray[Any]) -> Sample:
         """Draw a batch; asked before every gradient where there is a ``sample_rate``.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jinja2
 
 from pppml_core import __version__
+from pppml_core.interfaces.privacy import claim_words
 from pppml_core.interfaces.task import DataCard, Reading, TaskSpec
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -186,13 +187,10 @@ def _scores(origin: Origin) -> dict[str, float]:
 
 def _privacy(origin: Origin) -> str:
     found = origin.privacy
-    if found.get("epsilon") is None:
+    if not isinstance(found.get("epsilon"), int | float):
         said = "Trained without a differential privacy guarantee: such weights can reveal something of the training images."
     else:
-        said = (
-            f"Trained with {found['mechanism']}: epsilon {found['epsilon']:.4g} at delta {found['delta']:g}, unit {found['unit']}, "
-            f"adjacency {found['adjacency']}, placement {found['placement']}."
-        )
+        said = f"Trained with {found['mechanism']}: {claim_words(found)}."
         said += " That guarantee is for what the site sent; a personalized model may have parts it kept." if _of_one_site(origin) else ""
     own = " This model was fitted to one site's patients, and the run sent it nowhere: sharing it is that site's decision."
     return said + (own if _of_one_site(origin) else "")
