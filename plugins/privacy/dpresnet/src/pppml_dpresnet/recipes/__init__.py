@@ -1,0 +1,1 @@
+"""Recipes that a config may extend: ``extends: pppml-dpresnet/dpresnet``."""
