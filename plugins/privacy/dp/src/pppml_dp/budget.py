@@ -53,6 +53,16 @@ class Budget:
             return True
         return len(charges) <= largest_count(self.event, self.delta, self.limit * (1 + 1e-9))
 
+    def cross_checks(self) -> dict[str, float | None]:
+        """Epsilon of the planned rounds by every accountant: the stated one, and those that must agree with it."""
+        out: dict[str, float | None] = {}
+        for name in ("pld", "prv", "rdp"):
+            try:
+                out[name] = epsilon([self.event] * self.rounds, self.delta, name) if self.event.noise_multiplier else math.inf
+            except PppmlError:
+                out[name] = None
+        return out
+
     def _read(self, charge: Mapping[str, Any]) -> Event:
         try:
             return Event.from_charge(charge)

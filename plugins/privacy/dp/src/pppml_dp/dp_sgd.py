@@ -37,7 +37,8 @@ from pppml_dp.budget import Budget
 from pppml_dp.config import DpSgdConfig
 from pppml_dp.grid import BITS, Grid, make_grid, share_variance, variance_for
 from pppml_dp.noise import IntegerNoise, integer_noise
-from pppml_dp.per_example import Clipping, clipped_sum, method_for
+from pppml_dp.clipping import Clipping, layers_of
+from pppml_dp.per_example import clipped_sum, method_for
 from pppml_dp.sampling import draw_examples, draw_patients, poisson
 from pppml_dp.validate import problems
 
@@ -175,10 +176,7 @@ class DpSgdPlan(PrivacyPlan):
         clipped_sum(model, loss, batch, self._clipping, method=config.per_example, physical_batch=config.physical_batch)
         flat = torch.cat([p.grad.reshape(-1) for p in _trained(model)])  # type: ignore[union-attr]
         if self._canaries is not None:
-            drawn = poisson(len(self._canaries.coordinates), self._scale.rate)
-            gradients = torch.as_tensor(self._canaries.values[drawn], dtype=flat.dtype)
-            at = torch.as_tensor(self._canaries.coordinates[drawn])
-            flat.index_add_(0, at, gradients * self._clipping.factors(gradients.abs()))
+            flat.index_add_(0, *_clipped_canaries(model, self._canaries, self._clipping, self._scale.rate, flat))
         return flat
 
     def noised(self, flat: torch.Tensor) -> torch.Tensor:
@@ -227,6 +225,22 @@ class _Rule:
             p.grad = flat[start : start + p.numel()].view_as(p).clone()
             start += p.numel()
         return 0.0
+
+
+def _clipped_canaries(
+    model: torch.nn.Module, canaries: Canaries, clipping: Clipping, rate: float, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates and clipped gradients of the canaries in a batch, each of which is there with probability ``rate`` as any example."""
+    drawn = poisson(len(canaries.coordinates), rate)
+    at, values = torch.from_numpy(canaries.coordinates[drawn]), torch.from_numpy(canaries.values[drawn])
+    names, sizes = zip(*((n, p.numel()) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    ends, layers = torch.tensor(sizes).cumsum(0), torch.tensor(layers_of(list(names)))
+    layer = layers[torch.searchsorted(ends, at, right=True)]
+    norms = torch.zeros(len(drawn), int(layers.max()) + 1, dtype=torch.float64)
+    one = torch.arange(len(drawn))
+    norms[one, layer] = values.abs()
+    factors = clipping.factors(norms, torch.ones(len(drawn), dtype=torch.float64))[one, layer]
+    return at.to(like.device), (values * factors).to(like)
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
