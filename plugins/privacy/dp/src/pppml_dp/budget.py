@@ -55,10 +55,12 @@ class Budget:
 
     def cross_checks(self) -> dict[str, float | None]:
         """Epsilon of the planned rounds by every accountant: the stated one, and those that must agree with it."""
+        if not self.event.noise_multiplier:
+            return {}
         out: dict[str, float | None] = {}
         for name in ("pld", "prv", "rdp"):
             try:
-                out[name] = epsilon([self.event] * self.rounds, self.delta, name) if self.event.noise_multiplier else math.inf
+                out[name] = epsilon([self.event] * self.rounds, self.delta, name)
             except PppmlError:
                 out[name] = None
         return out
