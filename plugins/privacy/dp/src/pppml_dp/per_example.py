@@ -1,0 +1,147 @@
+"""Clipped sums of per-example gradients, by the fastest method that is right for the network.
+
+``book-keeping`` (:mod:`.book_keeping`) for networks of the usual layers; ``functional`` (:mod:`.functional`), vectorized with
+``torch.func``, for others; the ``loop`` (:mod:`.loop`) for the rest. All three are exact and agree to rounding. What is learnt of a network
+on first use is remembered; tests on it draw no random numbers that training would draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+
+from pppml_core.errors import PppmlError
+from pppml_core.interfaces.personalization import Batch
+from pppml_core.learning.gradients import LossFunction
+from pppml_dp.book_keeping import Unfit, add_book_kept, leaves, unverified
+from pppml_dp.clipping import Clipping
+from pppml_dp.functional import add_functional
+from pppml_dp.loop import Sums, add_loop, trainable
+
+__all__ = ["Clipping", "clipped_sum", "method_for"]
+
+Method = Literal["auto", "book-keeping", "functional", "loop"]
+
+
+@dataclass
+class _Known:
+    """What first use told of a network: methods that failed and why; whether those that remain were tried."""
+
+    refused: dict[str, str] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
+
+
+_known: WeakKeyDictionary[torch.nn.Module, _Known] = WeakKeyDictionary()
+
+
+def clipped_sum(
+    model: torch.nn.Module,
+    loss: LossFunction,
+    batch: Batch,
+    clipping: Clipping,
+    *,
+    method: Method = "auto",
+    physical_batch: int | None = None,
+) -> None:
+    """Set ``.grad`` of every trained parameter to the sum over the batch of ``c_i`` times the gradient of example ``i``.
+
+    An example's gradient is that of ``loss(outputs[i:i+1], targets[i:i+1])``; ``c_i`` is its share times the clipping factor. What one
+    example adds has a norm of at most its share of the clip, whatever it holds; an example of which an output or a number of the gradient is
+    NaN or infinite adds exactly zero.
+
+    Args:
+        model: in training mode or not; its forward pass takes the images and returns one tensor with a row for each. Hooks are removed
+            again whatever happens.
+        loss: mean loss of a batch.
+        batch: images and targets with ``shares`` (:class:`.DrawnBatch`); empty batches give zeros.
+        clipping: kind and norm.
+        method: ``auto``, or one that must be used.
+        physical_batch: most examples computed at once; the sum is the same. None: the whole batch.
+
+    Raises PppmlError: a batch without shares, a network that is not trained, a method that does not fit the network.
+
+    """
+    shares = getattr(batch, "shares", None)
+    images, targets = batch
+    if shares is None:
+        raise PppmlError(
+            "the batch has no shares, so nothing bounds what one patient adds", place="clipped_sum", hint="give the batch as it was drawn"
+        )
+    shares = torch.as_tensor(shares, dtype=torch.float64).cpu()
+    if shares.shape != (len(images),) or len(targets) != len(images) or not bool(((shares >= 0) & (shares <= 1)).all()):
+        raise PppmlError(f"shares are {len(images)} numbers between 0 and 1", place="clipped_sum")
+    parameters = trainable(model)
+    if not parameters:
+        raise PppmlError("no parameter of the network is trained", place="clipped_sum")
+    sums: Sums = {name: torch.zeros(p.shape, dtype=p.dtype, device=p.device) for name, p in parameters.items()}
+    size = physical_batch or max(1, len(images))
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
+        _add(sums, model, loss, (images[part].detach(), targets[part], shares[part]), clipping, method)
+    for name, p in parameters.items():
+        p.grad = sums[name]
+
+
+def method_for(model: torch.nn.Module) -> tuple[str, str]:
+    """The method that ``auto`` uses and why, in words: from the network's structure, and from first use if there was one."""
+    refused = dict(_known[model].refused) if model in _known else {}
+    if "book-keeping" not in refused:
+        try:
+            leaves(model)
+        except Unfit as why:
+            refused["book-keeping"] = str(why)
+    if "book-keeping" not in refused:
+        return "book-keeping", "all trained layers can be book-kept: one forward and one backward pass"
+    if "functional" not in refused:
+        return "functional", f"no book-keeping: {refused['book-keeping']}; vectorized with torch.func instead"
+    return "loop", f"no book-keeping: {refused['book-keeping']}; not vectorized: {refused['functional']}; one example at a time instead"
+
+
+_Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_Add = Callable[[Sums, torch.nn.Module, LossFunction, torch.Tensor, torch.Tensor, torch.Tensor, Clipping], list[int]]
+_FAST: dict[str, _Add] = {"book-keeping": add_book_kept, "functional": add_functional}
+
+
+def _add(sums: Sums, model: torch.nn.Module, loss: LossFunction, part: _Part, clipping: Clipping, method: Method) -> None:
+    images = part[0]
+    known = _known.setdefault(model, _Known())
+    alone: list[int] | None = None
+    for name in _FAST if method == "auto" else {method} & set(_FAST):
+        if name not in known.refused and name not in known.tried:
+            _try(name, known, model, loss, part, clipping)
+        if name not in known.refused:
+            try:
+                alone = _FAST[name](sums, model, loss, *part, clipping)
+                break
+            except Unfit as why:  # control flow that depends on the data
+                known.refused[name] = str(why)
+        if method != "auto":
+            text = f"method {name} does not fit this network: {known.refused[name]}"
+            raise PppmlError(text, place="clipped_sum", hint="method auto")
+    add_loop(sums, model, loss, *part, clipping, range(len(images)) if alone is None else alone)
+
+
+def _try(name: str, known: _Known, model: torch.nn.Module, loss: LossFunction, part: _Part, clipping: Clipping) -> None:
+    """Whether a method works, without a trace in torch's random numbers: a run that is resumed tries again."""
+    images, targets, shares = part
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        if name == "book-keeping":
+            try:
+                if not unverified(model, images):
+                    known.tried.add(name)  # else some layer was out of the test's reach this time
+            except Unfit as why:
+                known.refused[name] = str(why)
+            return
+        trial = {n: torch.zeros_like(p) for n, p in trainable(model).items()}
+        try:
+            add_functional(trial, model, loss, images[:2], targets[:2], shares[:2], clipping)
+            known.tried.add(name)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as why:  # whatever torch says of an operation that it cannot vectorize
+            known.refused[name] = str(why).partition("\n")[0]
