@@ -32,13 +32,16 @@ def group_norm(network: nn.Module, groups: int = 32, changes: list[str] | None =
     said = [] if changes is None else changes
 
     def grouped(name: str, module: nn.Module) -> nn.Module | None:
+        kind, where = type(module).__name__, name or "the network"
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
-            said.append(f"{name or 'the network'}: {type(module).__name__} no longer works in place")
+            said.append(f"{where}: {kind} no longer works in place")
         if not isinstance(module, _BatchNorm):
             return None
         new = _like(module, groups)
-        said.append(f"{name or 'the network'}: {type(module).__name__} is now GroupNorm with {new.num_groups} groups of {new.num_channels}")
+        said.append(
+            f"{name or 'the network'}: {type(module).__name__} is now GroupNorm, {new.num_groups} groups over {new.num_channels} channels"
+        )
         return new
 
     return replaced(network, grouped)

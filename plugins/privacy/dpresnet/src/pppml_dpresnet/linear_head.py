@@ -77,12 +77,19 @@ class LinearHeadModel(ModelFactory):
             model = LinearHead(features, width, len(spec.classes), standardize=self.config.standardize)
         except ValueError as error:
             raise ConfigError(str(error), place="model.features", hint="use features with group normalization") from error
-        with torch.no_grad():
-            shape = tuple(model.features(torch.zeros(1, spec.channels, *spec.size)).shape)
-        if shape != (1, width):
-            reason = f"without its last linear layer {self.config.features} gives {shape} for one image, not {(1, width)}"
+        if (gives := _output(model.features, spec)) != str((1, width)):
+            reason = f"without its last linear layer {self.config.features} gives {gives} for one image, not {(1, width)}"
             raise ConfigError(reason, place="model.features", hint="use a network that ends with its linear layer")
         return model
+
+
+def _output(network: nn.Module, spec: TaskSpec) -> str:
+    """Shape of what the network gives for one image, or what it raises."""
+    try:
+        with torch.no_grad():
+            return str(tuple(network(torch.zeros(1, spec.channels, *spec.size)).shape))
+    except Exception as error:  # a network's forward raises whatever it likes
+        return f"an error ({' '.join(str(error).split())[:100]})"
 
 
 def _take_off_head(network: nn.Module, classes: int) -> int:
