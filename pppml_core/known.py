@@ -38,6 +38,15 @@ KNOWN: tuple[Known, ...] = (
     Known("task", "chest-ct", "pppml-chest-ct", "plugins/tasks/chest_ct", "chest CT volume classification"),
     Known("task", "image-set", "pppml-image-set", "plugins/tasks/image_set", "your own images, classified or segmented"),
     Known("task", "lung-lesions", "pppml-lung-lesions", "plugins/tasks/lung_lesions", "lung lesion segmentation in chest CT"),
+    *(
+        Known("model", name, "pppml-dpresnet", "plugins/privacy/dpresnet", summary)
+        for name, summary in (
+            ("dp-resnet9", "the DPResNet authors' network"),
+            ("group-normed", "another network with group normalization"),
+            ("linear-head", "a linear layer on frozen features"),
+            ("scale-resnet9", "ResNet-9 with ScaleNorm"),
+        )
+    ),
     Known("model", "densenet", "pppml-monai-nets", "plugins/models/monai_nets", "MONAI's DenseNet, 2-D and 3-D"),
     Known("model", "monai", "pppml-monai-nets", "plugins/models/monai_nets", "any MONAI network by name"),
     Known("model", "small-cnn", "pppml-monai-nets", "plugins/models/monai_nets", "small convolutional network"),
