@@ -374,6 +374,23 @@ class Run:
         folder = Path(out) if out is not None else self.folder / ("bundle" if site is None else f"bundle-{site}")
         return write_bundle(self.task, self._assembly.factory, model, origin, folder)
 
+    def attack(self, use: str, vantage: str = "server", round: int | None = None, **settings: Any) -> dict[str, Any]:
+        """Attack this finished run, or audit what it claims; the record is also written to ``attacks/``.
+
+        Args:
+            use: name of the attack, e.g. ``dp-audit``.
+            vantage: who looks: ``server``, ``site:a``, ``neighbours:a``, ``link:a-b``, ``public``, and sums with ``+``.
+            round: which round, or up to which; default: the last.
+            settings: of the attack.
+
+        Returns a map with ``outcome`` (recovered, not_shown_to_leak, inconclusive, not_applicable), ``reason``, ``metrics``, ``control``,
+        ``best_guess`` and ``effort``. Raises CheckpointError for a run that has not finished, ConfigError on an unknown attack, setting,
+        vantage or round.
+        """
+        from pppml_core.evidence.attacks import run_attack
+
+        return run_attack(self.folder, self.result, self._assembly, use, vantage, round, settings)
+
     @property
     def task(self) -> Any:
         """The task, built."""

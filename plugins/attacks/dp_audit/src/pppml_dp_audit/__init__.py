@@ -1,0 +1,1 @@
+"""One-run audit of differential privacy with gradient canaries; see README.md."""

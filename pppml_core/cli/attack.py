@@ -1,0 +1,65 @@
+"""``pppml attack RUN --use NAME --vantage V``: attack a finished run, or audit what it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--use", required=True, metavar="NAME", help="The attack; {use: dp-audit, canaries: 5000} with settings.")
+@click.option("--vantage", default="server", show_default=True, metavar="V", help="server, site:A, public ..., joined by +.")
+@click.option("--round", "round_", type=int, metavar="R", help="The round; an audit covers all up to it.  [default: the last]")
+@click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table.")
+def command(run: Path, use: str, vantage: str, round_: int | None, as_json: bool) -> None:
+    """Attack the finished run folder RUN from a named vantage. The record is written to RUN/attacks.
+
+    \b
+      pppml attack runs/a --use dp-audit --vantage server
+      pppml attack runs/a --use "{use: dp-audit, guesses: 400}" --vantage server+site:hospital_a --round 5 --json
+
+    Exit code 0 also where the attack succeeds: what it found is in the outcome.
+    """  # noqa: D301 - click wants the control character
+    import json
+
+    from pppml_core import api
+    from pppml_core.config.source import scalar
+    from pppml_core.errors import ConfigError
+
+    chosen = scalar(use)
+    settings: dict[str, Any] = dict(chosen) if isinstance(chosen, Mapping) else {"use": chosen}
+    name = settings.pop("use", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{use!r} names no attack", place="--use", hint="--use dp-audit, or --use '{use: dp-audit, canaries: 5000}'")
+    record = api.open(run).attack(name, vantage=vantage, round=round_, **settings)
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+    else:
+        _print(record)
+
+
+def _print(record: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"recovered": "bold red", "not_shown_to_leak": "green"}
+    outcome = Text(record["outcome"].replace("_", " "), style=colours.get(record["outcome"], "yellow"))
+    table = Table(
+        title=f"{record['attack']}, vantage {record['vantage']}, round {record['round']}", show_header=False, title_justify="left"
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("outcome", outcome)
+    table.add_row("reason", Text(record["reason"]))
+    for part in ("metrics", "control", "best_guess", "effort"):
+        for name, value in record[part].items():
+            label = name if part == "metrics" else f"{part}: {name}"
+            table.add_row(label.replace("_", " "), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    console = Console()
+    # Into a pipe, one line a row, whatever its length.
+    Console(width=None if console.is_terminal else 10_000).print(table)

@@ -1,0 +1,1 @@
+"""Evidence: attacks on finished runs and audits of what they claim."""
