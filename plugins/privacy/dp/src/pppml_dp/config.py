@@ -39,7 +39,7 @@ class DpSgdConfig(_Noised):
     images_per_patient: int = Field(4, ge=1, description="most images of one patient in a batch (unit patient)")
     placement: Literal["local", "distributed", "server"] = Field(
         "local",
-        description="local: each site noises its own gradients; distributed: shares of noise add up in a secure sum; server: a trusted server",
+        description="local: each site noises its own gradients; distributed: shares of noise in a secure sum; server: a trusted server",
     )
     sample_rate: float | None = Field(
         None, gt=0, le=1, description="probability of each example to be in a batch; default: training.batch_size over the mean site size"

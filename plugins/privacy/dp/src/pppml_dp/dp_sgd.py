@@ -8,7 +8,6 @@ sum by a server that is trusted. The integers, and so the sensitivity, are the s
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +31,12 @@ from pppml_core.learning.gradients import PlainGradients
 from pppml_core.randomness import entropy
 from pppml_core.values import FixedPoint, Layout, TensorSpec
 from pppml_dp import placing
-from pppml_dp.accounting import Event, accountant_of, epsilon, noise_multiplier_for
-from pppml_dp.budget import Budget
-from pppml_dp.config import DpSgdConfig
-from pppml_dp.grid import BITS, Grid, make_grid, share_variance, variance_for
-from pppml_dp.noise import IntegerNoise, integer_noise
 from pppml_dp.clipping import Clipping, layers_of
+from pppml_dp.config import DpSgdConfig
+from pppml_dp.grid import BITS
 from pppml_dp.per_example import clipped_sum, method_for
 from pppml_dp.sampling import draw_examples, draw_patients, poisson
+from pppml_dp.sizing import Sized, size_noise
 from pppml_dp.validate import problems
 
 
@@ -68,16 +65,15 @@ class DpSgdPlan(PrivacyPlan):
     constant_weight = 1
     admits_metrics = False
 
-    def __init__(
-        self, config: DpSgdConfig, setting: PrivacySetting, scale: Scale, grid: Grid, noise: IntegerNoise | None, budget: Budget
-    ) -> None:
+    def __init__(self, config: DpSgdConfig, setting: PrivacySetting, scale: Scale, sized: Sized) -> None:
         self.config, self.placement = config, config.placement
         self.sample_rate = scale.rate
         self.min_survivors = setting.min_survivors if config.placement == "distributed" else 1
-        self._setting, self._scale, self._grid, self._noise, self._budget = setting, scale, grid, noise, budget
+        self._setting, self._scale = setting, scale
+        self._grid, self._noise, self._budget = sized.grid, sized.noise, sized.budget
         self._clipping = Clipping(config.clipping, config.clip)
         self._canaries: Canaries | None = None
-        self.noise_bound = 0 if noise is None or self.placement == "local" else noise.bound
+        self.noise_bound = 0 if self._noise is None or self.placement == "local" else self._noise.bound
 
     @property
     def statement(self) -> PrivacyStatement:
@@ -115,8 +111,8 @@ class DpSgdPlan(PrivacyPlan):
         event, scale = self._budget.event, self._scale
         out = [
             f"per-example gradients by {method} ({why})",
-            f"each {self.config.unit} is in a batch with probability {scale.rate:.4g}; {event.count * self._setting.rounds:,} noised gradients",
-            f"noise of {event.noise_multiplier:.4g} times the clip of {self.config.clip:g} on a sum of about {scale.divisor:.4g} gradients a site",
+            f"each {self.config.unit} is in a batch with probability {scale.rate:.4g}; {event.count * self._setting.rounds:,} noised sums",
+            f"noise of {event.noise_multiplier:.4g} clips (of {self.config.clip:g}) on a sum of about {scale.divisor:.4g} gradients a site",
             "every site weighs 1; training metrics stay at the sites",
         ]
         if self._setting.cohort < len(self._setting.examples):
@@ -144,7 +140,7 @@ class DpSgdPlan(PrivacyPlan):
         return plan
 
     def encoding(self, round: int) -> Encoding | None:
-        """The grid in the unit of a site's update: the learning rate times the gradient. None where noise is added to the gradient itself."""
+        """The grid in the unit of a site's update, learning rate times gradient. None where the gradient itself is noised."""
         if self.placement == "local":
             return None
         clip = self._setting.learning_rates[round - 1] * self.config.clip / self._scale.divisor
@@ -171,7 +167,7 @@ class DpSgdPlan(PrivacyPlan):
     # -- used by the rule -----------------------------------------------------------------------------------------------------
 
     def clipped(self, model: torch.nn.Module, loss: Any, batch: DrawnBatch) -> torch.Tensor:
-        """The flat sum of clipped gradients of a batch and of the canaries, if any: shape ``(trained coordinates,)``, in the model's dtype."""
+        """The sum of clipped gradients of a batch, and of canaries, if any: ``(trained coordinates,)``, the model's dtype."""
         config = self.config
         clipped_sum(model, loss, batch, self._clipping, method=config.per_example, physical_batch=config.physical_batch)
         flat = torch.cat([p.grad.reshape(-1) for p in _trained(model)])  # type: ignore[union-attr]
@@ -208,7 +204,7 @@ class _Rule:
         self._plan, self._loss, self._made = plan, plain.loss, 0
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> float:
-        """Set ``.grad`` to the clipped sum over the public expected batch, with noise where it is local. Returns 0: the loss is not public."""
+        """Set ``.grad`` to the clipped sum over the expected batch, noised where that is local. Returns 0: no loss is told."""
         plan = self._plan
         if not isinstance(batch, DrawnBatch):
             raise PppmlError("the batch was not drawn by Poisson sampling, so its gradient cannot be charged", place="dp-sgd")
@@ -285,21 +281,16 @@ def poisson_rate(configured: float | None, examples: Mapping[str, int], batch_si
 def make_sgd_plan(config: DpSgdConfig, setting: PrivacySetting) -> DpSgdPlan:
     """The plan of a config with noise, or without (``noise_multiplier`` 0)."""
     scale = scale_of(setting)
-    gradients = scale.gradients
-    count = max(1, gradients * setting.rounds)
-    multiplier = config.noise_multiplier
-    if multiplier is None:
-        assert config.epsilon is not None
-        multiplier = noise_multiplier_for(config.epsilon, config.delta, scale.rate, count)
-    grid = make_grid(setting.coordinates, scale.divisor, multiplier)
-    noise = None
-    if multiplier > 0:
-        honest = max(1, placing.honest_shares(config.placement, setting, config.colluders))
-        noise = integer_noise(config.noise, share_variance(variance_for(grid, multiplier), honest))
-    event = Event("gaussian", scale.rate, multiplier, gradients)
-    planned = epsilon([event] * setting.rounds, config.delta, accountant_of([event])) if multiplier > 0 else math.inf
-    budget = Budget(event, setting.rounds, config.delta, planned, planned if config.epsilon is None or multiplier == 0 else config.epsilon)
-    return DpSgdPlan(config, setting, scale, grid, noise, budget)
+    sized = size_noise(
+        config,
+        setting,
+        rate=scale.rate,
+        each=scale.gradients,
+        expected=scale.divisor,
+        delta=config.delta,
+        multiplier=config.noise_multiplier,
+    )
+    return DpSgdPlan(config, setting, scale, sized)
 
 
 def training_misfits(training: Mapping[str, Any]) -> list[str]:

@@ -17,11 +17,10 @@ import torch
 from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.privacy import Encoding, PrivacyMechanism, PrivacyPlan, PrivacySetting, PrivacyStatement
 from pppml_dp import placing
-from pppml_dp.accounting import Event, accountant_of, classical_sd, epsilon, noise_multiplier_for
-from pppml_dp.budget import Budget
+from pppml_dp.accounting import classical_sd
 from pppml_dp.config import PAPER, DpUpdateConfig
-from pppml_dp.grid import BITS, Grid, make_grid, share_variance, variance_for
-from pppml_dp.noise import IntegerNoise, integer_noise
+from pppml_dp.grid import BITS
+from pppml_dp.sizing import Sized, size_noise
 
 
 class DpUpdatePlan(PrivacyPlan):
@@ -30,13 +29,11 @@ class DpUpdatePlan(PrivacyPlan):
     constant_weight = 1
     admits_metrics = False
 
-    def __init__(
-        self, config: DpUpdateConfig, clip: float, setting: PrivacySetting, grid: Grid, noise: IntegerNoise | None, budget: Budget
-    ) -> None:
+    def __init__(self, config: DpUpdateConfig, clip: float, setting: PrivacySetting, sized: Sized) -> None:
         self.config, self.placement, self.clip = config, config.placement, clip
+        self._setting, self._grid, self._noise, self._budget = setting, sized.grid, sized.noise, sized.budget
         self.min_survivors = setting.min_survivors if config.placement == "distributed" else 1
-        self.noise_bound = 0 if noise is None else noise.bound
-        self._setting, self._grid, self._noise, self._budget = setting, grid, noise, budget
+        self.noise_bound = 0 if self._noise is None else self._noise.bound
 
     @property
     def statement(self) -> PrivacyStatement:
@@ -80,8 +77,8 @@ class DpUpdatePlan(PrivacyPlan):
         ]
         if self.config.preset is not None:
             out.append(
-                f"the paper's setting: epsilon {PAPER['claimed_epsilon']:g} was claimed (one round, sensitivity {PAPER['claimed_sensitivity']:g} "
-                f"under a clip of {PAPER['clip']:g}); the true epsilon over {self._setting.rounds} rounds is {self._budget.planned:,.0f} "
+                f"the paper's setting: epsilon {PAPER['claimed_epsilon']:g} was claimed (one round, sensitivity "
+                f"{PAPER['claimed_sensitivity']:g} under a clip of {PAPER['clip']:g}); the true epsilon over {self._setting.rounds} rounds is {self._budget.planned:,.0f} "
                 f"(unit site, adjacency zero-out, delta {PAPER['delta']:g}, accountant {self._budget.accountant}, placement local, "
                 f"adversary: {placing.adversary('local', self._setting, 0)})"
             )
@@ -156,16 +153,6 @@ def make_update_plan(config: DpUpdateConfig, setting: PrivacySetting) -> DpUpdat
     if config.preset is not None:
         clip, delta = PAPER["clip"], PAPER["delta"]
         multiplier = paper_sd() / clip
-    if multiplier is None:
-        assert config.epsilon is not None
-        multiplier = noise_multiplier_for(config.epsilon, delta, 1.0, setting.rounds)
     # One clipped vector: the clip itself is the largest value, so the grid is as fine as its bits allow.
-    grid = make_grid(setting.coordinates, 0.5, multiplier)
-    noise = None
-    if multiplier > 0:
-        honest = max(1, placing.honest_shares(config.placement, setting, config.colluders))
-        noise = integer_noise(config.noise, share_variance(variance_for(grid, multiplier), honest))
-    event = Event("gaussian", 1.0, multiplier, 1)
-    planned = epsilon([event] * setting.rounds, delta, accountant_of([event])) if multiplier > 0 else math.inf
-    budget = Budget(event, setting.rounds, delta, planned, planned if config.epsilon is None or multiplier == 0 else config.epsilon)
-    return DpUpdatePlan(config, clip, setting, grid, noise, budget)
+    sized = size_noise(config, setting, rate=1.0, each=1, expected=0.5, delta=delta, multiplier=multiplier)
+    return DpUpdatePlan(config, clip, setting, sized)

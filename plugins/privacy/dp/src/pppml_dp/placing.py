@@ -33,18 +33,18 @@ def misfits(placement: str, setting: PrivacySetting, colluders: int, shares: boo
         out.append(f"placement {placement}: nothing is summed here, so no noise would ever be added; use placement local")
     elif placement == "distributed" and setting.sees_update:
         out.append(
-            f"placement distributed: {_and(setting.sees_update)} would read each site's own update, which carries only a share of the noise; "
+            f"placement distributed: {_and(setting.sees_update)} would read each site's own update, which carries only a share of noise; "
             "use a secure sum (secagg-plus, cyclic-he) or placement local"
         )
     elif placement == "distributed" and honest_shares(placement, setting, colluders) < 1:
         out.append(
-            f"placement distributed: a sum may be opened over {setting.min_survivors} of {setting.cohort} sites, and {colluders} of them may "
-            "tell their share of the noise, which leaves none; raise the aggregator's threshold or lower colluders"
+            f"placement distributed: a sum may be opened over {setting.min_survivors} of {setting.cohort} sites, and {colluders} of them "
+            "may tell their share of the noise, which leaves none; raise the aggregator's threshold or lower colluders"
         )
     elif placement == "server" and setting.sees_sum != ("server",):
         out.append(
-            f"placement server: {_and(setting.sees_sum)} would read the sum before the server has noised it; use an aggregator whose sum only "
-            "the server reads, or placement distributed"
+            f"placement server: {_and(setting.sees_sum)} would read the sum before the server has noised it; use an aggregator whose sum "
+            "only the server reads, or placement distributed"
         )
     return out
 
