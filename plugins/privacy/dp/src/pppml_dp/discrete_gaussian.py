@@ -28,7 +28,7 @@ class DiscreteGaussian:
     def __init__(self, variance: float) -> None:
         self.variance = checked_variance(variance)
         self._exact = Fraction(self.variance)
-        # P(|x| >= r) <= 2 exp(-r**2 / (2 variance)), as the distribution is subgaussian (Canonne, Kamath, Steinke 2020, section 3).
+        # P(|x| >= r) <= 2 exp(-r**2 / (2 variance)), as the distribution is subgaussian (Canonne, Kamath, Steinke 2020, on utility).
         self._stairs = Staircase(self._f, self._enclosed, math.sqrt(2 * self.variance * 102 * math.log(2)))
         self.bound = self._stairs.bound
 

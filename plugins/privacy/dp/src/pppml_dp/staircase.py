@@ -11,7 +11,7 @@ The product is proportional to ``f(x)``, whatever the weights are: rounding in t
 offset are uniform bits. The only decision about a real number is whether a uniform number ``u`` is below the probability in 2. The bits of
 ``u`` are drawn as needed:
 
-- The word that named cell and offset has at least 20 bits left. In most proposals they show ``u`` below the least acceptance probability
+- The word that named cell and offset has at least 23 bits left. In most proposals they show ``u`` below the least acceptance probability
   in the bin, rounded down.
 - Otherwise 64 more bits are drawn and ``f`` is computed in float64. Outside ``MARGIN``, which is many times the error of that, this decides.
 - Inside it, about once in 2**27 proposals, ``f`` is enclosed between integers over a power of two and bits are added until it is decided.
@@ -48,8 +48,8 @@ class Staircase:
     """A sampler of integers with probabilities proportional to ``f``.
 
     Args:
-        f: float64 values for integers, any shape to the same shape, in 0 to about 1, absolute error at most ``ERROR``; even, falling away
-            from 0, and its sum over all integers at least 1.
+        f: float64 values for int64 ``(n,)``, absolute error at most ``ERROR``. The true values are even, fall away from 0 and are about 1
+            there.
         enclosed: ``(x, bits)`` to two integers ``low <= f(x) * 2**bits <= high``, ever closer to each other, in proportion, as bits grow.
         reach: where the tails may be cut, at least 1 and at most 2**34.
     """
@@ -68,14 +68,13 @@ class Staircase:
         low = np.arange(-side, side) * width
         high = low + width - 1
         near, far = np.where(low < 0, -high, low), np.where(low < 0, -low, high)
-        self._scale, self._weights = _weights(np.minimum(f(near) + ERROR, 2.0))
+        self._scale, self._weights = _weights(f(near) + ERROR)
         self._cells = np.repeat(np.arange(2 * side, dtype=np.int16), self._weights)
 
-        # u < sure holds for all u that start with these bits, as compared with whole words; a bit is given away for rounding here.
+        # In each bin, u is below every acceptance probability if it starts with bits below these, placed as in a whole word.
         self._used = CELL_BITS + self._shift
-        levels = 2.0 ** (64 - self._used)
-        sure = np.floor(np.clip(self._scale * (f(far) - ERROR) / self._weights - MARGIN, 0, 1) * levels)
-        self._sure = np.maximum(sure - 1, 0).astype(np.uint64) << np.uint64(self._used)
+        sure = np.maximum(self._scale * f(far) / self._weights - MARGIN, 0)
+        self._sure = np.floor(sure * 2.0 ** (64 - self._used)).astype(np.uint64) << np.uint64(self._used)
 
     def sample(self, count: int) -> Integers:
         """``count`` independent samples under a fresh key: int64 ``(count,)``."""
