@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from pppml_core.learning.gradients import LossFunction
 from pppml_dp.clipping import Clipping, layers_of
@@ -131,10 +131,11 @@ class _Watch:
 def _uses(outputs: torch.Tensor, layers: dict[str, nn.Module]) -> set[str]:
     """Names of the layers whose parameters the outputs depend on. Raises :class:`Unfit` where a parameter is used in two places."""
     owner = {p: (name, n) for name, module in layers.items() for n, p in module.named_parameters(recurse=False) if p.requires_grad}
-    seen, todo, used = {None}, [outputs.grad_fn], Counter[tuple[str, str]]()
+    seen: set[Node] = set()
+    todo, used = [outputs.grad_fn], Counter[tuple[str, str]]()
     while todo:
         node = todo.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if node.name() == "CheckpointFunctionBackward":

@@ -37,8 +37,8 @@ class Clipping:
         """What each example's gradient is multiplied with, in each layer.
 
         Args:
-            norms: L2 norms of each example's gradient by layer, ``(examples, layers)``, none of them NaN. ``(examples,)``: of gradients that
-                are not divided into layers.
+            norms: L2 norms of each example's gradient by layer, ``(examples, layers)``, none of them NaN. ``(examples,)``: of
+                gradients that are not divided into layers.
             shares: the part of the clip an example may use, ``(examples,)`` in [0, 1]. None: all of it.
 
         Returns:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pppml_dp.functional import add_weighted, squared_norms
-from pppml_dp.products import Product, convolution_product, linear_product
+from pppml_dp.products import Correlation, Dense, convolution_product, linear_product
 
 #: instantiated gradients are kept where they take at most this many times the memory of the activations they are made of.
 KEPT = 4
@@ -65,12 +65,11 @@ def contribution(module: nn.Module, x: torch.Tensor, g: torch.Tensor, statistics
         made.kept[name] = [rows]
         made.squares += squared_norms(rows)
     if "weight" in wanted and isinstance(module, _WEIGHTED):
-        weight = linear_product(module, x, g) if isinstance(module, nn.Linear) else convolution_product(module, x, g)
-        _add_weight(made, weight)
+        _add_weight(made, linear_product(x, g) if isinstance(module, nn.Linear) else convolution_product(module, x, g))
     return made
 
 
-def _add_weight(made: Contribution, product: Product) -> None:
+def _add_weight(made: Contribution, product: Dense | Correlation) -> None:
     if product.gradient_numbers <= KEPT * product.factor_numbers:
         made.kept["weight"] = list(product.chunks())
         made.squares += torch.cat([squared_norms(rows) for rows in made.kept["weight"]])
@@ -107,7 +106,7 @@ def fits_batch(module: nn.Module, x: torch.Tensor, examples: int) -> bool:
     elif isinstance(module, nn.modules.conv._ConvNd):
         least = module.weight.ndim
     else:
-        least = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}.get(type(module), 2)
+        least = next((3 + axis for axis, kind in enumerate(_INSTANCE) if isinstance(module, kind)), 2)
     return x.ndim >= least and len(x) == examples
 
 

@@ -56,7 +56,9 @@ def add_loop(
         with torch.enable_grad():
             output = model(images[index : index + 1])
             value = own_loss(loss, output, targets[index : index + 1], 0)
-            found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True) if value.requires_grad else [None] * len(layers)
+            found = (
+                torch.autograd.grad(value, list(parameters.values()), allow_unused=True) if value.requires_grad else [None] * len(layers)
+            )
         gradients = [None if g is None else g.detach().double() for g in found]
         if not (bool(output.isfinite().all()) and all(g is None or bool(g.isfinite().all()) for g in gradients)):
             continue

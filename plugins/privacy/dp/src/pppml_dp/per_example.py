@@ -50,8 +50,8 @@ def clipped_sum(
     """Set ``.grad`` of every trained parameter to the sum over the batch of ``c_i`` times the gradient of example ``i``.
 
     An example's gradient is that of ``loss(outputs[i:i+1], targets[i:i+1])``; ``c_i`` is its share times the clipping factor. What one
-    example adds has a norm of at most its share of the clip, whatever it holds; an example of which an output or a number of the gradient is
-    NaN or infinite adds exactly zero.
+    example adds has a norm of at most its share of the clip, whatever it holds; an example with an output or a number in its gradient that
+    is NaN or infinite adds exactly zero.
 
     Args:
         model: in training mode or not; its forward pass takes the images and returns one tensor with a row for each. Hooks are removed

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -23,30 +23,8 @@ CHUNK_BYTES = 2**23
 ALONE = 2e6
 
 
-class Product(Protocol):
-    """The gradient of a weight, example by example."""
-
-    #: dtype of the gradient.
-    dtype: torch.dtype
-    #: numbers in one example's gradient, and in what it is made of.
-    gradient_numbers: int
-    factor_numbers: int
-
-    def chunks(self) -> Iterator[torch.Tensor]:
-        """The examples' gradients, some at a time: ``(some, *shape of the weight)``."""
-
-    def squared_norms(self) -> torch.Tensor:
-        """Of the examples' gradients, float64 ``(n,)``."""
-
-    def squared_scale(self) -> torch.Tensor:
-        """Product of the squared norms of what is multiplied, float64 ``(n,)``: what rounding errors are measured against. 0: no sums."""
-
-    def weighted(self, factors: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
-        """The sum of the good examples' gradients times their factors, in the shape of the weight. Both ``(n,)``, on the CPU."""
-
-
-def _norms_of_chunks(product: Product) -> torch.Tensor:
-    flat = (rows.flatten(1).double() for rows in product.chunks())
+def _norms_of_chunks(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
+    flat = (rows.flatten(1).double() for rows in chunks)
     return torch.cat([torch.linalg.vecdot(rows, rows) for rows in flat])
 
 
@@ -55,7 +33,8 @@ def _scaled(values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def _good(values: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
-    return values if bool(good.all()) else values[good.to(values.device)]
+    kept: torch.Tensor = values if bool(good.all()) else values[good.to(values.device)]
+    return kept
 
 
 def _squared(values: torch.Tensor) -> torch.Tensor:
@@ -72,41 +51,48 @@ class Dense:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the gradient."""
         return self.g.dtype
 
     @property
     def gradient_numbers(self) -> int:
+        """In one example's gradient."""
         return self.x.shape[2] * self.g.shape[2]
 
     @property
     def factor_numbers(self) -> int:
+        """In what one example's gradient is made of."""
         return self.x.shape[1] * (self.x.shape[2] + self.g.shape[2])
 
     def chunks(self) -> Iterator[torch.Tensor]:
+        """The examples' gradients, some at a time: ``(some, *shape of the weight)``."""
         step = max(1, CHUNK_BYTES // (self.gradient_numbers * self.g.element_size()))
         for start in range(0, len(self.x), step):
             part = slice(start, start + step)
             yield self.g[part].mT @ self.x[part]
 
     def squared_norms(self) -> torch.Tensor:
+        """Of the examples' gradients, float64 ``(n,)``."""
         positions, inputs, outputs = *self.x.shape[1:], self.g.shape[2]
         if positions == 1:
             x, g = self.x[:, 0].double(), self.g[:, 0].double()
             return torch.linalg.vecdot(x, x) * torch.linalg.vecdot(g, g)
         if 2 * positions * (inputs + outputs + 4) > inputs * outputs:
-            return _norms_of_chunks(self)
+            return _norms_of_chunks(self.chunks())
         out = []
         step = max(1, CHUNK_BYTES // (16 * positions**2))
         for start in range(0, len(self.x), step):
             x, g = (v[start : start + step].double() for v in (self.x, self.g))
-            out.append(((x @ x.mT) * (g @ g.mT)).sum((1, 2)))
-        return torch.cat(out).clamp_min(0)
+            out.append(((x @ x.mT) * (g @ g.mT)).sum((1, 2)).clamp_min(0))
+        return torch.cat(out)
 
     def squared_scale(self) -> torch.Tensor:
+        """Product of the squared norms of what is multiplied, float64 ``(n,)``: the measure of rounding errors. 0: nothing is added up."""
         scale = _squared(self.x) * _squared(self.g)
         return scale if self.x.shape[1] > 1 else torch.zeros_like(scale)
 
     def weighted(self, factors: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+        """The sum of the good examples' gradients times their factors, in the weight's shape. Both ``(n,)``, on the CPU."""
         g = _scaled(_good(self.g, good), factors[good])
         return g.flatten(0, 1).T @ _good(self.x, good).flatten(0, 1)
 
@@ -128,14 +114,17 @@ class Correlation:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the gradient."""
         return self.small.dtype
 
     @property
     def gradient_numbers(self) -> int:
+        """In one example's gradient."""
         return self.weight.numel()
 
     @property
     def factor_numbers(self) -> int:
+        """In what one example's gradient is made of."""
         return self.big[0].numel() + self.small[0].numel()
 
     @property
@@ -152,11 +141,13 @@ class Correlation:
         return found
 
     def weighted(self, factors: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+        """The sum of the good examples' gradients times their factors, in the weight's shape. Both ``(n,)``, on the CPU."""
         if not bool(good.any()):
             return torch.zeros_like(self.weight)
         return self._gradient(_good(self.big, good), _scaled(_good(self.small, good), factors[good]))
 
     def chunks(self) -> Iterator[torch.Tensor]:
+        """The examples' gradients, some at a time: ``(some, *shape of the weight)``."""
         positions = math.prod(self._positions)
         if self.big.device.type == "cpu" and positions * self.gradient_numbers >= ALONE:
             for i in range(len(self.big)):
@@ -183,12 +174,13 @@ class Correlation:
         return padded.as_strided(shape, (*padded.stride()[:2], *by_kernel, *by_position))
 
     def squared_norms(self) -> torch.Tensor:
+        """Of the examples' gradients, float64 ``(n,)``."""
         channels, out = self.big.shape[1], self.small.shape[1]
         pixels = math.prod(s + 2 * p for s, p in zip(self.big.shape[2:], self.padding, strict=True))
         positions = math.prod(self._positions)
         gram = 2 * (pixels**2 * (channels + 4 * self.groups) + positions**2 * (out + 4 * self.groups))
         if gram > positions * self.gradient_numbers:
-            return _norms_of_chunks(self)
+            return _norms_of_chunks(self.chunks())
         step = max(1, CHUNK_BYTES // (8 * self.groups * (pixels**2 + positions**2)))
         return torch.cat([self._ghost(start, step) for start in range(0, len(self.big), step)]).clamp_min(0)
 
@@ -211,10 +203,11 @@ class Correlation:
         return gram[tuple(index)]
 
     def squared_scale(self) -> torch.Tensor:
+        """Product of the squared norms of what is multiplied, float64 ``(n,)``: the measure of rounding errors. 0: nothing is added up."""
         return math.prod(self._kernel) * _squared(self.big) * _squared(self.small)
 
 
-def linear_product(module: torch.nn.Linear, x: torch.Tensor, g: torch.Tensor) -> Dense:
+def linear_product(x: torch.Tensor, g: torch.Tensor) -> Dense:
     """Of a linear layer with any dimensions between examples and features."""
     return Dense(x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1]))
 
