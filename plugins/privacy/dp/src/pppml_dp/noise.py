@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ def integer_noise(kind: str, variance: float) -> IntegerNoise:
     from pppml_dp.discrete_gaussian import DiscreteGaussian
     from pppml_dp.skellam import Skellam
 
-    kinds = {"discrete-gaussian": DiscreteGaussian, "skellam": Skellam}
+    kinds: dict[str, Callable[[float], IntegerNoise]] = {"discrete-gaussian": DiscreteGaussian, "skellam": Skellam}
     if kind not in kinds:
         raise ConfigError(f"there is no noise {kind!r}", place="privacy.noise", hint=f"use one of {', '.join(kinds)}")
     return kinds[kind](variance)

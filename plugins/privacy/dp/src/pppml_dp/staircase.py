@@ -13,7 +13,7 @@ offset are uniform bits. The only decision about a real number is whether a unif
 
 - The word that named cell and offset has at least 23 bits left. In most proposals they show ``u`` below the least acceptance probability
   in the bin, rounded down.
-- Otherwise 64 more bits are drawn and ``f`` is computed in float64. Outside ``MARGIN``, which is many times the error of that, this decides.
+- Otherwise 64 more bits are drawn and ``f`` is computed in float64. Outside ``MARGIN``, which no error of that reaches, this decides.
 - Inside it, about once in 2**27 proposals, ``f`` is enclosed between integers over a power of two and bits are added until it is decided.
 
 So samples have exactly the cut distribution, as far as the bits are uniform. Time depends on the values drawn.
