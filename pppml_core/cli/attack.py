@@ -27,19 +27,30 @@ def command(run: Path, use: str, vantage: str, round_: int | None, as_json: bool
     import json
 
     from pppml_core import api
-    from pppml_core.config.source import scalar
-    from pppml_core.errors import ConfigError
 
-    chosen = scalar(use)
-    settings: dict[str, Any] = dict(chosen) if isinstance(chosen, Mapping) else {"use": chosen}
-    name = settings.pop("use", None)
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"{use!r} names no attack", place="--use", hint="--use dp-audit, or --use '{use: dp-audit, canaries: 5000}'")
+    name, settings = _chosen(use)
     record = api.open(run).attack(name, vantage=vantage, round=round_, **settings)
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:
         _print(record)
+
+
+def _chosen(use: str) -> tuple[str, dict[str, Any]]:
+    """The attack's name and its settings."""
+    from pppml_core.config.source import scalar
+    from pppml_core.errors import ConfigError
+
+    hint = "--use dp-audit, or --use '{use: dp-audit, canaries: 5000}'"
+    try:
+        found = scalar(use)
+    except ConfigError as error:
+        raise ConfigError(error.message, place="--use", hint=hint) from error
+    settings: dict[str, Any] = dict(found) if isinstance(found, Mapping) else {"use": found}
+    name = settings.pop("use", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{use!r} names no attack", place="--use", hint=hint)
+    return name, settings
 
 
 def _print(record: Mapping[str, Any]) -> None:
@@ -49,9 +60,8 @@ def _print(record: Mapping[str, Any]) -> None:
 
     colours = {"recovered": "bold red", "not_shown_to_leak": "green"}
     outcome = Text(record["outcome"].replace("_", " "), style=colours.get(record["outcome"], "yellow"))
-    table = Table(
-        title=f"{record['attack']}, vantage {record['vantage']}, round {record['round']}", show_header=False, title_justify="left"
-    )
+    title = f"{record['attack']}, vantage {record['vantage']}, round {record['round']}"
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("outcome", outcome)

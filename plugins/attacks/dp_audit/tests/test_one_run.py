@@ -12,7 +12,10 @@ from pppml_dp_audit.one_run import combined, epsilon_ceiling, epsilon_lower, gue
 
 @pytest.mark.parametrize(
     ("right", "guesses", "canaries", "expected"),
-    [(100, 100, 100, 3.49), (200, 200, 1000, 4.17), (180, 200, 1000, 1.80), (140, 200, 1000, 0.58), (550, 1000, 1000, 0.09), (1000, 1000, 1000, 5.78)],
+    [
+        (100, 100, 100, 3.49), (200, 200, 1000, 4.17), (180, 200, 1000, 1.80),
+        (140, 200, 1000, 0.58), (550, 1000, 1000, 0.09), (1000, 1000, 1000, 5.78),
+    ],
 )  # fmt: skip
 def test_known_figures(right, guesses, canaries, expected):
     assert epsilon_lower(right, guesses, canaries, 1e-5) == pytest.approx(expected, abs=0.0051)
@@ -101,5 +104,4 @@ def test_enough_guesses_for_the_claim_where_there_are():
     many = guesses_for(6.0, 20_000, 1e-5, 0.025, 200)
     assert epsilon_ceiling(many, 20_000, 1e-5) > 6.0
     assert epsilon_ceiling(round(many / 1.2), 20_000, 1e-5, 0.975) < 6.0
-    assert guesses_for(50.0, 500, 1e-5, 0.025, 20) == 500
-    assert guesses_for(1.0, 10, 1e-5, 0.025, 20) == 10
+    assert guesses_for(50.0, 500, 1e-5, 0.025, 20) == 20

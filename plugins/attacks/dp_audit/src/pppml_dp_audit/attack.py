@@ -11,7 +11,9 @@ import math
 import time
 from typing import Any
 
-from pppml_core.interfaces.attack import Attack, AttackContext, Verdict
+import numpy as np
+
+from pppml_core.interfaces.attack import Attack, AttackContext, Outcome, Verdict
 from pppml_core.interfaces.privacy import Canaries, Encoding
 from pppml_dp_audit.audit import FALSE_ALARMS, AuditResult, audit_plan
 from pppml_dp_audit.config import DpAuditConfig
@@ -57,7 +59,7 @@ def not_applicable(ctx: AttackContext) -> str:
         return "the audit needs a party that gets every sum: use vantage server, site:NAME, or several of them joined by +"
     if statement.placement == "server" and who.server:
         return (
-            "the server is trusted here: it adds the noise and sees the sums before, so the claim is not against it; use vantage site:NAME"
+            "the server is trusted here: it sees the sums before it adds the noise, so nothing is claimed against it; use vantage site:NAME"
         )
     honest, left = statement.details.get("honest_shares", 1), [n for n in _shares(ctx) if n > 0]
     if not left:
@@ -86,8 +88,6 @@ def _shares(ctx: AttackContext) -> list[int]:
 
 
 def _no_canaries(ctx: AttackContext) -> bool:
-    import numpy as np
-
     return ctx.privacy.audited(Canaries(np.zeros(0, np.int64), np.zeros(0))) is None
 
 
@@ -101,25 +101,20 @@ def verdict_of(found: AuditResult, ctx: AttackContext, seconds: float) -> Verdic
     )
     bound = f"epsilon is at least {found.epsilon_lower:.3g} with {found.confidence:.0%} confidence, claimed is {found.epsilon_claimed:.4g}"
     can_find = found.epsilon_ceiling > found.epsilon_claimed
+    outcome: Outcome = "not_shown_to_leak"
     if found.violation:
-        outcome, said = (
-            "recovered",
-            f"violation: {bound}, and {found.confirmations} further replays refute the claim (p = {found.p_value:.1g})",
-        )
+        outcome = "recovered"
+        said = f"violation: {bound}, and {found.confirmations} further replays refute the claim (p = {found.p_value:.1g})"
     elif found.flagged:
-        outcome = "not_shown_to_leak"
         said = (
             f"no violation found: {bound}, as happens by chance in at most {1 - found.confidence:.0%} of audits, and "
             f"{found.confirmations} further replays do not refute the claim at {FALSE_ALARMS:g} (p = {found.p_value:.2g})"
         )
     elif can_find:
-        outcome, said = "not_shown_to_leak", f"no violation found: {bound}, at most {found.epsilon_ceiling:.3g} could have been shown"
+        said = f"no violation found: {bound}, at most {found.epsilon_ceiling:.3g} could have been shown"
     else:
         outcome = "inconclusive"
-        said = (
-            f"no violation found, and none could have been: {bound}, and with every guess right it would be {found.epsilon_ceiling:.3g}; "
-            "more canaries show more, up to one for each shared weight"
-        )
+        said = f"no violation found, and none could have been: {bound}, and with every guess right it would be {found.epsilon_ceiling:.3g}"
     return Verdict(
         outcome,
         f"{said} ({about})",

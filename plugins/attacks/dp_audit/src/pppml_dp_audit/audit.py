@@ -93,7 +93,7 @@ def audit_plan(
     if claim is None or math.isinf(claim):
         raise ConfigError("no finite epsilon is claimed, so there is nothing to refute", place=plan.statement.mechanism)
     if guesses is None:
-        guesses = guesses_for(claim, canaries, delta, (1.0 - confidence) / 2.0, max(LEAST, round(GUESSED * canaries)))
+        guesses = guesses_for(claim, canaries, delta, (1.0 - confidence) / 2.0, min(canaries, max(LEAST, round(GUESSED * canaries))))
     right = replayed(plan, schedule, canaries, guesses)
     lower = epsilon_lower(right, guesses, canaries, delta, confidence)
     further: list[int] = []

@@ -17,9 +17,7 @@ class DpAuditConfig(ComponentConfig):
         description="canaries that are guessed; default: 1 % of them, at least 20, more where a claim needs more for missing noise to show",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the bound that is reported")
-    confirmations: int = Field(
-        8, ge=1, le=1000, description="further replays where the first is above the claim, before it is called false"
-    )
+    confirmations: int = Field(8, ge=1, le=1000, description="further replays where the first is above the claim, which decide")
     audits: int = Field(1, ge=1, description="audits that are judged together: each is tested that many times more strictly")
 
     @model_validator(mode="after")

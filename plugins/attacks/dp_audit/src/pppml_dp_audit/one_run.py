@@ -58,12 +58,14 @@ def epsilon_ceiling(guesses: int, canaries: int, delta: float, confidence: float
 
 
 def guesses_for(epsilon: float, canaries: int, delta: float, level: float, least: int) -> int:
-    """The fewest guesses, at least ``least``, with which a mechanism without noise would be refuted at ``level``; else ``canaries``.
+    """The fewest guesses, at least ``least``, with which a mechanism without noise would be refuted at ``level``; ``least`` if none would.
 
     Depends on public numbers alone, so it is fixed before anything is released.
     """
-    guesses = min(least, canaries)
-    while guesses < canaries and p_value(guesses, guesses, canaries, epsilon, delta) > level:
+    guesses = least
+    while p_value(guesses, guesses, canaries, epsilon, delta) > level:
+        if guesses == canaries:
+            return least
         guesses = min(canaries, math.ceil(1.1 * guesses))
     return guesses
 

@@ -8,7 +8,7 @@ them; so there are none here, every batch of images is empty, and what each site
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Schedule:
     shares: Sequence[int] = (1,)
     learning_rates: Sequence[float] = (1.0,)
     gradients: int = 1
-    grid: Encoding = Encoding(1.0, 16)
+    grid: Encoding = field(default_factory=lambda: Encoding(1.0, 16))
 
 
 def scores(plan: PrivacyPlan, included: npt.NDArray[np.bool_], schedule: Schedule) -> npt.NDArray[np.float64]:
@@ -53,9 +53,8 @@ def scores(plan: PrivacyPlan, included: npt.NDArray[np.bool_], schedule: Schedul
     at = np.flatnonzero(included)
     audited = plan.audited(Canaries(at.astype(np.int64), np.full(len(at), CANARY_GRADIENT)))
     if audited is None:
-        raise ConfigError(
-            "this mechanism takes no artificial examples", place=plan.statement.mechanism, hint="only noised gradients are audited"
-        )
+        text, hint = "this mechanism takes no artificial examples", "only noised gradients are audited"
+        raise ConfigError(text, place=plan.statement.mechanism, hint=hint)
     total = np.zeros(len(included))
     for round, (shares, rate) in enumerate(zip(schedule.shares, schedule.learning_rates, strict=True), 1):
         if shares == 0:
