@@ -51,7 +51,8 @@ Short.__abstractmethods__ = frozenset()
 @pytest.mark.parametrize("length", [3, 4, 5])
 def test_a_sum_of_another_length_is_no_sum(length):
     config = SimpleNamespace(run=SimpleNamespace(min_cohort=1))
-    server = SimpleNamespace(parts=SimpleNamespace(config=config), perform=lambda *_: ExchangeOutcome({}, (), {}))
+    privacy = SimpleNamespace(min_survivors=1)
+    server = SimpleNamespace(parts=SimpleNamespace(config=config), privacy=privacy, perform=lambda *_: ExchangeOutcome({}, (), {}))
     ctx = ServerContext(b"r" * 16, 1, 1, COHORT, b"")
     if length == 4:
         assert hold_session(server, Short(length), "session", ctx).survivors == COHORT

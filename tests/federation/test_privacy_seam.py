@@ -23,6 +23,10 @@ LENGTH = 2035  # parameters of the tiny network
 LEVELS = 2**15 - 1
 
 
+#: what is always said with an epsilon of the fake mechanism, but for its placement.
+CLAIM = "for the whole run (unit example, adjacency add-remove, delta 1e-05, accountant pld, placement {}, adversary: a curious server)"
+
+
 class FakePlan(PrivacyPlan):
     """Notes every question, and adds what can be recognized again."""
 
@@ -37,7 +41,8 @@ class FakePlan(PrivacyPlan):
 
     @property
     def statement(self):
-        return PrivacyStatement("fake", self.owner.options.get("epsilon"), 1e-5, "example", "add-remove", self.placement)
+        epsilon = self.owner.options.get("epsilon")
+        return PrivacyStatement("fake", epsilon, 1e-5, "example", "add-remove", self.placement, "pld", "a curious server", {"steps": 7})
 
     def gradient_rule(self, plain):
         self.owner.asked.append(("gradient_rule", (), ""))
@@ -192,7 +197,7 @@ def said(experiment, **sections):
 )
 def test_beside_a_claim_the_plan_says_that_evaluation_metrics_are_outside(experiment, metrics, where):
     (text,), printed = said(experiment, privacy=Fake(epsilon=2.5, placement="local"), run={"metrics": metrics})
-    assert text.startswith("privacy: epsilon 2.5 is claimed for what enters the sums")
+    assert text.startswith(f"privacy: epsilon 2.5 {CLAIM.format('local')} is claimed for what enters the sums; outside the claim: ")
     assert f"evaluation metrics (run.metrics: {metrics}, so {where})" in text
     assert "model" not in text, "fedavg on a network without statistics leaves nothing else at a site"
     assert "outside the claim" in " ".join(printed.split())
@@ -353,8 +358,9 @@ def test_a_torn_charge_counts_and_stays(tmp_path):
 
 def test_a_spent_budget_stops_before_the_next_round(go, tmp_path):
     fake = Fake(epsilon=2.0)
-    with pytest.raises(BudgetSpent, match="round 3 would bring epsilon to 3, above 2") as caught:
+    with pytest.raises(BudgetSpent) as caught:
         go(tmp_path / "r", privacy=fake, run={"rounds": 5})
+    assert f"round 3 would bring epsilon to 3, above the claim: epsilon 2 {CLAIM.format('none')}" in str(caught.value)
     assert caught.value.exit_code == 4
     entries = Ledger(tmp_path / "r" / "sites" / "site_1" / "ledger.jsonl").entries()
     assert [e["round"] for e in entries] == [1, 2], "nothing of round 3 was made"
@@ -367,5 +373,5 @@ def test_the_statement_is_in_the_result(go):
     result = go(privacy=Fake(epsilon=2.0, placement="local")).result
     assert result["privacy"] == {
         "mechanism": "fake", "epsilon": 2.0, "delta": 1e-5, "unit": "example", "adjacency": "add-remove", "placement": "local",
-        "accountant": "", "adversary": "", "details": {},
+        "accountant": "pld", "adversary": "a curious server", "details": {"steps": 7}, "spent": 2.0,
     }  # fmt: skip
