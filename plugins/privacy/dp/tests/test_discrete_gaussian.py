@@ -103,6 +103,9 @@ def test_the_staircase_lies_above_and_what_is_sure_below(kind, variance):
     assert stairs._weights.sum() == len(stairs._cells) == 2**16
     assert np.array_equal(np.bincount(stairs._cells, minlength=2 * side), stairs._weights)
     assert len(stairs._weights) == 2 * side <= 1024
+    # No bit decides twice: cell, offset and uniform number are different bits of the word.
+    assert stairs._used == 16 + stairs._shift
+    assert not (stairs._sure % np.uint64(2**16 * width)).any()
     for i in np.unique(np.r_[0, 1, side - 2 : side + 2, 2 * side - 1, np.linspace(0, 2 * side - 1, 10).astype(int)]):
         inside = range((i - side) * width, (i - side + 1) * width)
         values = inside if width <= 4 else [*inside[:2], *inside[-2:]]
@@ -110,7 +113,6 @@ def test_the_staircase_lies_above_and_what_is_sure_below(kind, variance):
         assert stairs._scale * max(tops) <= int(stairs._weights[i]) << 128
         ratio = Fraction(stairs._scale * min(floors), int(stairs._weights[i]) << 128)
         assert Fraction(int(stairs._sure[i]), 2**64) <= max(ratio, Fraction(0))
-        assert int(stairs._sure[i]) % (1 << stairs._used) == 0
 
 
 def test_most_proposals_are_decided_by_their_first_word():

@@ -121,7 +121,7 @@ def test_probabilities_by_fractions_alone():
         assert Fraction(low, zero_high) <= ratio <= Fraction(high, zero_low)
 
 
-@pytest.mark.parametrize("variance", [0.25, 1.0, 1000.0])
+@pytest.mark.parametrize("variance", [0.25, 16.0, 100.0, 1000.0])
 def test_the_bound_is_beyond_two_to_minus_100(variance):
     noise = Skellam(variance)
     with mp.workprec(300):
