@@ -182,9 +182,9 @@ class LocalTraining:
         """
         if self._sampler is not None:
             count = steps if steps is not None else (epochs or 0) * self._sampler.steps_per_epoch(batches_per_step)
-            for _ in range(count * batches_per_step):
+            for number in range(count * batches_per_step):
                 sample = self._sampler.draw()
-                yield 0, sample.indices, sample.shares
+                yield number, sample.indices, sample.shares  # each draw augments anew, as each epoch does
             return
         done, epoch, cut = 0, 0, step_ends(self.examples, self._training.batch_size, batches_per_step)
         while (epochs is None or epoch < epochs) and (steps is None or done < steps):
