@@ -15,6 +15,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 Accountant = Literal["pld", "prv", "rdp"]
-_MOST_STEPS = 10**7
+_MOST_STEPS = 10**6
 
 
 def accountant_of(events: Iterable[Event]) -> Literal["pld", "rdp"]:
@@ -92,15 +93,15 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sample_rate: float
     Rounded up, so that the claim holds, and to few digits, so that every party that solves for it has the same number. No sum: 0.
     """
     _check(delta, target_epsilon)
+    sums = Event("gaussian", sample_rate, 1.0, count)
     if count == 0:
         return 0.0
 
     def excess(index: int) -> float:
-        return _log_ratio(epsilon([Event("gaussian", sample_rate, four_digits(index), count)], delta), target_epsilon)
+        return _log_ratio(epsilon([replace(sums, noise_multiplier=four_digits(index))], delta), target_epsilon)
 
-    return four_digits(
-        first_within(excess, index_of(_near(sample_rate, count, target_epsilon, delta)), index_of(1e-4), index_of(1e9), step=32)
-    )
+    start = index_of(_near(sums, target_epsilon, delta))
+    return four_digits(first_within(excess, start, index_of(1e-4), index_of(1e9), step=32))
 
 
 @lru_cache(maxsize=256)
@@ -110,19 +111,20 @@ def skellam_variance_for(target_epsilon: float, delta: float, sample_rate: float
     ``d1``, ``d2``: integer sensitivities. Raises PppmlError where no order up to 1,024 proves so small an epsilon. No sum: 0.
     """
     _check(delta, target_epsilon)
+    sums = Event.skellam(sample_rate, d2**2, d1, d2, count)
     if count == 0:
         return 0.0
 
     def excess(index: int) -> float:
         return _log_ratio(epsilon([Event.skellam(sample_rate, four_digits(index), d1, d2, count)], delta, "rdp"), target_epsilon)
 
-    near = (_near(sample_rate, count, target_epsilon, delta) * d2) ** 2
-    return four_digits(first_within(excess, index_of(near), index_of(1e-8 * d2**2), index_of(1e18 * d2**2), step=512))
+    start = index_of((_near(sums, target_epsilon, delta) * d2) ** 2)
+    return four_digits(first_within(excess, start, index_of(1e-8 * d2**2), index_of(1e18 * d2**2), step=512))
 
 
 @lru_cache(maxsize=1024)
 def largest_count(event: Event, delta: float, limit: float) -> int:
-    """How many times ``event`` (with its own count) can be charged before epsilon exceeds ``limit``: 0 to ten million steps.
+    """How many times ``event`` (with its own count) can be charged before epsilon exceeds ``limit``: at most a million steps.
 
     By the accountant that makes the statement.
     """
@@ -138,8 +140,9 @@ def largest_count(event: Event, delta: float, limit: float) -> int:
             return -math.inf
         return -_log_ratio(epsilon([event.times(count)], delta, accountant), limit) or 1e-300  # exactly the limit is within it
 
-    guess = (mu_at(limit, delta) / _distance(event)) ** 2
-    return first_within(headroom, math.ceil(min(guess, most)), 1, most + 1, step=math.ceil(min(guess, most) / 64)) - 1
+    distance = _distance(event)
+    guess = math.ceil(min((mu_at(limit, delta) / distance) ** 2, most)) if distance else most
+    return first_within(headroom, guess, 1, most + 1, step=math.ceil(guess / 64)) - 1
 
 
 def _distance(event: Event) -> float:
@@ -148,10 +151,10 @@ def _distance(event: Event) -> float:
     return event.sample_rate * math.sqrt(event.count * (each if event.sample_rate == 1 else math.expm1(min(each, 700.0))))
 
 
-def _near(sample_rate: float, count: int, target_epsilon: float, delta: float) -> float:
-    """The noise multiplier at which ``_distance`` is what the target allows. A first guess."""
-    each = (mu_at(target_epsilon, delta) / sample_rate) ** 2 / count
-    return 1 / math.sqrt(each if sample_rate == 1 else math.log1p(each))
+def _near(sums: Event, target_epsilon: float, delta: float) -> float:
+    """The noise multiplier with which :func:`_distance` of ``sums`` would be what the target allows. A first guess."""
+    each = (mu_at(target_epsilon, delta) / sums.sample_rate) ** 2 / sums.count
+    return 1 / math.sqrt(each if sums.sample_rate == 1 else math.log1p(each))
 
 
 def _log_ratio(value: float, target: float) -> float:
@@ -168,9 +171,8 @@ def _rdp_epsilon(events: Sequence[Event], delta: float) -> float:
     silent, log.disabled = log.disabled, True
     try:
         for event in events:
-            accountant.compose(
-                dp_event.PoissonSampledDpEvent(event.sample_rate, dp_event.GaussianDpEvent(event.noise_multiplier)), event.count
-            )
+            noisy = dp_event.GaussianDpEvent(event.noise_multiplier)
+            accountant.compose(dp_event.PoissonSampledDpEvent(event.sample_rate, noisy), event.count)
         return float(accountant.get_epsilon(delta))
     finally:
         log.disabled = silent
@@ -181,9 +183,8 @@ def _prv_epsilon(events: Sequence[Event], delta: float) -> float:
     try:
         from opacus.accountants import PRVAccountant
     except ImportError as error:
-        raise PppmlError(
-            "prv is computed by Opacus, which is not installed", place="privacy accounting", hint="pip install pppml-dp[prv]"
-        ) from error
+        hint = "pip install pppml-dp[prv]"
+        raise PppmlError("prv is computed by Opacus, which is not installed", place="privacy accounting", hint=hint) from error
     accountant = PRVAccountant()
     accountant.history = [(event.noise_multiplier, event.sample_rate, event.count) for event in events]
     try:

@@ -37,6 +37,8 @@ def pld_epsilon(events: Sequence[Event], delta: float) -> float:
     mu = math.hypot(*(math.sqrt(event.count) / event.noise_multiplier for event in unsampled))
     if not sampled or not math.isfinite(mu):
         return epsilon_at(delta, mu)
+    if epsilon_at(delta, math.hypot(mu, *(math.sqrt(event.count) / event.noise_multiplier for event in sampled))) == 0:
+        return 0.0  # even without sampling
     interval = _interval(sampled, mu)
     losses = [
         privacy_loss_distribution.from_gaussian_mechanism(
@@ -66,9 +68,9 @@ def _spread_and_span(event: Event) -> tuple[float, float]:
     """Standard deviation of one step's privacy loss (at most that of the unsampled mechanism, 1/z), and the span of its values."""
     q, z = event.sample_rate, event.noise_multiplier
     x = np.linspace(-12 * z, 1 + 12 * z, 4001)
-    without, with_unit = -((x / z) ** 2) / 2, -(((x - 1) / z) ** 2) / 2
-    mixture = np.logaddexp(math.log1p(-q) + without, math.log(q) + with_unit)
-    loss, weights = mixture - without, np.exp(mixture)
+    unsampled = (2 * x - 1) / (2 * z**2)
+    loss = np.where(unsampled < 500, np.log1p(q * np.expm1(np.minimum(unsampled, 500))), math.log(q) + unsampled)
+    weights = (1 - q) * np.exp(-((x / z) ** 2) / 2) + q * np.exp(-(((x - 1) / z) ** 2) / 2)
     mean = np.average(loss, weights=weights)
     spread = math.sqrt(np.average((loss - mean) ** 2, weights=weights))
     return min(spread, 1 / z), float(loss[-1] - loss[0])
