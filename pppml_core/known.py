@@ -32,7 +32,10 @@ KNOWN: tuple[Known, ...] = (
             ("fedrep", "the head stays at the site, trained before the body"),
         )
     ),
+    Known("privacy", "clip-only", "pppml-dp", "plugins/privacy/dp", "clipping without noise, which guarantees nothing"),
     Known("privacy", "dp-sgd", "pppml-dp", "plugins/privacy/dp", "clipped and noised gradients with accounting"),
+    Known("privacy", "dp-update", "pppml-dp", "plugins/privacy/dp", "clipped and noised updates of whole sites"),
+    Known("attack", "dp-audit", "pppml-dp-audit", "plugins/attacks/dp_audit", "lower bound of epsilon from canaries"),
     Known("attack", "idlg", "pppml-idlg", "plugins/attacks/idlg", "images and labels from gradients"),
     Known("task", "blood-cells", "pppml-blood-cells", "plugins/tasks/blood_cells", "blood cell classification"),
     Known("task", "chest-ct", "pppml-chest-ct", "plugins/tasks/chest_ct", "chest CT volume classification"),

@@ -260,11 +260,12 @@ def check_claim(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     if math.isinf(epsilon):
         plan.warnings.append(f"privacy: {privacy.statement.words()}; the model may reveal its training images")
         return
+    frozen = {n for n, p in parts.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     outside = [f"evaluation metrics (run.metrics: {metrics}, so {_METRICS[metrics]})"]
     if parts.personalization.personalizes:
         outside.append("each site's personalized model, which stays there and must not be passed on as private")
-    elif parts.initial_personal:
-        outside.append(f"what each site keeps of its model ({next(iter(parts.initial_personal))!r}, ...), which stays there")
+    elif kept := [n for n, t in parts.initial_personal.items() if n not in frozen and t.is_floating_point()]:
+        outside.append(f"what each site keeps of its model ({kept[0]!r}, ...), which stays there")
     plan.warnings.append(
         f"privacy: {privacy.statement.words()} is claimed for what enters the sums; outside the claim: {'; '.join(outside)}"
     )

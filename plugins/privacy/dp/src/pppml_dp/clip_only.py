@@ -34,6 +34,6 @@ class ClipOnly(PrivacyMechanism):
         """The plan of the mechanism that it is a row beside, with a noise multiplier of 0."""
         config = self.config
         if config.unit == "site":
-            return make_update_plan(DpUpdateConfig(use="dp-update", clip=config.clip, noise_multiplier=0.0), setting)
+            return make_update_plan(DpUpdateConfig(clip=config.clip, noise_multiplier=0.0), setting)
         same = {name: getattr(config, name) for name in ("clip", "clipping", "placement", "sample_rate", "physical_batch")}
-        return make_sgd_plan(DpSgdConfig(use="dp-sgd", noise_multiplier=0.0, **same), setting)
+        return make_sgd_plan(DpSgdConfig(noise_multiplier=0.0, **same), setting)

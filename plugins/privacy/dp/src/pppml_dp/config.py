@@ -73,8 +73,10 @@ class DpUpdateConfig(_Noised):
     def _noise_is_given_once(self) -> DpUpdateConfig:
         if self.preset is None and self.epsilon is None and self.noise_multiplier is None:
             raise ValueError("give epsilon (the noise is solved for it), noise_multiplier (epsilon is computed), both, or preset: paper")
-        if self.preset is not None and {"epsilon", "noise_multiplier", "clip", "delta", "placement", "noise"} & self.model_fields_set:
-            raise ValueError("preset: paper sets clip, noise, delta and placement itself; leave them out")
+        own = ("epsilon", "noise_multiplier", "clip", "delta", "placement", "noise")
+        # (A saved config spells out the defaults.)
+        if self.preset is not None and (own := [n for n in own if getattr(self, n) != type(self).model_fields[n].default]):
+            raise ValueError(f"preset: paper sets {', '.join(own)} itself; leave it out")
         return self
 
 

@@ -1,0 +1,70 @@
+"""Runs of the tiny task under a mechanism, and networks to plan for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import pppml_core as pppml
+from pppml_core.interfaces.privacy import PrivacySetting
+from pppml_core.registry import Registry
+
+INSTALLED = Registry.discover()
+HAS_SECAGG = any(c.name == "secagg-plus" for c in INSTALLED.components("aggregator"))
+
+
+def numbers(**changes):
+    """Public numbers of a run, as a mechanism is planned for them."""
+    usual = {
+        "rounds": 20,
+        "cohort": 10,
+        "examples": dict.fromkeys("abcdefghij", 400),
+        "batch_size": 40,
+        "local_steps": dict.fromkeys("abcdefghij", 1),
+        "gradient_calls": 1,
+        "sample_rate": 0.1,
+        "learning_rates": (0.5,) * 20,
+        "coordinates": 2035,
+        "min_survivors": 7,
+        "sees_sum": ("server",),
+        "sees_update": (),
+    }
+    return PrivacySetting(**{**usual, **changes})
+
+
+@pytest.fixture
+def setting():
+    return numbers
+
+
+@pytest.fixture
+def experiment():
+    """An experiment on the tiny task: sections as keywords."""
+
+    def make(privacy, *, sites=5, examples=200, aggregator="plain", training=None, run=None, **sections):
+        usual = {"steps": 1, "batch_size": 32, "optimizer": {"use": "sgd", "lr": 0.5}}
+        return pppml.Experiment(
+            task={"use": "tiny", "sites": sites, "examples": examples},
+            aggregator=aggregator,
+            privacy=privacy,
+            training={**usual, **(training or {})},
+            run={"rounds": 2, **(run or {})},
+            registry=INSTALLED,
+            **sections,
+        )
+
+    return make
+
+
+@pytest.fixture
+def secagg():
+    if not HAS_SECAGG:
+        pytest.skip("pppml-secagg-plus is not installed")
+    return "secagg-plus"
+
+
+@pytest.fixture
+def rule_is():
+    """What a personalization says of itself to a mechanism."""
+    return lambda **says: SimpleNamespace(**{"shares": True, **says})
