@@ -24,14 +24,12 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from pppml_core.learning.gradients import LossFunction
-from pppml_dp.clipping import Clipping, layers_of
+from pppml_dp.clipping import SMALLEST, Clipping, layers_of
 from pppml_dp.layers import Contribution, contribution, fits_batch, misfit, statistics_of
 from pppml_dp.loop import Sums, own_loss, trainable
 
-#: largest part of the clip that rounding may add to one example's gradient; sensitivities are charged with as much above the clip.
-ROUNDING = 1e-3
-#: smaller factors lose digits in float32.
-SMALLEST = 1e-30
+#: largest part of the clip that rounding could add to one example's gradient at worst; usual networks stay below a tenth of it.
+ROUNDING = 1e-4
 
 
 class Unfit(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -18,6 +19,8 @@ from pppml_core.errors import PppmlError
 Kind = Literal["flat", "per-layer", "automatic"]
 #: keeps automatic clipping from blowing up gradients that are nearly zero; the authors' value.
 STABILITY = 0.01
+#: smaller factors lose digits in float32; such examples are computed alone, in float64.
+SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Clipping:
             bound = self.norm / math.sqrt(table.shape[1])
             factors = bound / table.clamp_min(bound)
         else:
-            whole = torch.linalg.vector_norm(table, dim=1, keepdim=True).expand_as(table)
+            whole = reduce(torch.hypot, table.unbind(1))[:, None].expand_as(table)  # does not overflow
             factors = self.norm / (whole + STABILITY if self.kind == "automatic" else whole.clamp_min(self.norm))
         if shares is not None:
             factors = factors * shares[:, None]

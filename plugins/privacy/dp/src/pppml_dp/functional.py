@@ -9,8 +9,9 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from pppml_core.learning.gradients import LossFunction
-from pppml_dp.clipping import Clipping, layers_of
+from pppml_dp.clipping import SMALLEST, Clipping, layers_of
 from pppml_dp.loop import Sums, own_loss, trainable
+from pppml_dp.rows import add_weighted, squared_norms
 
 #: what the gradients of one chunk may take.
 CHUNK_BYTES = 2**28
@@ -25,7 +26,7 @@ def add_functional(
     shares: torch.Tensor,
     clipping: Clipping,
 ) -> list[int]:
-    """Add the clipped gradients to ``sums``; as :func:`.add_loop`. Returns the examples it left out: their norm is not finite.
+    """Add the clipped gradients to ``sums``; as :func:`.add_loop`. Returns the examples it left out: their norm is not finite, or huge.
 
     Dropout draws for each example. Raises whatever torch raises for operations that cannot be vectorized.
     """
@@ -48,33 +49,10 @@ def add_functional(
         squares = torch.zeros(len(finite), max(layers) + 1, dtype=torch.float64, device=images.device)
         for layer, gradient in zip(layers, gradients.values(), strict=True):
             squares[:, layer] += squared_norms(gradient)
-        good = (finite & squares.sum(1).isfinite()).cpu()
-        factors = clipping.factors(squares.sqrt().cpu().nan_to_num(), shares[part])
+        known = (finite & squares.sum(1).isfinite()).cpu()
+        factors = clipping.factors(squares.cpu().sqrt().where(known[:, None], 0), shares[part])
+        good = known & (factors.amin(1) >= SMALLEST * shares[part])
         for layer, (name, gradient) in zip(layers, gradients.items(), strict=True):
             add_weighted(sums[name], gradient, factors[:, layer], good)
         left_out += [start + int(i) for i in (~good).nonzero()]
     return left_out
-
-
-def squared_norms(rows: torch.Tensor) -> torch.Tensor:
-    """Of each row's numbers, float64 ``(rows,)``; infinite or NaN where one of them is, or where a square overflows."""
-    flat = rows.flatten(1)
-    return torch.stack([torch.dot(row, row) for row in (one.double() for one in flat)]) if len(flat) else flat.new_zeros(0).double()
-
-
-def add_weighted(total: torch.Tensor, rows: torch.Tensor, factors: torch.Tensor, good: torch.Tensor) -> None:
-    """Add ``factors`` times ``rows`` to ``total`` in place, without the rows that are not ``good``: zero times NaN is NaN.
-
-    Args:
-        total: any shape.
-        rows: ``(n, *shape)``.
-        factors: ``(n,)``, on the CPU.
-        good: bool ``(n,)``, on the CPU.
-
-    """
-    if not bool(good.all()):
-        rows, factors = rows[good.to(rows.device)], factors[good]
-    if len(rows) == 1:
-        total.add_(rows[0], alpha=float(factors[0]))
-    elif len(rows):
-        total.view(-1).addmv_(rows.flatten(1).T, factors.to(rows))

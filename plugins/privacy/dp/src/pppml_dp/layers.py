@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pppml_dp.functional import add_weighted, squared_norms
 from pppml_dp.products import Correlation, Dense, convolution_product, linear_product
+from pppml_dp.rows import add_weighted, squared_norms
 
 #: instantiated gradients are kept where they take at most this many times the memory of the activations they are made of.
 KEPT = 4

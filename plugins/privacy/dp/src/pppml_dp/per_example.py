@@ -71,6 +71,8 @@ def clipped_sum(
         raise PppmlError(
             "the batch has no shares, so nothing bounds what one patient adds", place="clipped_sum", hint="give the batch as it was drawn"
         )
+    if method not in ("auto", *_FAST, "loop"):
+        raise PppmlError(f"there is no method {method!r}", place="clipped_sum", hint=", ".join(("auto", *_FAST, "loop")))
     shares = torch.as_tensor(shares, dtype=torch.float64).cpu()
     if shares.shape != (len(images),) or len(targets) != len(images) or not bool(((shares >= 0) & (shares <= 1)).all()):
         raise PppmlError(f"shares are {len(images)} numbers between 0 and 1", place="clipped_sum")

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from pppml_dp.rows import good_rows, squared_norms
+
 #: temporary arrays (patches, Gram matrices) of some examples at a time.
 CHUNK_BYTES = 2**23
 #: multiplications of one example from which a convolution by itself is faster on a CPU than patches and a matrix product.
@@ -24,22 +26,18 @@ ALONE = 2e6
 
 
 def _norms_of_chunks(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
-    flat = (rows.flatten(1).double() for rows in chunks)
-    return torch.cat([torch.linalg.vecdot(rows, rows) for rows in flat])
+    found: torch.Tensor = torch.cat([squared_norms(rows) for rows in chunks])
+    return found
 
 
 def _scaled(values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return values * factors.to(values).reshape(-1, *[1] * (values.ndim - 1))
 
 
-def _good(values: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
-    kept: torch.Tensor = values if bool(good.all()) else values[good.to(values.device)]
-    return kept
-
-
 def _squared(values: torch.Tensor) -> torch.Tensor:
     """Squared norms of each example, to a few digits; infinite where they overflow."""
-    return torch.linalg.vector_norm(values.flatten(1), dim=1).double().square()
+    norms: torch.Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return norms.double().square()
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,12 @@ class Dense:
         """In what one example's gradient is made of."""
         return self.x.shape[1] * (self.x.shape[2] + self.g.shape[2])
 
+    @property
+    def prefers_gram(self) -> bool:
+        """Whether norms from Gram matrices take fewer multiplications than from gradients; those of float64 count twice."""
+        inputs, outputs = self.x.shape[2], self.g.shape[2]
+        return 2 * self.x.shape[1] * (inputs + outputs + 4) < inputs * outputs
+
     def chunks(self) -> Iterator[torch.Tensor]:
         """The examples' gradients, some at a time: ``(some, *shape of the weight)``."""
         step = max(1, CHUNK_BYTES // (self.gradient_numbers * self.g.element_size()))
@@ -73,11 +77,10 @@ class Dense:
 
     def squared_norms(self) -> torch.Tensor:
         """Of the examples' gradients, float64 ``(n,)``."""
-        positions, inputs, outputs = *self.x.shape[1:], self.g.shape[2]
+        positions = self.x.shape[1]
         if positions == 1:
-            x, g = self.x[:, 0].double(), self.g[:, 0].double()
-            return torch.linalg.vecdot(x, x) * torch.linalg.vecdot(g, g)
-        if 2 * positions * (inputs + outputs + 4) > inputs * outputs:
+            return squared_norms(self.x) * squared_norms(self.g)
+        if not self.prefers_gram:
             return _norms_of_chunks(self.chunks())
         out = []
         step = max(1, CHUNK_BYTES // (16 * positions**2))
@@ -93,8 +96,8 @@ class Dense:
 
     def weighted(self, factors: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
         """The sum of the good examples' gradients times their factors, in the weight's shape. Both ``(n,)``, on the CPU."""
-        g = _scaled(_good(self.g, good), factors[good])
-        return g.flatten(0, 1).T @ _good(self.x, good).flatten(0, 1)
+        g = _scaled(good_rows(self.g, good), factors[good])
+        return g.flatten(0, 1).T @ good_rows(self.x, good).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,17 @@ class Correlation:
     def _positions(self) -> tuple[int, ...]:
         return tuple(self.small.shape[2:])
 
+    @cached_property
+    def _pixels(self) -> int:
+        return math.prod(size + 2 * p for size, p in zip(self.big.shape[2:], self.padding, strict=True))
+
+    @property
+    def prefers_gram(self) -> bool:
+        """As of :class:`Dense`."""
+        positions, around = math.prod(self._positions), 4 * self.groups
+        gram = self._pixels**2 * (self.big.shape[1] + around) + positions**2 * (self.small.shape[1] + around)
+        return 2 * gram < positions * self.gradient_numbers
+
     def _gradient(self, big: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
         how = self.stride, self.padding, self.dilation, False, [0] * len(self.stride), self.groups
         found: torch.Tensor = torch.ops.aten.convolution_backward(small, big, self.weight, None, *how, [False, True, False])[1]
@@ -144,7 +158,7 @@ class Correlation:
         """The sum of the good examples' gradients times their factors, in the weight's shape. Both ``(n,)``, on the CPU."""
         if not bool(good.any()):
             return torch.zeros_like(self.weight)
-        return self._gradient(_good(self.big, good), _scaled(_good(self.small, good), factors[good]))
+        return self._gradient(good_rows(self.big, good), _scaled(good_rows(self.small, good), factors[good]))
 
     def chunks(self) -> Iterator[torch.Tensor]:
         """The examples' gradients, some at a time: ``(some, *shape of the weight)``."""
@@ -175,13 +189,9 @@ class Correlation:
 
     def squared_norms(self) -> torch.Tensor:
         """Of the examples' gradients, float64 ``(n,)``."""
-        channels, out = self.big.shape[1], self.small.shape[1]
-        pixels = math.prod(s + 2 * p for s, p in zip(self.big.shape[2:], self.padding, strict=True))
-        positions = math.prod(self._positions)
-        gram = 2 * (pixels**2 * (channels + 4 * self.groups) + positions**2 * (out + 4 * self.groups))
-        if gram > positions * self.gradient_numbers:
+        if not self.prefers_gram:
             return _norms_of_chunks(self.chunks())
-        step = max(1, CHUNK_BYTES // (8 * self.groups * (pixels**2 + positions**2)))
+        step = max(1, CHUNK_BYTES // (8 * self.groups * (self._pixels**2 + math.prod(self._positions) ** 2)))
         return torch.cat([self._ghost(start, step) for start in range(0, len(self.big), step)]).clamp_min(0)
 
     def _ghost(self, start: int, count: int) -> torch.Tensor:
