@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pppml_dp import layers, products
-from pppml_dp.book_keeping import Unfit, leaves
-from pppml_dp.clipping import Clipping
-from pppml_dp.per_example import clipped_sum, method_for
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pppml_core.errors import PppmlError
 from pppml_core.interfaces.personalization import DrawnBatch
+from pppml_dp import layers, products
+from pppml_dp.book_keeping import Unfit, leaves
+from pppml_dp.clipping import Clipping
+from pppml_dp.per_example import clipped_sum, method_for
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 EXAMPLES = 5
@@ -75,7 +75,10 @@ LAYERS = {
     "valid": (lambda: nn.Conv2d(4, 6, 3, padding="valid"), C2),
     "same": (lambda: nn.Conv2d(4, 6, (3, 4), padding="same", dilation=(2, 1)), C2),
     "same, reflect": (lambda: nn.Conv2d(4, 6, (3, 4), padding="same", padding_mode="reflect"), C2),
-    **{mode: (lambda m=mode: nn.Conv2d(4, 6, 3, stride=2, padding=(2, 1), padding_mode=m), C2) for mode in ("reflect", "replicate", "circular")},
+    **{
+        mode: (lambda m=mode: nn.Conv2d(4, 6, 3, stride=2, padding=(2, 1), padding_mode=m), C2)
+        for mode in ("reflect", "replicate", "circular")
+    },
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2), C1),
     "conv1d, circular": (lambda: nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), C1),
     "conv3d": (lambda: nn.Conv3d(4, 6, 3, padding=1), C3),
@@ -156,7 +159,12 @@ class Block(nn.Module):
 def residual():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Sequential(Block(8), Block(8)), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(inplace=True),
+        nn.Sequential(Block(8), Block(8)),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 3),
     )
 
 
@@ -281,11 +289,23 @@ UNFIT = {
     "weight norm": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))), "layers of this kind"),
     "old weight norm": (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3))), "computed from other parameters"),
     "examples in the second dimension": (Sequences, "has a part in another image's loss"),
-    "examples mixed": (lambda: Net(lambda m, x: m.b(m.a(x - x.mean(0)) - m.a.bias.detach() + torch.tanh(m.a.weight.detach() @ x.T).mean())), None),
-    "checkpoint, layers called again on the way back": (lambda: Net(lambda m, x: m.c(checkpoint(lambda x: m.b(torch.tanh(m.a(x))), x, use_reentrant=False)), c=nn.Linear(3, 3)), "called more than once"),
+    "examples mixed": (
+        lambda: Net(lambda m, x: m.b(m.a(x - x.mean(0)) - m.a.bias.detach() + torch.tanh(m.a.weight.detach() @ x.T).mean())),
+        None,
+    ),
+    "checkpoint, layers called again on the way back": (
+        lambda: Net(lambda m, x: m.c(checkpoint(lambda x: m.b(torch.tanh(m.a(x))), x, use_reentrant=False)), c=nn.Linear(3, 3)),
+        "called more than once",
+    ),
     "reentrant checkpoint": (lambda: Net(lambda m, x: m.b(checkpoint(m.a, x.requires_grad_(), use_reentrant=True))), "no gradients"),
-    "running statistics": (lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, affine=True, track_running_stats=True)), "running"),
-    "attention": (lambda: Net(lambda m, x: m.b(m.c(x[:, None], x[:, None], x[:, None])[0][:, 0]), c=nn.MultiheadAttention(4, 2)), "not book-kept"),
+    "running statistics": (
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, affine=True, track_running_stats=True)),
+        "running",
+    ),
+    "attention": (
+        lambda: Net(lambda m, x: m.b(m.c(x[:, None], x[:, None], x[:, None])[0][:, 0]), c=nn.MultiheadAttention(4, 2)),
+        "not book-kept",
+    ),
 }
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pppml_dp.clipping import Clipping, layers_of
 
 from pppml_core.errors import PppmlError
+from pppml_dp.clipping import Clipping, layers_of
 
 NORMS = st.floats(0, 1e150)
 

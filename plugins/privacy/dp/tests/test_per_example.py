@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, DenseNet, UNet, ViT
-from pppml_dp import book_keeping, per_example
-from pppml_dp.clipping import Clipping, layers_of
-from pppml_dp.per_example import clipped_sum, method_for
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +17,9 @@ from pppml_core.errors import PppmlError
 from pppml_core.interfaces.personalization import DrawnBatch
 from pppml_core.interfaces.task import Kind
 from pppml_core.learning.losses import default_loss
+from pppml_dp import book_keeping, per_example
+from pppml_dp.clipping import Clipping, layers_of
+from pppml_dp.per_example import clipped_sum, method_for
 
 METHODS = ["book-keeping", "functional", "loop"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -65,7 +65,9 @@ def defined(model, batch, clipping, loss=F.cross_entropy):
             elif clipping.kind == "automatic":
                 factor = clipping.norm / (whole + 0.01)
             else:
-                factor = min(1, clipping.norm / len(set(owner)) ** 0.5 / sum(square[m] for m, o in zip(names, owner, strict=True) if o == own) ** 0.5)
+                factor = min(
+                    1, clipping.norm / len(set(owner)) ** 0.5 / sum(square[m] for m, o in zip(names, owner, strict=True) if o == own) ** 0.5
+                )
             out[n] += share * factor * gradient[n]
     model.zero_grad()
     return out
@@ -118,7 +120,7 @@ def test_a_slice_of_images_below_the_physical_batch_is_all_that_is_computed_at_o
 
 def dice(outputs, targets):
     """One minus soft Dice of each image, and its pixels' cross-entropy."""
-    classes = F.one_hot(targets, 3).movedim(-1, 1).to(outputs)
+    classes = (targets[:, None] == torch.arange(3)[:, None, None]).to(outputs)
     found = outputs.softmax(1)
     overlap = (2 * (found * classes).sum((2, 3)) + 1) / (found.sum((2, 3)) + classes.sum((2, 3)) + 1)
     return (1 - overlap).mean() + F.cross_entropy(outputs, targets)
@@ -150,11 +152,19 @@ def test_the_loss_of_an_example_is_that_of_its_own_batch():
 
 
 MONAI = {
-    "UNet, instance norm": (lambda: UNet(2, 3, 2, (4, 8, 16), (2, 2), num_res_units=1, norm=("instance", {"affine": True})), "segmentation"),
+    "UNet, instance norm": (
+        lambda: UNet(2, 3, 2, (4, 8, 16), (2, 2), num_res_units=1, norm=("instance", {"affine": True})),
+        "segmentation",
+    ),
     "UNet, group norm": (lambda: UNet(2, 3, 2, (4, 8), (2,), num_res_units=2, norm=("group", {"num_groups": 2})), "segmentation"),
     "BasicUNet": (lambda: BasicUNet(2, 3, 2, features=(4, 4, 8, 8, 8, 4), norm=("group", {"num_groups": 2})), "segmentation"),
     "DenseNet": (lambda: DenseNet(2, 3, 2, 4, 4, (2, 2), norm=("group", {"num_groups": 2})), "classification"),
-    "ViT": (lambda: ViT(3, (16, 16), (8, 8), hidden_size=12, mlp_dim=16, num_layers=1, num_heads=2, classification=True, spatial_dims=2, num_classes=2), "vit"),
+    "ViT": (
+        lambda: ViT(
+            3, (16, 16), (8, 8), hidden_size=12, mlp_dim=16, num_layers=1, num_heads=2, classification=True, spatial_dims=2, num_classes=2
+        ),
+        "vit",
+    ),
 }
 
 
@@ -246,7 +256,14 @@ def plain_network(dtype):
     """Without normalization: huge pixels make huge gradients."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 64, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(576, 64), nn.ReLU(), nn.Linear(64, 3)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 64, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(576, 64),
+        nn.ReLU(),
+        nn.Linear(64, 3),
     ).to(dtype)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pppml_dp.validate import problems
 from torch import nn
+
+from pppml_dp.validate import problems
 
 
 class Body(nn.Module):

@@ -43,7 +43,7 @@ class _Call:
     module: nn.Module
     x: torch.Tensor | None
     version: int
-    edge: GradientEdge
+    edge: GradientEdge | None
     #: no trained layer comes before it, so the way back ends here.
     first: bool
     statistics: Any
@@ -87,6 +87,8 @@ class _Watch:
         finally:
             for handle in handles:
                 handle.remove()
+            for call in self.calls.values():
+                call.edge = None  # it and the hook on the output hold each other, out of the garbage collector's sight
 
     def _refuse(self, why: str) -> None:
         self.why = self.why or why
@@ -116,7 +118,7 @@ class _Watch:
         if self.why is not None:  # the network swallowed the error
             raise Unfit(self.why)
         used = _uses(outputs, self.layers)
-        edges = [call.edge for call in self.calls.values() if call.first]
+        edges = [call.edge for call in self.calls.values() if call.first and call.edge is not None]
         if edges and outputs.requires_grad:
             torch.autograd.grad(outputs, edges, gradient, allow_unused=True)
         if self.why is not None:
