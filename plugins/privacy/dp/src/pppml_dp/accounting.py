@@ -108,7 +108,7 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sample_rate: float
 def skellam_variance_for(target_epsilon: float, delta: float, sample_rate: float, count: int, d1: float, d2: float) -> float:
     """The smallest variance of four digits with which ``count`` sampled Skellam sums cost at most ``target_epsilon`` (RDP).
 
-    ``d1``, ``d2``: integer sensitivities. Raises PppmlError where no order up to 1,024 proves so small an epsilon. No sum: 0.
+    ``d1``, ``d2``: L1 and L2 sensitivity of the integer sum. No sum: 0.
     """
     _check(delta, target_epsilon)
     sums = Event.skellam(sample_rate, d2**2, d1, d2, count)
@@ -142,12 +142,12 @@ def largest_count(event: Event, delta: float, limit: float) -> int:
 
     distance = _distance(event)
     guess = math.ceil(min((mu_at(limit, delta) / distance) ** 2, most)) if distance else most
-    return first_within(headroom, guess, 1, most + 1, step=math.ceil(guess / 64)) - 1
+    return first_within(headroom, guess, 1, most + 1, step=guess // 64 + 1) - 1
 
 
 def _distance(event: Event) -> float:
     """About how many standard deviations one unit moves ``event``: the limit of many steps (Bu, Dong, Long and Su 2020). A first guess."""
-    each = 1 / event.noise_multiplier**2
+    each = event.noise_multiplier**-2
     return event.sample_rate * math.sqrt(event.count * (each if event.sample_rate == 1 else math.expm1(min(each, 700.0))))
 
 
@@ -179,18 +179,19 @@ def _rdp_epsilon(events: Sequence[Event], delta: float) -> float:
 
 
 def _prv_epsilon(events: Sequence[Event], delta: float) -> float:
-    """Gaussian events by Opacus, upper end of its interval, which is asked to be narrow: one part in 500 of epsilon to either side."""
+    """Gaussian events by Opacus: the upper end of its interval, which is asked to be narrow: at most 1 % of epsilon to either side."""
     try:
         from opacus.accountants import PRVAccountant
     except ImportError as error:
         hint = "pip install pppml-dp[prv]"
         raise PppmlError("prv is computed by Opacus, which is not installed", place="privacy accounting", hint=hint) from error
     accountant = PRVAccountant()
+    about = pld_epsilon(events, delta)
     accountant.history = [(event.noise_multiplier, event.sample_rate, event.count) for event in events]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # logarithms of 0 where a unit is sampled surely
-            return float(accountant.get_epsilon(delta, eps_error=max(pld_epsilon(events, delta), 0.01) / 500))
+            return float(accountant.get_epsilon(delta, eps_error=max(about / 500, min(about / 100, 0.01), 1e-4)))
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         raise PppmlError(f"prv cannot compute this: {error}", place="privacy accounting") from error
 

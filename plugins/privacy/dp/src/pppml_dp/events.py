@@ -28,7 +28,7 @@ class Event:
         d2: L2 sensitivity of the integer sum (Skellam).
 
     Raises:
-        DataError: a value is of another type, not finite, or out of its range.
+        DataError: a value is of another type, or out of its range: beyond what is said above, numbers are 0 or between 1e-100 and 1e100.
     """
 
     kind: Literal["gaussian", "skellam"]
@@ -44,8 +44,8 @@ class Event:
             raise _malformed(f"noise is gaussian or skellam, not {self.kind!r}")
         for name in ("sample_rate", "noise_multiplier", "variance", "d1", "d2"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise _malformed(f"{name} is a finite number of at least 0, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1e-100 <= value <= 1e100):
+                raise _malformed(f"{name} is 0 or a number of 1e-100 to 1e100, not {value!r}")
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 0:
             raise _malformed(f"count is a whole number of at least 0, not {self.count!r}")
         if not 0 < self.sample_rate <= 1:

@@ -35,7 +35,7 @@ def pld_epsilon(events: Sequence[Event], delta: float) -> float:
     for event in events:
         (sampled if event.sample_rate < 1 and event.noise_multiplier >= _HARDLY_NOISE else unsampled).append(event)
     mu = math.hypot(*(math.sqrt(event.count) / event.noise_multiplier for event in unsampled))
-    if not sampled or not math.isfinite(mu):
+    if not sampled:
         return epsilon_at(delta, mu)
     if epsilon_at(delta, math.hypot(mu, *(math.sqrt(event.count) / event.noise_multiplier for event in sampled))) == 0:
         return 0.0  # even without sampling

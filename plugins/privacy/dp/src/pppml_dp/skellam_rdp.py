@@ -35,21 +35,22 @@ def skellam_rdp(orders: npt.ArrayLike, variance: float, d1: float, d2: float) ->
     ``d1``, ``d2``: its L1 and L2 sensitivity. Agarwal, Kairouz and Liu (2021), theorem on the RDP of the Skellam mechanism.
     """
     a = np.asarray(orders, dtype=np.float64)
-    beyond_gaussian = np.minimum(((2 * a - 1) * d2**2 + 6 * d1) / (4 * variance**2), 3 * d1 / (2 * variance))
+    with np.errstate(over="ignore"):  # noise so weak that the first of the two bounds is infinite
+        beyond_gaussian = np.minimum(((2 * a - 1) * d2**2 + 6 * d1) / variance / (4 * variance), 3 * d1 / (2 * variance))
     return np.asarray(a * d2**2 / (2 * variance) + beyond_gaussian)
 
 
 def sampled_rdp(orders: npt.NDArray[np.int64], rdp: Floats, sample_rate: float) -> Floats:
     """Rényi divergence at ``orders`` after Poisson sampling, for a mechanism of symmetric additive noise.
 
-    ``rdp``: of the mechanism itself at every order 2, 3, ..., up to the largest of ``orders``.
+    ``rdp``: of the mechanism itself at every order 2, 3, ..., up to the largest of ``orders`` or further.
     """
     from scipy.special import gammaln, logsumexp
 
     if sample_rate == 1:
         return rdp[orders - 2]
     k = np.arange(orders.max() + 1)
-    log_moment = np.concatenate(([0.0, 0.0], (k[2:] - 1) * rdp))  # ln E_Q[r^k]; r has mean 1
+    log_moment = np.concatenate(([0.0, 0.0], (k[2:] - 1) * rdp[: len(k) - 2]))  # ln E_Q[r^k]; r has mean 1
     a = orders[:, None]
     inside = k[None, :] <= a
     rest = np.where(inside, a - k, 0)
