@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -75,10 +77,7 @@ LAYERS = {
     "valid": (lambda: nn.Conv2d(4, 6, 3, padding="valid"), C2),
     "same": (lambda: nn.Conv2d(4, 6, (3, 4), padding="same", dilation=(2, 1)), C2),
     "same, reflect": (lambda: nn.Conv2d(4, 6, (3, 4), padding="same", padding_mode="reflect"), C2),
-    **{
-        mode: (lambda m=mode: nn.Conv2d(4, 6, 3, stride=2, padding=(2, 1), padding_mode=m), C2)
-        for mode in ("reflect", "replicate", "circular")
-    },
+    **{mode: (partial(nn.Conv2d, 4, 6, 3, 2, (2, 1), padding_mode=mode), C2) for mode in ("reflect", "replicate", "circular")},
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2), C1),
     "conv1d, circular": (lambda: nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), C1),
     "conv3d": (lambda: nn.Conv3d(4, 6, 3, padding=1), C3),
@@ -225,6 +224,9 @@ class Net(nn.Module):
     def forward(self, x):
         return self.how(self, x)
 
+    def both(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
 
 def shared_weight():
     model = Net(lambda m, x: m.b(m.c(m.a(x))), c=nn.Linear(4, 4))
@@ -259,6 +261,18 @@ class Sequences(nn.Module):
         return self.b(torch.tanh(self.a(together)).sum(0))
 
 
+class Straight(torch.autograd.Function):
+    """Whose gradient is not that of its forward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.mean(0).expand_as(g)
+
+
 class OverwrittenInput(nn.Module):
     """The input is changed after its use: autograd refuses it when it needs the weight's gradient."""
 
@@ -289,12 +303,16 @@ UNFIT = {
     "weight norm": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))), "layers of this kind"),
     "old weight norm": (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3))), "computed from other parameters"),
     "examples in the second dimension": (Sequences, "has a part in another image's loss"),
-    "examples mixed": (
-        lambda: Net(lambda m, x: m.b(m.a(x - x.mean(0)) - m.a.bias.detach() + torch.tanh(m.a.weight.detach() @ x.T).mean())),
-        None,
+    "examples mixed before the first layer": (lambda: Net(lambda m, x: m.b(m.a(x - x.mean(0)))), "depends on another image"),
+    "examples mixed between layers": (lambda: Net(lambda m, x: m.b(m.a(x).cumsum(0))), "depends on another image"),
+    "examples mixed on the way back alone": (lambda: Net(lambda m, x: m.b(Straight.apply(m.a(x)))), "has a part in another image's loss"),
+    "batch norm": (lambda: Net(lambda m, x: m.b(m.c(m.a(x))), c=nn.BatchNorm1d(4, affine=False)), "depends on another image"),
+    "frozen batch norm first": (
+        lambda: Net(lambda m, x: m.b(m.a(m.c(x))), c=nn.BatchNorm1d(4).requires_grad_(False)),
+        "depends on another",
     ),
     "checkpoint, layers called again on the way back": (
-        lambda: Net(lambda m, x: m.c(checkpoint(lambda x: m.b(torch.tanh(m.a(x))), x, use_reentrant=False)), c=nn.Linear(3, 3)),
+        lambda: Net(lambda m, x: m.c(checkpoint(m.both, x, use_reentrant=False)), c=nn.Linear(3, 3)),
         "called more than once",
     ),
     "reentrant checkpoint": (lambda: Net(lambda m, x: m.b(checkpoint(m.a, x.requires_grad_(), use_reentrant=True))), "no gradients"),

@@ -151,20 +151,13 @@ def test_the_loss_of_an_example_is_that_of_its_own_batch():
         assert deviation(found(model, batch, clipping, loss, method=method), expected) <= 1e-10
 
 
+GROUPS, INSTANCES = ("group", {"num_groups": 2}), ("instance", {"affine": True})
 MONAI = {
-    "UNet, instance norm": (
-        lambda: UNet(2, 3, 2, (4, 8, 16), (2, 2), num_res_units=1, norm=("instance", {"affine": True})),
-        "segmentation",
-    ),
-    "UNet, group norm": (lambda: UNet(2, 3, 2, (4, 8), (2,), num_res_units=2, norm=("group", {"num_groups": 2})), "segmentation"),
-    "BasicUNet": (lambda: BasicUNet(2, 3, 2, features=(4, 4, 8, 8, 8, 4), norm=("group", {"num_groups": 2})), "segmentation"),
-    "DenseNet": (lambda: DenseNet(2, 3, 2, 4, 4, (2, 2), norm=("group", {"num_groups": 2})), "classification"),
-    "ViT": (
-        lambda: ViT(
-            3, (16, 16), (8, 8), hidden_size=12, mlp_dim=16, num_layers=1, num_heads=2, classification=True, spatial_dims=2, num_classes=2
-        ),
-        "vit",
-    ),
+    "UNet, instance norm": (lambda: UNet(2, 3, 2, (4, 8, 16), (2, 2), num_res_units=1, norm=INSTANCES), "segmentation"),
+    "UNet, group norm": (lambda: UNet(2, 3, 2, (4, 8), (2,), num_res_units=2, norm=GROUPS), "segmentation"),
+    "BasicUNet": (lambda: BasicUNet(2, 3, 2, features=(4, 4, 8, 8, 8, 4), norm=GROUPS), "segmentation"),
+    "DenseNet": (lambda: DenseNet(2, 3, 2, 4, 4, (2, 2), norm=GROUPS), "classification"),
+    "ViT": (lambda: ViT(3, (16, 16), (8, 8), 12, 16, 1, 2, classification=True, spatial_dims=2, num_classes=2), "vit"),
 }
 
 

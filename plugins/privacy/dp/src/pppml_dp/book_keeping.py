@@ -5,8 +5,8 @@ on the way forward and the gradient by its output on the way back; no gradient b
 examples' norms, and, once the clipping factors are known, the weighted sums.
 
 It is right where each trained parameter enters the loss through exactly one call of its layer, and where row ``i`` of that call belongs to
-example ``i``. The first is read off autograd's graph in every step; the second is tested once, by sending NaN back from one row of the
-outputs: it may reach no other row anywhere. Whatever does not fit raises :class:`Unfit`, and another method takes over.
+example ``i``. The first is read off autograd's graph in every step; the second is tested once, with an image of NaN that is sent forward
+and back: it may reach no other row anywhere. Whatever does not fit raises :class:`Unfit`, and another method takes over.
 """
 
 from __future__ import annotations
@@ -153,24 +153,28 @@ def _uses(outputs: torch.Tensor, layers: dict[str, nn.Module]) -> set[str]:
 
 
 def unverified(model: nn.Module, images: torch.Tensor) -> set[str]:
-    """Test that no layer mixes examples, on random images like these. Returns the layers that the test did not reach.
+    """Test that no layer mixes examples, on three random images like these. Returns the layers that the test did not reach.
 
-    Raises :class:`Unfit` where one does: where NaN sent back from the second of three outputs reaches another row.
+    Raises :class:`Unfit` where one does: where NaN in the second image, or sent back from its output, reaches another row.
     """
     layers = leaves(model)
     generator = torch.Generator().manual_seed(0)
     shape = (3, *images.shape[1:])
     like = torch.randn(shape, generator=generator) if images.is_floating_point() else torch.randint(2, shape, generator=generator)
+    if images.is_floating_point():
+        like[1] = math.nan
     spoilt: dict[str, list[bool]] = {}
 
     def take(call: _Call, gradient: torch.Tensor) -> bool:
         name = next(n for n, module in layers.items() if module is call.module)
-        spoilt[name] = [not bool(row.isfinite().all()) for row in gradient]
+        spoilt[name] = _not_finite(gradient)
         return True
 
     watch = _Watch(layers, 3, take)
     with watch():
         outputs = _outputs(model, like.to(images), watch)
+        if _not_finite(outputs)[::2] != [False, False]:
+            raise Unfit("its output for one image depends on another image")
         gradient = torch.zeros_like(outputs)
         gradient[1] = math.nan
         watch.back(outputs, gradient)
@@ -178,6 +182,10 @@ def unverified(model: nn.Module, images: torch.Tensor) -> set[str]:
         if before or after:
             raise Unfit(f"layer `{name}`: its output for one image has a part in another image's loss")
     return {name for name in watch.calls if not spoilt.get(name, [False] * 3)[1]}
+
+
+def _not_finite(rows: torch.Tensor) -> list[bool]:
+    return [not bool(row.isfinite().all()) for row in rows]
 
 
 def _outputs(model: nn.Module, images: torch.Tensor, watch: _Watch) -> torch.Tensor:
