@@ -142,6 +142,7 @@ class Assembly:
             min_survivors=fewest_survivors(guarantees, len(cohort)),
             sees_sum=() if guarantees is None else guarantees.sees_sum,
             sees_update=() if guarantees is None else guarantees.sees_update,
+            coalition=0 if guarantees is None else guarantees.coalition_curious,
         )
 
     def load(self, site: str) -> SiteData:

@@ -20,7 +20,7 @@ from pppml_core.federation.pipeline import METRIC_RANGES, contribution_ranges
 from pppml_core.federation.site import ROUND_FIELDS
 from pppml_core.federation.traffic import predicted_traffic
 from pppml_core.interfaces.aggregation import Guarantees, Session, WireField
-from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
+from pppml_core.interfaces.privacy import PrivacyPlan, claim_words, plain_epsilon
 from pppml_core.learning.arrays import to_numpy
 from pppml_core.registry import Registry
 from pppml_core.values import rms
@@ -127,7 +127,8 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
     privacy = parts.mechanism.plan(setting)
     checks.check_gradients(plan, parts, privacy)
     checks.check_claim(plan, parts, privacy)
-    plan.privacy = {**privacy.statement.to_dict(), "cross_checks": dict(privacy.cross_checks())}
+    cross_checks = {name: plain_epsilon(epsilon) for name, epsilon in privacy.cross_checks().items()}
+    plan.privacy = {**privacy.statement.to_dict(), "cross_checks": cross_checks}
     _bound_weight(plan, parts, privacy)
     session = _plan_session(plan, parts, cohort, privacy) if parts.personalization.shares else None
     if plan.misfits:
@@ -159,7 +160,8 @@ def _bound_weight(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
         plan.misfits.append(
             f"encoding.max_weight: {plan.max_weight} is below the largest site's weight {largest}; raise it or cap the weights"
         )
-    if privacy.encoding(1) is not None and encoding.use == "float":
+    on_integers = privacy.placement in ("distributed", "server") or privacy.noise_bound or privacy.encoding(1) is not None
+    if on_integers and encoding.use == "float":
         plan.misfits.append("encoding: float, but the noise is added to integers; use encoding: fixed")
 
 

@@ -20,6 +20,7 @@ from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.federation.terms import about_scores
+from pppml_core.interfaces.privacy import plain_epsilon
 from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
 from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
@@ -315,7 +316,7 @@ class Conductor:
             "validation": {"metric": self._metric, "value": state.validation.get(str(chosen))},
             "bytes": {"up": transcript.total("up"), "down": transcript.total("down"), "by_stage": transcript.by_stage()},
             "seconds": {"total": seconds.pop("total"), "by_stage": seconds},
-            "privacy": {**self._server.privacy.statement.to_dict(), "spent": self._spent(last)},
+            "privacy": {**self._server.privacy.statement.to_dict(), "spent": plain_epsilon(self._spent(last))},
             "guarantees": plan.get("guarantees", {}),
             "versions": plan.get("versions", {}),
         }

@@ -205,6 +205,7 @@ class Trainer:
 def one_gradient(model: torch.nn.Module, data: LocalTraining, rule: GradientRule) -> Update:
     """The update of one step of plain gradient descent: minus the learning rate times the gradient of one batch."""
     model.train()
+    model.zero_grad(set_to_none=True)  # what a rule leaves out must not be another gradient, made before without noise
     rule(model, next(data.batches()))
     named = model.named_parameters(remove_duplicate=False)
     return Update({n: torch.zeros_like(p, device="cpu") if p.grad is None else -data.learning_rate * p.grad.cpu() for n, p in named})

@@ -68,15 +68,17 @@ class PrivacyStatement:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``result.json`` and the wire: an infinite epsilon is the text ``inf``, for which JSON has no number."""
-        plain = asdict(self)
-        if self.epsilon is not None and math.isinf(self.epsilon):
-            plain["epsilon"] = "inf"
-        return plain
+        """Plain data for ``result.json`` and the wire, see :func:`plain_epsilon`."""
+        return {**asdict(self), "epsilon": plain_epsilon(self.epsilon)}
 
     def words(self) -> str:
         """The claim in one line, with everything it depends on."""
         return claim_words(self.to_dict())
+
+
+def plain_epsilon(epsilon: float | None) -> float | str | None:
+    """Epsilon as JSON carries it: an infinite one is the text ``inf``, for which JSON has no number."""
+    return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
 
 
 def claim_words(privacy: Mapping[str, Any]) -> str:
@@ -109,6 +111,7 @@ class PrivacySetting:
         min_survivors: fewest sites in any sum: no sum over fewer is opened.
         sees_sum: who learns the sum first.
         sees_update: who learns one site's update.
+        coalition: largest number of sites that may pool what they know, with the server where it coordinates, and learn only sums.
     """
 
     rounds: int
@@ -123,6 +126,7 @@ class PrivacySetting:
     min_survivors: int = 1
     sees_sum: tuple[str, ...] = ()
     sees_update: tuple[str, ...] = ()
+    coalition: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def numbers(**changes):
         "min_survivors": 7,
         "sees_sum": ("server",),
         "sees_update": (),
+        "coalition": 6,
     }
     return PrivacySetting(**{**usual, **changes})
 

@@ -36,6 +36,11 @@ def misfits(placement: str, setting: PrivacySetting, colluders: int, shares: boo
             f"placement distributed: {_and(setting.sees_update)} would read each site's own update, which carries only a share of noise; "
             "use a secure sum (secagg-plus, cyclic-he) or placement local"
         )
+    elif placement == "distributed" and colluders > setting.coalition:
+        out.append(
+            f"placement distributed: {colluders} colluding sites are more than the {setting.coalition} that the secure sum withstands, so they "
+            "could read one site's update, which carries only a share of noise; use another aggregator, or lower colluders"
+        )
     elif placement == "distributed" and honest_shares(placement, setting, colluders) < 1:
         out.append(
             f"placement distributed: a sum may be opened over {setting.min_survivors} of {setting.cohort} sites, and {colluders} of them "
