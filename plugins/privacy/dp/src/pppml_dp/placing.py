@@ -38,8 +38,8 @@ def misfits(placement: str, setting: PrivacySetting, colluders: int, shares: boo
         )
     elif placement == "distributed" and colluders > setting.coalition:
         out.append(
-            f"placement distributed: {colluders} colluding sites are more than the {setting.coalition} that the secure sum withstands, so they "
-            "could read one site's update, which carries only a share of noise; use another aggregator, or lower colluders"
+            f"placement distributed: {colluders} colluding sites are more than the {setting.coalition} that the secure sum withstands, so "
+            "they could read one site's update, which carries only a share of noise; use another aggregator, or lower colluders"
         )
     elif placement == "distributed" and honest_shares(placement, setting, colluders) < 1:
         out.append(
