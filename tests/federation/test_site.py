@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from pppml_core.builtin.configs import FedAvgConfig
 from pppml_core.builtin.fedavg import FedAvg
+from pppml_core.builtin.plain import Plain, PlainSession
 from pppml_core.config import resolve
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.identity import load_roster, roster_hash
@@ -70,9 +72,9 @@ class Bench:
 
 @pytest.fixture
 def host(registry, job):
-    def make(**sections):
-        config = resolve({"task": "tiny", "personalization": {"use": "object"}, **sections}, registry=registry)
-        live = {"personalization": Counted(FedAvgConfig()), **{k: v for k, v in OBJECTS.items() if sections.get(k) == {"use": "object"}}}
+    def make(live=None, **sections):
+        live = {"personalization": Counted(FedAvgConfig()), **(live or {})}
+        config = resolve({"task": "tiny", **{section: {"use": "object"} for section in live}, **sections}, registry=registry)
         parts = Assembly.build(config, registry, live)
         return SiteHost(job(parts))
 
@@ -97,7 +99,42 @@ class Fake(PrivacyMechanism):
         return FakePlan()
 
 
-OBJECTS = {"privacy": Fake}
+class InfinitePlan(FakePlan):
+    @property
+    def statement(self):
+        return PrivacyStatement("clip-only", epsilon=math.inf, placement="local")
+
+
+class Infinite(PrivacyMechanism):
+    """Clips alone, and says so."""
+
+    def plan(self, setting):
+        return InfinitePlan()
+
+
+class Shares(PrivacyMechanism):
+    """Shares of noise that are enough in sums over ``fewest`` sites or more."""
+
+    def __init__(self, fewest):
+        self.fewest = fewest
+
+    def plan(self, setting):
+        plan = FakePlan()
+        plan.placement, plan.min_survivors = "distributed", self.fewest
+        return plan
+
+
+class Tolerant(Plain):
+    """A sum in the clear that goes on without ``dropouts`` of its sites, and no more."""
+
+    def __init__(self, dropouts):
+        self.dropouts = dropouts
+
+    def plan(self, value, cohort):
+        class Session(PlainSession):
+            guarantees = dataclasses.replace(PlainSession(value, cohort).guarantees, dropouts=self.dropouts)
+
+        return Session(value, cohort)
 
 
 def refused(reply, text):
@@ -202,9 +239,53 @@ def test_policy_refuses_before_training(host, policy, changes, text):
 
 
 def test_policy_on_epsilon(host):
-    private = host(privacy={"use": "object"})
+    private = host({"privacy": Fake})
     refused(Bench(private, Policy(max_epsilon=3.9)).open(), "max_epsilon: 4 announced, at most 3.9 allowed")
     assert Bench(private, Policy(max_epsilon=4.0)).open().kind == "reply"
+
+
+def test_policy_on_an_infinite_epsilon(host):
+    unbounded = host({"privacy": Infinite})
+    refused(Bench(unbounded, Policy(max_epsilon=1e9)).open(), "max_epsilon: inf announced, at most 1e+09 allowed")
+    bench = Bench(unbounded)
+    assert bench.terms()["privacy"]["epsilon"] == "inf", "there is no number for it on the wire"
+    assert bench.open().kind == "reply", "a site without that rule takes part, and says that nothing is claimed"
+    assert bench.contribute().kind == "reply"
+
+
+def test_an_infinite_epsilon_is_not_taken_for_a_finite_one(host):
+    """Nor the reverse: what is announced is compared with what the site's own configuration claims."""
+    finite = PrivacyStatement("fake", epsilon=4.0, placement="local")
+    infinite = PrivacyStatement("clip-only", epsilon=math.inf, placement="local")
+    refused(Bench(host({"privacy": Infinite})).open(privacy=finite.to_dict()), "not those of this site's configuration")
+    refused(Bench(host({"privacy": Fake})).open(privacy=infinite.to_dict()), "not those of this site's configuration")
+
+
+@pytest.mark.parametrize(
+    ("cohort", "dropouts", "fewest"),
+    [(3, 0, 3), (3, 1, 2), (3, 2, 1), (2, 0, 2), (2, 1, 1), (3, 3, 1), (3, 9, 1)],
+    ids=str,
+)
+def test_a_sum_that_could_be_over_too_few_shares_of_noise_is_not_taken_part_in(host, cohort, dropouts, fewest):
+    """A site's noise is a share, enough together with those of ``min_survivors - 1`` others: fewer must not be opened."""
+    told = {"cohort": [f"site_{i + 1}" for i in range(cohort)]}
+    for needed in (fewest, fewest + 1):
+        bench = Bench(host({"privacy": Shares(needed), "aggregator": Tolerant(dropouts)}))
+        reply = bench.open(**told)
+        if needed == fewest:
+            assert reply.kind == "reply"
+            assert bench.contribute().kind == "reply"
+            continue
+        refused(reply, f"a sum over {fewest} of the announced sites could be opened, and this site's noise is a share for {needed}")
+        failed(bench.contribute(), "not open")
+        assert Counted.trained == 0
+
+
+def test_what_a_sum_tolerates_is_what_this_sites_own_aggregator_tolerates(host):
+    """A server that announces fewer dropouts than the site's own configuration allows does not get its shares."""
+    bench = Bench(host({"privacy": Shares(3), "aggregator": Tolerant(2)}))
+    promised = bench.terms()["guarantees"]
+    refused(bench.open(guarantees={**promised, "dropouts": 0}), "a sum over 1 of the announced sites could be opened")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +333,12 @@ def without(terms, name):
         lambda t: {**t, "round": True},
         lambda t: {**t, "max_weight": 2.5},
         lambda t: {**t, "privacy": {"epsilon": "small"}},
+        lambda t: {**t, "privacy": {"epsilon": "infinity"}},
+        lambda t: {**t, "privacy": {"epsilon": "INF"}},
+        lambda t: {**t, "privacy": {"epsilon": "-inf"}},
+        lambda t: {**t, "privacy": {"epsilon": "nan"}},
+        lambda t: {**t, "privacy": {"epsilon": "6"}},
+        lambda t: {**t, "privacy": {"epsilon": ["inf"]}},
         lambda t: {**t, "guarantees": {}},
         lambda t: {**t, "keep": [None]},
     ],

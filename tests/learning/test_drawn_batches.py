@@ -35,10 +35,7 @@ class Script:
         self.examples, self.script, self.generator, self.drawn = examples, list(indices), np.random.default_rng(seed), []
 
     def __call__(self):
-        if self.script:
-            indices = np.array(self.script.pop(0), np.int64)
-        else:
-            indices = np.flatnonzero(self.generator.random(self.examples) < 0.3)
+        indices = np.array(self.script.pop(0), np.int64) if self.script else np.flatnonzero(self.generator.random(self.examples) < 0.3)
         self.drawn.append(Sample(indices, self.generator.uniform(0.1, 1.0, len(indices))))
         return self.drawn[-1]
 
@@ -216,5 +213,5 @@ def test_a_part_of_a_drawn_batch_has_lost_its_shares():
     images, targets = batch
     assert batch == (images, targets)
     assert (batch[0] is images, batch[1] is targets, len(batch)) == (True, True, 2)
-    for other in (batch[:], batch[:1], batch + (), tuple(batch), (images, targets)):
+    for other in (batch[:], batch[:1], (*batch,), tuple(batch), (images, targets)):
         assert not isinstance(other, DrawnBatch)
