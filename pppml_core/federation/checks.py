@@ -253,22 +253,38 @@ _METRICS = {"per-site": "each site's own leave it in the clear", "sum": "they le
 
 
 def check_claim(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
-    """Beside a claim of epsilon: what it does not cover."""
-    epsilon, metrics = privacy.statement.epsilon, plan.config.run.metrics
+    """Beside a claim of epsilon: what it covers and what it does not."""
+    epsilon, rule = privacy.statement.epsilon, parts.personalization
     if epsilon is None:
         return
     if math.isinf(epsilon):
         plan.warnings.append(f"privacy: {privacy.statement.words()}; the model may reveal its training images")
         return
+    if not rule.shares:
+        covered = "what each site's training makes of its images; nothing of it is shared"
+    elif privacy.placement == "server":
+        covered = "what the server makes of the noised sum; the sum itself, before its noise, is not covered"
+    else:
+        covered = "the shared weights, as they leave a site and in every sum of them"
+    said = "; ".join(_outside(plan, parts, privacy))
+    plan.warnings.append(f"privacy: {privacy.statement.words()} is claimed for {covered}; outside the claim: {said}")
+
+
+def _outside(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:
+    """What leaves a site, or is kept there, and is not protected by the noise."""
+    rule, metrics = parts.personalization, plan.config.run.metrics
+    out = [f"evaluation metrics (run.metrics: {metrics}, so {_METRICS[metrics]})"]
+    if rule.shares and privacy.admits_metrics:
+        out.append("the training loss and the count of saturated coordinates, which enter the sums without noise")
+    if rule.shares and privacy.constant_weight is None:
+        out.append("the number of training examples, which enters the sums as a site's weight")
     frozen = {n for n, p in parts.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    outside = [f"evaluation metrics (run.metrics: {metrics}, so {_METRICS[metrics]})"]
-    if parts.personalization.personalizes:
-        outside.append("each site's personalized model, which stays there and must not be passed on as private")
-    elif kept := [n for n, t in parts.initial_personal.items() if n not in frozen and t.is_floating_point()]:
-        outside.append(f"what each site keeps of its model ({kept[0]!r}, ...), which stays there")
-    plan.warnings.append(
-        f"privacy: {privacy.statement.words()} is claimed for what enters the sums; outside the claim: {'; '.join(outside)}"
-    )
+    kept = [n for n, t in parts.initial_personal.items() if n not in frozen and t.is_floating_point()]
+    if rule.personalizes and rule.shares:
+        out.append("each site's personalized model, which stays there and must not be passed on as private")
+    elif rule.shares and kept:
+        out.append(f"what each site keeps of its model ({kept[0]!r}, ...), which stays there")
+    return out
 
 
 def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:

@@ -249,10 +249,15 @@ class Site:
             bound = binding_of_sum(self._open["binding"], kind, self._scored()["about"] if kind == "metrics" else {})
             place = (self._host.job.run, self._open["round"], self._open["attempt"], cohort, bound)
             roster = {party: self._roster[party] for party in (*cohort, SERVER)}
-            ctx = _Context(self, kind, self.name, *place, roster, self._policy)
+            ctx = _Context(self, kind, self.name, *place, roster, self._sum_policy(kind))
             session = self._host.assembly.aggregator.plan(self._value(kind), cohort)
             self._sides[kind] = SessionSide(session, ctx, self._store.folder / f"replies-{kind}")
         return self._sides[kind]
+
+    def _sum_policy(self, kind: str) -> Policy:
+        """This site's policy for one kind of sum: noise that is a share for so many sites is released in no sum over fewer."""
+        fewest = max(self._policy.min_cohort, self._host.privacy.min_survivors if kind == "session" else 1)
+        return self._policy.model_copy(update={"min_cohort": fewest})
 
     def _which(self, kind: str) -> tuple[str, ...]:
         """The names under which a sum is released: that of updates, once a round; of scores, once for each model and split, ever."""
@@ -280,9 +285,8 @@ class Site:
         cohort, distinct = self._open["terms"]["cohort"], set(sites)
         if len(distinct) != len(sites) or not distinct <= set(cohort):
             raise PolicyRefusal("a sum over sites that are not of this attempt", place=self.name)
-        if len(distinct) < self._policy.min_cohort:
-            text = f"min_cohort: a sum over {len(distinct)} sites, at least {self._policy.min_cohort} required"
-            raise PolicyRefusal(text, place=self.name)
+        if len(distinct) < (fewest := self._sum_policy(kind).min_cohort):
+            raise PolicyRefusal(f"min_cohort: a sum over {len(distinct)} sites, at least {fewest} required", place=self.name)
         held = self._refuse_released(kind)
         if any(sites_of != sites_digest(distinct) for sites_of in held.values()):
             raise PolicyRefusal(f"{RELEASED} over other sites in this attempt", place=self.name)

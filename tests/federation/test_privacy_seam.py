@@ -196,11 +196,34 @@ def said(experiment, **sections):
     [("per-site", "each site's own leave it in the clear"), ("sum", "they leave the sites in sums"), ("none", "they stay at the sites")],
 )
 def test_beside_a_claim_the_plan_says_that_evaluation_metrics_are_outside(experiment, metrics, where):
-    (text,), printed = said(experiment, privacy=Fake(epsilon=2.5, placement="local"), run={"metrics": metrics})
-    assert text.startswith(f"privacy: epsilon 2.5 {CLAIM.format('local')} is claimed for what enters the sums; outside the claim: ")
+    fake = Fake(epsilon=2.5, placement="local", constant_weight=1, admits_metrics=False)
+    (text,), printed = said(experiment, privacy=fake, run={"metrics": metrics})
+    assert text.startswith("privacy: epsilon 2.5 for the whole run (unit example, adjacency add-remove, delta 1e-05, ")
+    assert "is claimed for the shared weights, as they leave a site and in every sum of them" in text
     assert f"evaluation metrics (run.metrics: {metrics}, so {where})" in text
-    assert "model" not in text, "fedavg on a network without statistics leaves nothing else at a site"
+    assert "model" not in text.partition("outside the claim")[2], "fedavg on a network without statistics leaves nothing else at a site"
+    for unnoised in ("training loss", "number of training examples"):
+        assert unnoised not in text
     assert "outside the claim" in " ".join(printed.split())
+
+
+def test_beside_a_claim_the_plan_says_what_else_enters_the_sums_without_noise(experiment):
+    (text,), _ = said(experiment, privacy=Fake(epsilon=2.5, placement="local"))
+    assert "the training loss and the count of saturated coordinates, which enter the sums without noise" in text
+    assert "the number of training examples, which enters the sums as a site's weight" in text
+
+
+def test_a_claim_with_noise_at_the_server_does_not_speak_of_what_enters_the_sums(experiment):
+    (text,), _ = said(experiment, privacy=Fake(epsilon=2.5, placement="server", constant_weight=1, admits_metrics=False))
+    assert "is claimed for what the server makes of the noised sum; the sum itself, before its noise, is not covered" in text
+
+
+def test_a_claim_where_nothing_is_shared_speaks_of_no_sum(experiment):
+    (text,), _ = said(experiment, privacy=Fake(epsilon=2.5, placement="local"), personalization="local-only")
+    assert "nothing of it is shared" in text
+    assert "sum" not in text.partition("is claimed for")[2].replace("sums (", "").partition("run.metrics")[0]
+    assert "training loss" not in text
+    assert "its weight" not in text
 
 
 def test_beside_a_claim_the_plan_says_that_personalized_models_are_outside(experiment):

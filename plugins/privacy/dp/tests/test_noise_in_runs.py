@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
+from pppml_core.registry import Registry
 from pppml_dp.dp_sgd import DpSgdPlan
 
 FALSE_ALARM = 1e-6
+INSTALLED = Registry.discover()
 DP = {"use": "dp-sgd", "clip": 2.0, "epsilon": 6, "delta": 1e-5}
 
 
@@ -104,3 +106,18 @@ def test_nothing_that_depends_on_images_leaves_a_site_without_noise(experiment, 
     rows = json.loads((run.folder / "manifest.json").read_text())["contribution"]
     assert {r["role"] for r in rows} == {"parameter", "weight"}
     assert all("after dp-sgd" in r["mechanism"] for r in rows if r["role"] == "parameter")
+
+
+def test_a_sum_over_fewer_sites_than_the_noise_is_sized_for_is_opened_by_no_site(experiment, no_gradients, tmp_path):
+    """A ring bridges a lost site. Its plan counts on all five, so the sum over four must not be released, whatever the server asks."""
+    if not any(c.name == "cyclic-he" and not c.missing() for c in INSTALLED.components("aggregator")):
+        pytest.skip("pppml-cyclic-he is not installed")
+    faults = [{"site": "site_2", "stage": "ring-1", "do": "drop", "times": 99}]
+    made = experiment(
+        {**DP, "placement": "distributed"},
+        aggregator={"use": "cyclic-he", "backend": "tenseal"},
+        engine={"use": "local", "faults": faults},
+        run={"rounds": 1, "on_abort": "skip"},
+    )
+    run = made.run(tmp_path / "r", reporters=False, report=False)
+    assert run.result["survivors"]["1"] == []
