@@ -229,7 +229,7 @@ def test_tables_state_every_epsilon_with_all_it_depends_on(finished):
 
 
 def test_an_interrupted_study_goes_on_and_other_settings_are_refused(finished, capsys):
-    _, folder, command = finished
+    _, folder, _ = finished
     before = {p: p.stat().st_mtime_ns for p in (folder / "out").rglob("job.json")}
     gone = run_folder(folder, "clip-only", 2) / "job.json"
     gone.unlink()

@@ -29,9 +29,8 @@ Record = dict[str, Any]
 
 def summarize(selection: Selection, tuned: Mapping[str, Any], out: Path, full: bool = False) -> dict[str, Any]:
     """All numbers: every cell of the selection with a finished row, and what the runs cost."""
-    cells = {
-        cell.name: found for cell, rows in selection.variants(full).items() if (found := cell_summary(selection, tuned, cell, rows, out))
-    }
+    made = {cell.name: cell_summary(selection, tuned, cell, rows, out) for cell, rows in selection.variants(full).items()}
+    cells = {name: found for name, found in made.items() if found}
     every = [read_job(path.parent) for path in sorted((out / "runs").rglob(DONE))]
     cost = {"runs": len(every), "cpu_seconds": sum(r["cpu_seconds"] for r in every), "seconds": sum(r["seconds"] for r in every)}
     about = {"devices": sorted({r["device"] for r in every}), "versions": every[0]["versions"] if every else {}}

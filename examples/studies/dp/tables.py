@@ -60,9 +60,8 @@ def cell_table(name: str, cell: Record) -> str:
 
 def claims(cell: Record) -> str:
     """What the epsilons of a table are: unit, adjacency, delta, accountant, placement and adversary."""
-    by_placement = {
-        found["privacy"]["placement"]: found["privacy"] for found in cell["rows"].values() if found["row"] in ("distributed", "local")
-    }
+    noised = [found["privacy"] for found in cell["rows"].values() if found["row"] in ("distributed", "local")]
+    by_placement = {claim["placement"]: claim for claim in noised}
     if not by_placement:
         return "No row has a finite epsilon: nothing is guaranteed."
     first = next(iter(by_placement.values()))
@@ -102,10 +101,8 @@ def elsewhere(name: str, cell: Record) -> str:
 
 def tuning_note(tuned: Record) -> str:
     """What choosing cost."""
-    spent = {
-        row: found["epsilon_of_all_tries"] for rows in tuned.values() for row, found in rows.items() if "epsilon_of_all_tries" in found
-    }
-    text = ", ".join(f"{value:g} with placement {row}" for row, value in spent.items())
+    found = [(cell, row, one.get("epsilon_of_all_tries")) for cell, rows in tuned.items() for row, one in rows.items()]
+    text = ", ".join(f"{value:g} with placement {row} in {cell}" for cell, row, value in found if value is not None)
     return (
         "The scores of tries are of noised models, so what is chosen by them tells something of the training images. Epsilon of all tries "
         f"of a row together, with the unit, adjacency, delta and accountant of the tables: {text}. The epsilons in the tables do not "

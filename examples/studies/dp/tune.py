@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jobs import Tell, read_job, run_all
+from jobs import Tell, is_done, read_job, run_all
 from selection import NOISED, Data, Row, Selection, Settings, make_job, read_tuned
 
 from pppml_core.federation.files import write_atomic
@@ -40,9 +40,7 @@ def tune(selection: Selection, data: Data, out: Path, into: Path, full: bool, wo
     for cell in cells:
         for row in how.rows:
             made = [(settings, trials[cell, row, i]) for i, settings in enumerate(how.tries)]
-            done = [
-                (settings, read_job(job.folder)) for settings, job in made if job.name not in failed and (job.folder / "job.json").exists()
-            ]
+            done = [(settings, read_job(job.folder)) for settings, job in made if is_done(job)]
             if done:
                 tuned.setdefault(cell.name, {})[row] = choice(row, done)
     head = f"# Written by `run.py --tune`: validation accuracy over all sites' images, seed {how.seed}. The first of equals is taken.\n"
