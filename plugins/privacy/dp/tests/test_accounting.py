@@ -193,6 +193,8 @@ def test_sampling_at_almost_every_step_is_no_sampling():
 def test_extreme_noise_neither_fails_nor_takes_long():
     assert epsilon([gaussian(1.0, 1e-100, 10**7)], 1e-5) > 1e199
     assert epsilon([gaussian(0.5, 1e-5)], 1e-5) >= epsilon([gaussian(0.5, 2e-3)], 1e-5) > 100_000
+    assert epsilon([gaussian(0.5, 1.0, 10), gaussian(1.0, 1e-5)], 1e-5) > 1e9
+    assert epsilon([gaussian(0.5, 0.002, 10**9)], 1e-5) > 1e9
     assert epsilon([gaussian(0.5, 1e100, 1000)], 1e-5) == 0
     assert 0 <= epsilon([gaussian(0.5, 1e5, 1000)], 1e-5) < 1e-3
 

@@ -48,6 +48,12 @@ def test_the_bound_holds_for_every_order_and_both_directions(variance, shifts, r
         assert addition <= removal * (1 + 1e-9) + 1e-12  # symmetric noise: removing is the worse of the two
 
 
+def test_the_published_bound_in_figures():
+    # alpha D2^2 / 2V + min(((2 alpha - 1) D2^2 + 6 D1) / 4V^2, 3 D1 / 2V) of Agarwal, Kairouz and Liu 2021: either term can be the smaller.
+    np.testing.assert_allclose(skellam_rdp([2, 5], 100.0, 5.0, 3.0), [0.09 + 57 / 40_000, 0.225 + 111 / 40_000], rtol=1e-12)
+    np.testing.assert_allclose(skellam_rdp([2, 5], 0.1, 5.0, 3.0), [90 + 75, 225 + 75], rtol=1e-12)
+
+
 @pytest.mark.parametrize("rate", [0.01, 0.2, 1.0])
 def test_with_the_exact_divergences_the_binomial_sum_is_exact(rate):
     without, with_unit = log_probabilities(20.0, [4])

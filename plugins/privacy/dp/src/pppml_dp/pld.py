@@ -18,6 +18,7 @@ from pppml_dp.gaussian import epsilon_at
 _FINENESS = 0.02  # of a standard deviation of one step's loss: at most 0.1 % of epsilon for the grid
 _POINTS_OF_STEP = 40_000
 _POINTS_OF_SUM = 1_000_000
+_COARSEST = 100.0  # reached by events whose epsilon is above ten thousand
 _HARDLY_NOISE = 1e-3  # below it a single sampled step has epsilon above half a million
 
 
@@ -25,7 +26,8 @@ def pld_epsilon(events: Sequence[Event], delta: float) -> float:
     """Epsilon at ``delta`` of Gaussian events together, adding or removing one unit.
 
     Without sampling the closed form (:mod:`.gaussian`) is exact. Else at most 0.5 % too large for epsilon of 0.1 to 5,000 and up to a
-    million steps, and never too small, for any. Noise multipliers below 0.001 are charged as if there was no sampling.
+    million steps, and never too small, for any. Noise that is next to none (a multiplier below 0.001) is charged as if there was no
+    sampling.
     """
     from dp_accounting.pld import privacy_loss_distribution
 
@@ -37,9 +39,9 @@ def pld_epsilon(events: Sequence[Event], delta: float) -> float:
     mu = math.hypot(*(math.sqrt(event.count) / event.noise_multiplier for event in unsampled))
     if not sampled:
         return epsilon_at(delta, mu)
-    if epsilon_at(delta, math.hypot(mu, *(math.sqrt(event.count) / event.noise_multiplier for event in sampled))) == 0:
-        return 0.0  # even without sampling
-    interval = _interval(sampled, mu)
+    without_sampling = epsilon_at(delta, math.hypot(mu, *(math.sqrt(event.count) / event.noise_multiplier for event in sampled)))
+    if without_sampling == 0 or (interval := _interval(sampled, mu)) > _COARSEST:
+        return without_sampling
     losses = [
         privacy_loss_distribution.from_gaussian_mechanism(
             event.noise_multiplier, sampling_prob=event.sample_rate, value_discretization_interval=interval
