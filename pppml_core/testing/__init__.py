@@ -9,6 +9,7 @@ _PUBLIC = {
     "AggregatorSuite": "pppml_core.testing.aggregator_suite",
     "PersonalizationSuite": "pppml_core.testing.personalization_suite",
     "PluginSuite": "pppml_core.testing.plugin_suite",
+    "PrivacySuite": "pppml_core.testing.privacy_suite",
     "TaskSuite": "pppml_core.testing.task_suite",
     "SessionHarness": "pppml_core.testing.harness",
     "HarnessResult": "pppml_core.testing.harness",

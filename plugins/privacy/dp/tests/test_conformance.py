@@ -1,0 +1,101 @@
+"""Every mechanism passes the kit, at each placement, with both kinds of noise."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from pppml_core.component import Component
+from pppml_core.testing import PrivacySuite
+from pppml_core.testing.privacy_bench import Stated
+from pppml_dp.plugin import pppml_privacy_mechanisms
+
+
+def component(name: str) -> Component:
+    return next(c for c in pppml_privacy_mechanisms() if c.name == name)
+
+
+class OfGradients(PrivacySuite):
+    __test__ = False
+    component = component("dp-sgd")
+    quiet: ClassVar = {"noise_multiplier": 0.0}
+    noisier: ClassVar = {"noise_multiplier": 2.0}
+
+
+class TestLocal(OfGradients):
+    __test__ = True
+    config: ClassVar = {"placement": "local", "noise_multiplier": 1.0, "clip": 0.8}
+    noise_in_rule = True
+
+    def step(self, plan) -> float:
+        """The gradient is divided by the expected batch after it was noised on the grid, whose clip is this many steps."""
+        details = plan.statement.details
+        steps = (details["integer_sensitivity"] - math.sqrt(plan._setting.coordinates)) / 1.001
+        return details["clip"] / steps / details["expected_batch"]
+
+
+class TestDistributed(OfGradients):
+    __test__ = True
+    config: ClassVar = {"placement": "distributed", "noise_multiplier": 1.0, "clip": 0.8}
+    colluders = 1
+
+
+class TestDistributedSkellam(TestDistributed):
+    config: ClassVar = {**TestDistributed.config, "noise": "skellam"}
+    slack = 0.5
+
+
+class TestServer(OfGradients):
+    __test__ = True
+    config: ClassVar = {"placement": "server", "noise_multiplier": 1.0, "clip": 0.8}
+
+
+class OfUpdates(PrivacySuite):
+    __test__ = False
+    component = component("dp-update")
+    quiet: ClassVar = {"noise_multiplier": 0.0}
+    noisier: ClassVar = {"noise_multiplier": 2.0}
+
+
+class TestUpdateLocal(OfUpdates):
+    __test__ = True
+    config: ClassVar = {"placement": "local", "noise_multiplier": 1.0, "clip": 0.8}
+
+
+class TestUpdateDistributed(OfUpdates):
+    __test__ = True
+    config: ClassVar = {"placement": "distributed", "noise_multiplier": 1.0, "clip": 0.8}
+    colluders = 1
+
+
+class TestUpdateServer(OfUpdates):
+    __test__ = True
+    config: ClassVar = {"placement": "server", "noise_multiplier": 1.0, "clip": 0.8}
+
+
+class TestUpdateSkellam(OfUpdates):
+    __test__ = True
+    config: ClassVar = {"placement": "local", "noise_multiplier": 1.0, "clip": 0.8, "noise": "skellam"}
+    slack = 0.5
+
+
+class TestClipOnly(PrivacySuite):
+    component = component("clip-only")
+    config: ClassVar = {"clip": 0.8}
+
+    def step(self, plan) -> float:
+        """There are no integers: the clip is the step, and one example moves the sum by one of it. An expected batch has 20 examples."""
+        return 0.8 / 20
+
+    def stated(self, plan) -> Stated:
+        return Stated(sensitivity=1 + 1e-3, share_variance=0.0)
+
+
+class TestClipOnlySites(TestClipOnly):
+    config: ClassVar = {"clip": 0.8, "unit": "site"}
+
+    def step(self, plan) -> float:
+        return plan.encoding(1).range / (2**23 - 1)
+
+    def stated(self, plan) -> Stated:
+        return Stated(sensitivity=1.001 * 0.8 / self.step(plan) + 64, share_variance=0.0)
