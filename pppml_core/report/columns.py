@@ -88,9 +88,8 @@ class Column:
             return weights
         if self.is_fedavg:
             return "global" if self.method == "fedavg" else "global (FedAvg)"
-        if self.method == "per-fedavg":
-            return "global (before adapting)"
-        return f"global, {OWN_BEST}" if self.chosen_by_own else "global"
+        shared = "global (before adapting)" if self.method == "per-fedavg" else "global"
+        return f"{shared}, {OWN_BEST}" if self.chosen_by_own else shared
 
     @property
     def is_fedavg(self) -> bool:

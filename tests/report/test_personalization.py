@@ -462,6 +462,14 @@ def test_rounds_chosen_by_own_models_are_not_fedavg_s(make_run: Make, method: st
     assert "models were best" not in stopped, "it is the last round, which they chose in another way"
 
 
+def test_per_fedavg_s_head_says_who_chose_the_round(make_run: Make) -> None:
+    run = {"name": "r", "rounds": 6, "seed": 1, "metrics": "per-site"}
+    best, last = (make_run(s, method="per-fedavg", settings={"run": {**run, "select": s}}) for s in ("best-validation", "last"))
+    assert "global (before adapting), at the round its own models were best" in shown(best)
+    assert "models were best" not in shown(last)
+    assert "global (before adapting)" in shown(last)
+
+
 def test_a_global_model_chosen_by_own_models_stands_for_no_fedavg(make_run: Make) -> None:
     chosen = {"run": {"name": "r", "rounds": 6, "seed": 1, "metrics": "per-site", "select": "best-validation"}}
     meta, ditto = make_run("p", method="per-fedavg", settings=chosen), make_run("d", method="ditto", settings=chosen)
