@@ -130,6 +130,6 @@ def check_site(site: str, sites: Iterable[str], error: type[PppmlError], *, plac
     known = list(sites)
     if site in known:
         return
-    close = nearest(site, known)
+    close = nearest(site, known) if isinstance(site, str) else None  # whoever calls from Python may give anything
     hint = f"did you mean {close!r}?" if close else f"the sites are {', '.join(known)}"
     raise error(f"there is no site {site!r} {where}".rstrip(), place=place, hint=hint)

@@ -25,7 +25,8 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
     examples are drawn and in which order they are used; the same draw with more examples contains the one with fewer. Returns a network of
     its own, on the training device, in evaluation mode.
 
-    Raises ConfigError on an unknown site and for methods that share no model, DataError where so many examples cannot be taken.
+    Raises ConfigError on an unknown site, for methods that share no model and where ``draw`` is no whole number from 0 on; DataError where
+    so many examples cannot be taken.
     """
     rule = parts.personalization
     if not rule.shares:
@@ -33,6 +34,8 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
     task = innermost(parts.task)
     slugs = [s.slug for s in task.sites()]
     check_site(site, slugs, ConfigError, place="site")
+    if not (_whole(draw) and draw >= 0):
+        raise ConfigError(f"{draw!r} names no draw", place="draw", hint="a whole number, 0 or more")
     own = task.load(site).train
     count = _count(examples, len(own), site)
     picked = parts.seeds.generator("newcomer", site, "draw", draw).permutation(len(own))[:count]
@@ -48,13 +51,17 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
 
 
 def _count(examples: int | None, held: int, site: str) -> int:
-    """How many examples to take of the ``held`` ones. A bool is no number, though Python counts with it."""
+    """How many examples to take of the ``held`` ones."""
     if held == 0:
         raise DataError("it has no training examples", place=f"site {site}", hint="take a site that has some")
     if examples is None:
         return held
-    whole = isinstance(examples, int | np.integer) and not isinstance(examples, bool)
-    if not (whole and 0 < examples <= held):
+    if not (_whole(examples) and 0 < examples <= held):
         text = f"{examples!r} of {held} training examples cannot be taken"
         raise DataError(text, place=f"site {site}", hint=f"1 to {held}")
     return int(examples)
+
+
+def _whole(number: object) -> bool:
+    """A bool is no number, though Python counts with it."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
