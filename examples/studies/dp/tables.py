@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune import table as table_of_tries
-
 from pppml_core.federation.files import write_atomic
 
 Record = Mapping[str, Any]
@@ -25,7 +23,7 @@ def markdown(results: Record, tuned: Record) -> str:
     """All tables."""
     parts = [cell_table(name, cell) for name, cell in results["cells"].items()]
     if tuned:
-        parts.append(f"## What was tried in tuning\n\n{table_of_tries(tuned)}\n\n{tuning_note(tuned)}")
+        parts.append(f"## What was tried in tuning\n\n{tries(tuned)}\n\n{tuning_note(tuned)}")
     cost = results["cost"]
     parts.append(
         f"{cost['runs']} runs, {cost['cpu_seconds'] / 60:.0f} processor minutes on {', '.join(results['devices'])}. "
@@ -99,6 +97,26 @@ def elsewhere(name: str, cell: Record) -> str:
     return "Settings tuned elsewhere: " + "; ".join(f"{row} in {where or 'no cell: the defaults'}" for row, where in taken.items()) + "."
 
 
+def tries(tuned: Record) -> str:
+    """What was tried, with each try's validation accuracy; what was chosen is bold."""
+    lines = [
+        [
+            cell,
+            row,
+            "; ".join(bold(f"{said(one['settings'])}: {one['score']:.3f}", one["settings"] == found["chosen"]) for one in found["tries"]),
+            f"{found['epsilon_of_all_tries']:g}" if "epsilon_of_all_tries" in found else "infinite",
+        ]
+        for cell, rows in tuned.items()
+        for row, found in rows.items()
+    ]
+    return grid(["cell", "row", "tried: validation accuracy", "epsilon of all tries together"], lines)
+
+
+def bold(text: str, on: bool) -> str:
+    """Where it is asked for."""
+    return f"**{text}**" if on else text
+
+
 def tuning_note(tuned: Record) -> str:
     """What choosing cost."""
     found = [(cell, row, one.get("epsilon_of_all_tries")) for cell, rows in tuned.items() for row, one in rows.items()]
@@ -123,9 +141,17 @@ def cell_of(found: Record) -> str:
 
 
 def said(settings: Record) -> str:
-    """Settings in short: ``lr 0.002, batch 32, 100 steps``."""
-    names = {"personalization.server_optimizer.lr": "lr {}", "training.batch_size": "batch {}", "run.rounds": "{} steps"}
-    return ", ".join(names.get(path, f"{path} {{}}").format(value) for path, value in settings.items())
+    """Settings in short: ``sgd lr 0.5 momentum 0.9, batch 32, 100 steps``."""
+    names = {"training.batch_size": "batch {}", "run.rounds": "{} steps"}
+    return ", ".join(
+        optimizer(value) if isinstance(value, Mapping) else names.get(path, f"{path.rpartition('.')[2]} {{}}").format(value)
+        for path, value in settings.items()
+    )
+
+
+def optimizer(found: Record) -> str:
+    """``adam lr 0.004``."""
+    return " ".join([found["use"], *(f"{name} {found[name]}" for name in ("lr", "momentum") if name in found)])
 
 
 def grid(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -5,7 +5,6 @@ The scores are of noised models, so choosing by them tells something of the imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +66,3 @@ def epsilon_of_all(records: list[dict[str, Any]]) -> float:
 
     runs = [[Event.from_charge(charge) for charge in record["charges"]] for record in records]
     return epsilon_of_choice(runs, records[0]["privacy"]["delta"])
-
-
-def table(tuned: Mapping[str, Any]) -> str:
-    """What was tried as Markdown, with each try's validation accuracy; what was chosen is bold."""
-    lines = ["| cell | row | tried | epsilon of all tries together |", "|---|---|---|---:|"]
-    for cell, rows in tuned.items():
-        for row, found in rows.items():
-            tries = "; ".join(tried(one, one["settings"] == found["chosen"]) for one in found["tries"])
-            lines.append(f"| {cell} | {row} | {tries} | {found.get('epsilon_of_all_tries', 'none')} |")
-    return "\n".join(lines)
-
-
-def tried(one: Mapping[str, Any], bold: bool) -> str:
-    """A try; settings as code, so that they are not taken for Markdown."""
-    settings = ", ".join(f"{path.rpartition('.')[2]}={value}" for path, value in one["settings"].items())
-    text = f"`{settings}` {one['score']:.3f}"
-    return f"**{text}**" if bold else text
