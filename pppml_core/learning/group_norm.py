@@ -23,7 +23,7 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> torch.Tensor | None:
-    """As ``torch.nn.functional.group_norm``; None where torch is to make it itself."""
+    """As ``torch.nn.functional.group_norm``; None where torch is to make it itself, also of mixed types, which autocast may convert."""
     if weight is None or bias is None or input.dtype != weight.dtype or input.ndim < 3 or input.shape[1] % num_groups:
         return None
     made: torch.Tensor = _GroupNorm.apply(input.contiguous(), weight, bias, num_groups, eps)  # type: ignore[no-untyped-call]
@@ -64,7 +64,6 @@ class _Gradient(torch.autograd.Function):
         g, x, weight, mu, r = ctx.saved_tensors
         groups: int = mu.shape[1]
         share: float = groups / math.prod(x.shape[1:])  # 1 / m
-        a = a.contiguous()
 
         def sums(one: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
             """Over each channel of each image, ``(batch, groups, channels a group)``."""

@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from pppml_core.errors import PppmlError
 from pppml_core.learning.gradients import plain_gradients
+from pppml_core.learning.group_norm import group_norm
 
 
 class Tied(nn.Module):
@@ -134,6 +135,40 @@ def test_against_torch_func(name):
     product = plain_gradients(loss).hessian_vector(model, batch, vector)
     for n in parameters:
         torch.testing.assert_close(product[n], expected[n], rtol=1e-9, atol=1e-9)
+
+
+LAYOUTS = {
+    "plain": lambda t: t,
+    "channels last": lambda t: t.to(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "one image again": lambda t: t[:1].expand_as(t),
+}
+
+
+@pytest.mark.parametrize("of_a", LAYOUTS)
+@pytest.mark.parametrize("of_g", LAYOUTS)
+@pytest.mark.parametrize("of_x", LAYOUTS)
+def test_group_norm_of_tensors_in_any_layout(of_x, of_g, of_a):
+    """Torch's kernels take the memory of the gradient as it lies: values of another layout are silently wrong."""
+
+    def derivatives(norm):
+        torch.manual_seed(0)
+        x, g, a = (LAYOUTS[name](torch.randn(2, 4, 3, 5, dtype=torch.float64)) for name in (of_x, of_g, of_a))
+        weight, bias, b, c = torch.randn(4, 4, dtype=torch.float64)
+        at = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        y, g = norm(at[0], 2, *at[1:]), g.detach().requires_grad_()
+        first = torch.autograd.grad(y, at, g, create_graph=True)
+        return [y, *first, *torch.autograd.grad(first, (*at[:2], g), (a, b, c))]
+
+    for found, expected in zip(derivatives(group_norm), derivatives(nn.functional.group_norm), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_group_norm_of_mixed_types_is_torch_s():
+    """Under autocast torch may convert the input first, which a call past it would leave out."""
+    images, ones = torch.randn(2, 4, 3), torch.ones(4)
+    assert group_norm(images, 2, ones, ones) is not None
+    assert group_norm(images.bfloat16(), 2, ones, ones) is None
 
 
 def test_named_parameters_only_and_nothing_else_changes():
