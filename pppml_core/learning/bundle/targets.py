@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -13,25 +14,28 @@ from pppml_core.errors import ConfigError
 PACKAGES = ("builtins", "monai", "numpy", "torch")
 #: Of Python itself, what the configs import at their head for their expressions.
 IMPORTED = (*PACKAGES, "collections", "glob", "os")
+#: Ways to import without a statement. (A search of the text, for an expression with MONAI's references is no Python)
+IMPORTERS = re.compile(r"\b(?:__import__|importlib)\b")
 
 
 def check_targets(config: Any, whose: str, place: str) -> None:
     """Look through ``config`` (maps and lists of MONAI's config form) at every ``_target_`` and every import of an expression.
 
     A target may be a name in torch, monai or numpy, a short name that MONAI or Python itself resolves, an expression (``$``) or a reference
-    (``@``) to another part.
+    (``@``) to another part. Of an expression, import statements and the words ``__import__`` and ``importlib`` are seen; what it
+    reaches through the packages that it may name is not.
 
     Args:
         config: plain data.
         whose: who wrote it, for the error: ``the definition that UNet gives``.
         place: config section of that component.
 
-    Raises ConfigError for anything else: the bundle would need a package that its user need not have.
+    Raises ConfigError for anything else: the bundle might need a package that its user need not have.
     """
     for name, allowed in _named(config):
         if not allowed:
             raise ConfigError(
-                f"{whose} names {name!r}, which is not in torch, MONAI or numpy: who has MONAI only could not use the bundle",
+                f"{whose} names {name!r}, which is not one of torch, MONAI and numpy",
                 place=place,
                 hint="name classes and functions of torch, monai and numpy with their full path, or MONAI's by their short name",
             )
@@ -49,6 +53,7 @@ def _named(part: Any) -> Iterator[tuple[str, bool]]:
         for value in part:
             yield from _named(value)
     elif isinstance(part, str) and part.startswith("$"):
+        yield from ((name, False) for name in IMPORTERS.findall(part))
         yield from ((name, name.partition(".")[0] in IMPORTED) for name in _imported(part[1:]))
 
 
