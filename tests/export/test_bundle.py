@@ -320,6 +320,25 @@ def test_an_empty_folder_is_taken_and_stays_the_same_folder(classification, tmp_
     assert Path().stat().st_ino == (tmp_path / "here").stat().st_ino, "the shell stands in the folder with the bundle"
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_empty_folder_stays_empty_when_a_person_interrupts(classification, tmp_path, monkeypatch, when):
+    (tmp_path / "empty").mkdir()
+    rename = os.rename
+
+    def interrupted(source, target):
+        struck = Path(target) == tmp_path / "empty" / "docs"
+        if struck and when == "before":
+            raise KeyboardInterrupt
+        rename(source, target)
+        if struck:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        classification.export_bundle(tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 def test_an_empty_folder_that_cannot_be_filled_stays_empty(classification, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     rename = os.rename
@@ -389,6 +408,11 @@ ELSEWHERE = [
     {"deep": [{"_target_": "torch.nn.Sequential", "args": [{"_target_": "subprocess.run"}]}]},
     {"imports": ["$import glob", "$import PIL.Image"]},
     {"imports": ["$from PIL import Image"]},
+    {"imports": ["$import math", "$import json"]},
+    {"_target_": "functools.partial"},
+    {"_target_": "$__import__('PIL.Image').Image.new"},
+    {"value": "$__import__('PIL.Image').Image.open(@path)"},
+    {"value": "$torch.importlib.import_module('PIL')"},
 ]
 
 
@@ -396,7 +420,7 @@ ELSEWHERE = [
 def test_what_names_other_packages_is_refused(segmentation, part):
     spec = segmentation.task.spec()
     factory = Tells({"network_def": "$torch.nn.Sequential(*@layers)", "layers": [CONVOLUTION], "other": part})
-    with pytest.raises(ConfigError, match=r"the definition that Tells gives names .* not in torch, MONAI or numpy") as info:
+    with pytest.raises(ConfigError, match=r"the definition that Tells gives names .*, which is not one of torch, MONAI and numpy") as info:
         network.describe(factory, spec, factory.build(spec).eval())
     assert info.value.place == "model"
     assert "torch, monai and numpy" in info.value.hint

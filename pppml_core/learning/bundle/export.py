@@ -64,14 +64,14 @@ def write_bundle(task: Task, factory: ModelFactory, model: torch.nn.Module, orig
 
 def _move_in(made: Path, folder: Path) -> None:
     """Move what is in ``made`` into ``folder``: all of it or nothing."""
-    moved: list[Path] = []
+    parts = sorted(made.iterdir())
     try:
-        for part in sorted(made.iterdir()):
+        for part in parts:
             os.rename(part, folder / part.name)
-            moved.append(folder / part.name)
-    except OSError:
-        for part in moved:
-            os.rename(part, made / part.name)
+    except BaseException:  # Ctrl-C too, which may come right after a move
+        for part in parts:
+            if not part.exists():
+                os.rename(folder / part.name, part)
         raise
 
 
