@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -425,6 +426,21 @@ def test_hooks_are_gone_after_an_exception(where):
         clipped_sum(model, loss, batch, Clipping("flat", 1.0), method="book-keeping")
     assert hooks(model) == [kept.id]
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_test_of_a_network_leaves_its_buffers_alone():
+    model = UNFIT["batch norm"][0]().train()
+    state = copy.deepcopy(model.state_dict())
+    batch = DrawnBatch(torch.randn(4, 4), torch.arange(4) % 3, np.ones(4))
+    with pytest.raises(PppmlError, match="does not fit"):
+        clipped_sum(model, F.cross_entropy, batch, Clipping("flat", 1.0), method="book-keeping")
+    assert all(torch.equal(state[n], v) for n, v in model.state_dict().items())
+
+
+def test_images_of_integers():
+    model = Net(lambda m, x: m.b(m.a(x.double() / 255))).double()
+    batch = DrawnBatch(torch.randint(256, (4, 4), dtype=torch.uint8), torch.arange(4) % 3, np.ones(4))
+    agree(model, F.cross_entropy, batch, 0.7, torch.float64)
 
 
 def test_group_norm_without_the_statistics_of_autograd(monkeypatch):

@@ -7,7 +7,8 @@ on first use is remembered; tests on it draw no random numbers that training wou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -127,11 +128,23 @@ def _add(sums: Sums, model: torch.nn.Module, loss: LossFunction, part: _Part, cl
     add_loop(sums, model, loss, *part, clipping, range(len(images)) if alone is None else alone)
 
 
+@contextmanager
+def _untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Random numbers and buffers are afterwards as they were before."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+
+
 def _try(name: str, known: _Known, model: torch.nn.Module, loss: LossFunction, part: _Part, clipping: Clipping) -> None:
-    """Whether a method works, without a trace in torch's random numbers: a run that is resumed tries again."""
+    """Whether a method works, without a trace in the network or in torch's random numbers: a run that is resumed tries again."""
     images, targets, shares = part
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _untouched(model, images.device):
         if name == "book-keeping":
             try:
                 if not unverified(model, images):

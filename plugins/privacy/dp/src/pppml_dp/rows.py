@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 #: rows of at least so many numbers are taken one after another on a CPU, where each then stays in the cache.
-LONG = 2**16
+LONG = 2**13
 
 
 def squared_norms(rows: torch.Tensor) -> torch.Tensor:
