@@ -1,4 +1,4 @@
-"""What the parts of ``PrivacySuite`` share: plans for public numbers, gradients of examples that are chosen to the last bit, noise by itself.
+"""What the parts of ``PrivacySuite`` share: plans for public numbers, gradients that a test chooses, noise by itself.
 
 Everything goes through the contract of :mod:`pppml_core.interfaces.privacy`. Two tricks make noise and clip visible by themselves.
 A network of one linear output whose loss is the mean output has the image as its gradient, so that an adversary's gradients are simply

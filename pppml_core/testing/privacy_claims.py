@@ -1,7 +1,8 @@
-"""What is claimed and what is charged: complete, the same for every party, for the whole run, and right where a formula says what is right."""
+"""What is claimed and charged: complete, the same for every party, for the whole run, and right where there is a formula."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,7 @@ class PrivacyClaims(PrivacyBench):
         charges = self.charges(plan, 12)
         by_rounds = [self.spent(plan, charges[:rounds]) for rounds in (0, 1, 3, 12)]
         assert by_rounds[0] == 0
-        assert all(b > a for a, b in zip(by_rounds, by_rounds[1:], strict=False)), f"after 0, 1, 3, 12 rounds: {by_rounds}"
+        assert all(b > a for a, b in itertools.pairwise(by_rounds)), f"after 0, 1, 3, 12 rounds: {by_rounds}"
         multiplier = self.charged(charges[0]).noise_multiplier
         larger = self.plan(batch_size=60)
         one = self.charged(self.charges(larger, 1)[0])
@@ -188,7 +189,7 @@ class PrivacyClaims(PrivacyBench):
         assert plan.charge(1) is None or self.spent(plan, [plan.charge(1) or {}]) == math.inf
 
     def test_too_few_sites_are_not_summed(self) -> None:
-        """If this fails: shares of noise are sized for more sites than ``min_survivors`` asks to be in every sum, or for more than there are."""
+        """If this fails: shares of noise are sized for more sites than ``min_survivors`` asks to be in every sum, or than there are."""
         plan = self.noised()
         if plan.placement != "distributed":
             pytest.skip("one party adds all of the noise")

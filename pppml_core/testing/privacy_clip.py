@@ -30,20 +30,19 @@ class PrivacyClip(PrivacyBench):
             pytest.skip("its rule always adds noise (give quiet)")
         return self.plan(self.quiet)
 
-    def released(self, images: Images, shares: npt.NDArray[np.float64] | None = None) -> Vector:
-        """What a batch of these gradients adds to the integers of a sum, before noise, in steps."""
-        plan = self.plan()
+    def released(self, plan: PrivacyPlan, rule: PrivacyPlan, images: Images, shares: npt.NDArray[np.float64] | None = None) -> Vector:
+        """What a batch of these gradients adds to the integers of a sum, before noise, in steps. ``rule``: see :meth:`clipping`."""
         try:
-            update = self.update(self.clipping(plan), images, shares)
+            update = self.update(rule, images, shares)
             return update / self.step(plan) if self.noise_in_rule else self.integers(plan, update)
         except PppmlError as error:
             raise AssertionError(f"a site that stops tells that it has such an example: {error}") from error
 
-    def far(self, one: Vector, other: Vector, what: str) -> None:
+    def near(self, one: Vector, other: Vector, stated: float, what: str) -> None:
         """Assert that two neighbours are no farther apart than is stated."""
         assert np.isfinite(one).all(), f"{what}: not finite"
         assert np.isfinite(other).all(), f"{what}: not finite"
-        distance, stated = float(np.linalg.norm(one - other)), self.stated(self.plan()).sensitivity
+        distance = float(np.linalg.norm(one - other))
         assert distance <= stated * (1 + 1e-9), f"{what}: {distance:.6g} steps apart, and {stated:.6g} are stated"
 
     def test_one_example_moves_the_sum_by_no_more_than_is_stated(self) -> None:
@@ -52,22 +51,24 @@ class PrivacyClip(PrivacyBench):
         Clip each example's gradient, not the batch's sum or mean; divide by a public number, not by how many were drawn; an example whose
         gradient is not finite adds nothing and takes nothing away from the others.
         """
-        self.of_examples()
-        clip = self.clip(self.plan())
+        plan = self.of_examples()
+        rule, clip, stated = self.clipping(plan), self.clip(plan), self.stated(plan).sensitivity
         for base_name, base in bases(clip):
-            without = self.released(base)
-            for name, one in extras(clip, base):
-                self.far(self.released(np.concatenate([base, one[None]])), without, f"{name} added to {base_name}")
+            without = self.released(plan, rule, base)
+            for name, one in extras(clip):
+                with_it = self.released(plan, rule, np.concatenate([base, one[None]]))
+                self.near(with_it, without, stated, f"{name} added to {base_name}")
 
     def test_the_shares_of_a_patient_are_one_clip(self) -> None:
         """If this fails: the rule overlooks the batch's ``shares``, so that a patient of five images moves the sum five times."""
         plan = self.of_examples()
         if plan.sample_rate is None:
             pytest.skip("it draws no batches")
-        clip = self.clip(plan)
-        for name, one in extras(clip, np.zeros((1, LENGTH), np.float32)):
+        rule, clip, stated = self.clipping(plan), self.clip(plan), self.stated(plan).sensitivity
+        for name, one in extras(clip):
             five = np.repeat(one[None], 5, axis=0)
-            self.far(self.released(five, np.full(5, 0.2)), self.released(five[:0]), f"five images of a patient, {name}")
+            with_them, without = self.released(plan, rule, five, np.full(5, 0.2)), self.released(plan, rule, five[:0])
+            self.near(with_them, without, stated, f"five images of a patient, {name}")
 
     def test_one_site_moves_the_sum_by_no_more_than_is_stated(self) -> None:
         """If this fails: a site's update moves the released integers by more than the stated sensitivity against no update at all.
@@ -77,22 +78,23 @@ class PrivacyClip(PrivacyBench):
         plan = self.plan()
         if plan.statement.unit != "site":
             pytest.skip("its protected unit is in a gradient, not a whole update")
-        clip = self.clip(plan)
-        for name, one in extras(clip, np.zeros((1, LENGTH), np.float32)):
+        nothing, stated = self.integers(plan, np.zeros(LENGTH)), self.stated(plan).sensitivity
+        for name, one in extras(self.clip(plan)):
             try:
                 moved = self.integers(plan, one.astype(np.float64))
             except PppmlError as error:
                 raise AssertionError(f"{name}: a site that stops tells that its update is such: {error}") from error
-            self.far(moved, self.integers(plan, np.zeros(LENGTH)), name)
+            self.near(moved, nothing, stated, name)
 
-    def test_an_ordinary_batch_counts(self) -> None:
-        """If this fails: gradients (or updates) below the clip are lost, or one at the clip moves the sum by less than a tenth of it."""
+    def test_an_ordinary_unit_counts(self) -> None:
+        """If this fails: the gradient (or update) of an ordinary example (or site) is lost, even one at the clip."""
         plan = self.plan()
-        direction = unit(1) * np.float32(self.clip(plan))
+        one = unit(1) * np.float32(self.clip(plan))
         if plan.statement.unit == "site":
-            moved = self.integers(plan, direction.astype(np.float64)) - self.integers(plan, np.zeros(LENGTH))
+            moved = self.integers(plan, one.astype(np.float64)) - self.integers(plan, np.zeros(LENGTH))
         else:
-            moved = self.released(direction[None]) - self.released(direction[:0].reshape(0, LENGTH))
+            rule = self.clipping(plan)
+            moved = self.released(plan, rule, one[None]) - self.released(plan, rule, one[None][:0])
         assert np.linalg.norm(moved) > 0.1 * self.stated(plan).sensitivity
 
     def test_gradients_equal_a_loop_over_examples(self) -> None:
@@ -159,7 +161,7 @@ def bases(clip: float) -> list[tuple[str, Images]]:
     ]
 
 
-def extras(clip: float, base: Images) -> Iterator[tuple[str, Images]]:
+def extras(clip: float) -> Iterator[tuple[str, Images]]:
     """Gradients of an adversary's example: float32 ``(LENGTH,)``."""
     against = -np.float32(10 * clip) * unit(1)
     one_place = np.zeros(LENGTH, np.float32)
@@ -177,5 +179,3 @@ def extras(clip: float, base: Images) -> Iterator[tuple[str, Images]]:
         broken[0] = value
         yield f"one with {name}", broken
     yield "nothing but NaN", np.full(LENGTH, np.nan, np.float32)
-
-
