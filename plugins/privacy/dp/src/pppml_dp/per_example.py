@@ -138,7 +138,8 @@ def _untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+                if name in buffers:  # else it was made by the first forward pass
+                    buffer.copy_(buffers[name])
 
 
 def _try(name: str, known: _Known, model: torch.nn.Module, loss: LossFunction, part: _Part, clipping: Clipping) -> None:
