@@ -100,7 +100,7 @@ class Selection(Strict):
     ) -> Selection:
         """Only what is named; without names of methods, those of the default selection, or all with ``full``.
 
-        Raises ValueError on an unknown name.
+        Raises ValueError on an unknown name, and where what is left would mislead.
         """
         tasks = list(self.tasks) if tasks is None else list(tasks)
         usual = [name for name, m in self.methods.items() if full or not m.full]
@@ -114,7 +114,7 @@ class Selection(Strict):
                 "sites": {t: s for t, s in self.new_site.sites.items() if t in tasks},
             }
         )
-        return self.model_copy(
+        narrow = self.model_copy(
             update={
                 "tasks": {name: self.tasks[name] for name in tasks},
                 "methods": {name: self.methods[name] for name in methods},
@@ -122,6 +122,7 @@ class Selection(Strict):
                 "new_site": new_site,
             }
         )
+        return Selection.model_validate(narrow.model_dump())  # a copy checks nothing
 
 
 class Job(Strict):
