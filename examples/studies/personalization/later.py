@@ -24,13 +24,19 @@ def later_summary(selection: Selection, task: str, out: Path) -> dict[str, Any]:
     return {site: found for site in selection.new_site.sites[task] if (found := site_summary(selection, task, site, out))}
 
 
-def site_summary(selection: Selection, task: str, site: str, out: Path) -> dict[str, Any]:
-    """Number of images -> model -> score on the site's test part, mean over seeds and draws, with an interval."""
+def finished_later(selection: Selection, task: str, site: str, out: Path) -> dict[str, dict[int, Path]]:
+    """Method -> seed -> run folder of a site's table: the seeds that every method has finished."""
     folders = {m: {s: out / "new-site" / task / site / m / f"seed-{s}" for s in selection.seeds} for m in selection.new_site.methods}
     seeds = [s for s in selection.seeds if folders and all((runs[s] / DONE).exists() for runs in folders.values())]
-    if not seeds:
+    return {m: {s: runs[s] for s in seeds} for m, runs in folders.items()} if seeds else {}
+
+
+def site_summary(selection: Selection, task: str, site: str, out: Path) -> dict[str, Any]:
+    """Number of images -> model -> score on the site's test part, mean over seeds and draws, with an interval."""
+    finished = finished_later(selection, task, site, out)
+    if not finished:
         return {}
-    finished = {m: {s: runs[s] for s in seeds} for m, runs in folders.items()}
+    seeds = list(next(iter(finished.values())))
     refuse_mixed(finished)
     runs, metric, draws = read_rows(finished)
     strata = {key: strata_of({site: units}) for key, units in runs.items()}

@@ -8,19 +8,19 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from later import later_summary
-from records import DONE
+from later import finished_later, later_summary
+from records import job_of
 from selection import Selection
-from summary import task_summary
+from summary import finished_runs, task_summary
 
 
 def summarize(selection: Selection, out: Path) -> dict[str, Any]:
-    """All numbers of the runs in ``out``: tasks, sites that come later, and what the selected methods' runs cost."""
+    """All numbers of the runs in ``out``: tasks, sites that come later, and what the runs cost that these are made of."""
     tasks = {task: found for task in selection.tasks if (found := task_summary(selection, task, out))}
     later = {task: found for task in selection.new_site.sites if (found := later_summary(selection, task, out))}
-    seeds = {f"seed-{seed}" for seed in selection.seeds}
-    done = [path for path in sorted(out.rglob(DONE)) if path.parent.name in seeds and path.parent.parent.name in selection.methods]
-    every = [json.loads(path.read_text("utf-8")) for path in done if "tuning" not in path.relative_to(out).parts]
+    used = [finished_runs(selection, task, out) for task in selection.tasks]
+    used += [finished_later(selection, task, site, out) for task, sites in selection.new_site.sites.items() for site in sites]
+    every = [job_of(folder) for found in used for seeds in found.values() for folder in seeds.values()]
     cost = {"runs": len(every), "cpu_seconds": sum(r["cpu_seconds"] for r in every), "seconds": sum(r["seconds"] for r in every)}
     return {"tasks": tasks, "new_site": later, "cost": cost, "machine": machine(), "versions": versions(out)}
 

@@ -93,14 +93,20 @@ def measured(difference: Mapping[str, Any], groups: int) -> Measured:
     return Measured(difference["estimate"], low, high, "patients", groups)
 
 
-def task_summary(selection: Selection, task: str, out: Path) -> dict[str, Any]:
-    """One task's table; only seeds that every selected method has finished."""
+def finished_runs(selection: Selection, task: str, out: Path) -> dict[str, dict[int, Path]]:
+    """Method -> seed -> run folder of a task's table: methods that were begun, with the seeds that all of them have finished."""
     folders = {m: {s: out / "runs" / task / m / f"seed-{s}" for s in selection.seeds} for m in selection.methods}
     started = {m: runs for m, runs in folders.items() if any((f / DONE).exists() for f in runs.values())}
     seeds = [s for s in selection.seeds if started and all((runs[s] / DONE).exists() for runs in started.values())]
-    if not seeds:
+    return {m: {s: runs[s] for s in seeds} for m, runs in started.items()} if seeds else {}
+
+
+def task_summary(selection: Selection, task: str, out: Path) -> dict[str, Any]:
+    """One task's table, of its :func:`finished_runs`."""
+    finished = finished_runs(selection, task, out)
+    if not finished:
         return {}
-    finished = {m: {s: runs[s] for s in seeds} for m, runs in started.items()}
+    seeds = list(next(iter(finished.values())))
     refuse_mixed(finished)
     wanted = selection.tasks[task].units
     for folder in (f for runs in finished.values() for f in runs.values() if units_of(f) != wanted):
