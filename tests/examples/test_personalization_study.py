@@ -432,6 +432,43 @@ def test_a_job_that_fails_does_not_cost_the_others(finished, tmp_path, capsys):
     assert (tmp_path / "out/runs/tiny/local-only/seed-3/job.json").exists()
 
 
+def test_learning_rates_that_fail_choose_nothing(finished, tmp_path, capsys):
+    study, folder, _ = finished
+    broken = yaml.safe_load((folder / "selection.yaml").read_text())
+    broken["methods"]["fedavg-finetune"]["settings"] = {"stepss": 1}
+    (tmp_path / "selection.yaml").write_text(yaml.safe_dump(broken))
+    command = ["--selection", str(tmp_path / "selection.yaml"), "--out", str(tmp_path / "out"), "--tuned", str(tmp_path / "tuned.yaml")]
+    assert study.run.main([*command, "--tune", "--tasks", "tiny"]) == 1
+    said = capsys.readouterr()
+    assert "failed: tiny fedavg-finetune" in said.err
+    assert "chosen" not in said.out
+    assert not (tmp_path / "tuned.yaml").exists()
+
+
+def test_the_cost_is_that_of_the_runs_that_are_shown(finished, tmp_path):
+    study, folder, _ = finished
+    selection = study.selection.Selection.read(folder / "selection.yaml")
+
+    def told(selection, out=folder / "out"):
+        return study.results.summarize(selection, out)["cost"]
+
+    def by_hand(*patterns):
+        every = [json.loads(path.read_text()) for pattern in patterns for path in (folder / "out").glob(f"{pattern}/job.json")]
+        return len(every), pytest.approx(sum(r["cpu_seconds"] for r in every)), pytest.approx(sum(r["seconds"] for r in every))
+
+    whole = selection.narrowed()
+    assert tuple(told(whole).values()) == by_hand("runs/*/*/*", "new-site/*/*/*/*")
+    assert told(whole)["runs"] == 2 * 3 * 2 + 2
+    assert tuple(told(selection.narrowed(tasks=["pixels"])).values()) == by_hand("runs/pixels/*/*")
+    one = selection.narrowed(tasks=["tiny"], seeds=[1], methods=["ditto"])
+    assert tuple(told(one).values()) == by_hand("runs/tiny/ditto/seed-1")
+    copied = older_copy(folder / "out", tmp_path)
+    assert study.run.main(["--selection", str(folder / "selection.yaml"), "--out", str(copied), "--tables", "--no-new-site"]) == 0
+    assert json.loads((copied / "results.json").read_text())["cost"]["runs"] == 2 * 3 * 2
+    (copied / "runs/tiny/ditto/seed-2/job.json").unlink()
+    assert told(selection.narrowed(tasks=["tiny"]), copied)["runs"] == 3 + 2, "the table has the seed that all methods have"
+
+
 def test_pictures(finished):
     from PIL import Image
 
@@ -608,6 +645,30 @@ def test_the_selection_asks_for_what_the_study_promises(study):
     assert selection.new_site.examples == [5, 20, 100]
     with pytest.raises(ValueError, match="unknown: coivd"):
         selection.narrowed(tasks=["coivd"])
+    with pytest.raises(ValueError, match="tuning seed is one of"):
+        selection.narrowed(seeds=[1, selection.tuning_seed])
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--tasks", "fantom"], "--tasks or --methods: unknown: fantom; there are phantom, "),
+        (["--methods", "nope"], "--tasks or --methods: unknown: nope; there are local-only, "),
+        (["--seeds", "99"], "selection of selection.yaml: the tuning seed is one of the seeds that are reported"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_in_words(study, tmp_path, capsys, more, reason):
+    assert study.run.main(["--out", str(tmp_path / "out"), *more]) == 2
+    assert capsys.readouterr().err.startswith(reason)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_workers_are_counted_from_one(study, tmp_path, capsys, number):
+    with pytest.raises(SystemExit) as ended:
+        study.run.main(["--out", str(tmp_path / "out"), "--workers", number])
+    assert ended.value.code == 2
+    assert "argument --workers: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

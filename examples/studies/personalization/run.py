@@ -17,13 +17,14 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from jobs import run_all
+from pydantic import ValidationError
 from selection import HERE, Selection, jobs_of, read_tuned
 
 from pppml_core.errors import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what is asked for; 1 where a job failed, 2 where finished runs have other settings."""
+    """Run what is asked for; 1 where a job failed, 2 where it cannot be asked for or finished runs have other settings."""
     options = parser().parse_args(arguments)
     try:
         return study(options)
@@ -33,11 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def study(options: argparse.Namespace) -> int:
-    """The study, or a part of it; 1 where a job failed. Raises ConfigError where finished runs have other settings."""
+    """The study, or a part of it; 1 where a job failed. Raises ConfigError where finished runs have other settings, and as `selected`."""
     tuned_file = options.tuned
-    selection = Selection.read(options.selection).narrowed(
-        tasks=options.tasks, methods=options.methods, seeds=options.seeds, full=options.full
-    )
+    selection = selected(options)
     if not options.tables:  # tables need records alone
         selection = with_data(selection, options.data)
     if not options.new_site:
@@ -46,7 +45,6 @@ def study(options: argparse.Namespace) -> int:
         from tune import tune
 
         failed = tune(selection, options.data, options.out, tuned_file, options.workers)
-        print(f"chosen: {tuned_file}")
     else:
         failed = {} if options.tables else run_all(jobs_of(selection, read_tuned(tuned_file), options.out, options.data), options.workers)
         from pictures import draw
@@ -62,6 +60,28 @@ def study(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def selected(options: argparse.Namespace) -> Selection:
+    """What the command line leaves of the selection. Raises ConfigError on unknown names and where the rest would mislead."""
+    try:
+        whole = Selection.read(options.selection)
+        return whole.narrowed(tasks=options.tasks, methods=options.methods, seeds=options.seeds, full=options.full)
+    except ValidationError as error:
+        wrong = [(".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+        raise ConfigError(
+            "; ".join(": ".join(filter(None, one)) for one in wrong), place=f"selection of {options.selection.name}"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(str(error), place="--tasks or --methods") from error
+
+
+def workers(text: str) -> int:
+    """A number of processes."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--methods", nargs="+", help="only these methods")
     out.add_argument("--seeds", nargs="+", type=int, help="other seeds")
     out.add_argument("--full", action="store_true", help="all methods, not only the default selection")
-    out.add_argument("--workers", type=int, default=2, help="processes that train, one run each at a time")
+    out.add_argument("--workers", type=workers, default=2, help="processes that train, one run each at a time")
     out.add_argument("--no-new-site", dest="new_site", action="store_false", help="without the sites that come later")
     out.add_argument("--tune", action="store_true", help="choose settings on validation data and write them, instead of running")
     out.add_argument("--tables", action="store_true", help="only tables and pictures of what was run; needs --out alone")

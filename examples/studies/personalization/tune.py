@@ -20,7 +20,7 @@ FOR_RATE = ("local-only", "fedavg-finetune")
 
 
 def tune(selection: Selection, data: Path | None, out: Path, into: Path, workers: int, tell: Tell | None = None) -> dict[str, str]:
-    """First each task's learning rate, then each method's own settings at that rate. Returns what failed.
+    """First each task's learning rate, then each method's own settings at that rate; says so when they are written. Returns what failed.
 
     Raises ConfigError where a method that the learning rate is chosen with is not selected.
     """
@@ -61,6 +61,7 @@ def tune(selection: Selection, data: Path | None, out: Path, into: Path, workers
                 methods[method] = {"chosen": max(scores, key=lambda row: row["score"])["settings"], "tries": scores}
     head = f"# Written by `run.py --tune`: mean validation score over sites, seed {seed}. The first of equals is taken.\n"
     write_atomic(into, (head + yaml.dump(tuned, Dumper=Plain, sort_keys=False, width=140, default_flow_style=None)).encode())
+    print(f"chosen: {into}")
     return failed
 
 
