@@ -58,8 +58,9 @@ $(INSTALLED): $(INPUTS) | $(PY)
 demo: $(INSTALLED)
 	@$(QUIET) $(PY) examples/demo/run.py $(ARGS)
 
+# Files of tests are shared out over as many processes as there are cores, at most four: each holds torch and data of its own.
 test: $(INSTALLED)
-	@$(QUIET) $(PY) -m pytest $(ARGS)
+	@$(QUIET) $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(INSTALLED) $(PEERS)
 	@$(QUIET) $(PY) -m pytest benchmarks --benchmark-only $(ARGS)
