@@ -143,7 +143,8 @@ def test_the_plan_says_the_claim_whole_in_headline_warning_and_json(experiment):
     document = strict(json.dumps(plan.to_dict()))
     assert document["headline"] == f"The server sees every update; {STATEMENT.words()}."
     (warning,) = (text for text in document["warnings"] if text.startswith("privacy: "))
-    assert warning.startswith(f"privacy: {STATEMENT.words()} is claimed for what enters the sums; outside the claim: ")
+    assert warning.startswith(f"privacy: {STATEMENT.words()} is claimed for the shared weights, ")
+    assert "; outside the claim: evaluation metrics" in warning
     assert document["privacy"] == {**STATEMENT.to_dict(), "cross_checks": {"pld": 5.98765, "prv": None, "rdp": 5.98765}}
     assert [part for part in PARTS if part not in shown(plan)] == []
 

@@ -20,6 +20,7 @@ from pppml_core.federation.store import SiteStore, sites_digest
 from pppml_core.federation.terms import RELEASED, binding_of_sum
 from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.aggregation import Aggregator, Guarantees, Session, Sum
+from pppml_core.interfaces.privacy import PrivacyMechanism, PrivacyPlan, PrivacyStatement
 from pppml_core.interfaces.reporter import Reporter
 from pppml_core.wire.codec import decode, decode_message, encode_message, sha256_of
 from pppml_core.wire.manifest import WireField
@@ -176,9 +177,10 @@ class Desk:
 
 @pytest.fixture
 def desk(registry, job):
-    def make(policy=None, **sections):
-        config = resolve({"task": "tiny", "aggregator": {"use": "object"}, **sections}, registry=registry)
-        parts = Assembly.build(config, registry, {"aggregator": OpeningSum()})
+    def make(policy=None, live=None, **sections):
+        live = {"aggregator": OpeningSum(), **(live or {})}
+        config = resolve({"task": "tiny", **{section: {"use": "object"} for section in live}, **sections}, registry=registry)
+        parts = Assembly.build(config, registry, live)
         return Desk(job(parts), parts, policy)
 
     return make
@@ -233,6 +235,37 @@ def test_the_set_is_checked_against_policy_and_cohort(desk, sites, text):
     assert reply.kind == "refused"
     assert text in reply.body["reason"]
     assert desk.site._store.released(1, "session") is None, "and nothing was given out"
+
+
+class ShareOfThree(PrivacyMechanism):
+    """Each site's noise is a share, enough in a sum over three sites."""
+
+    def __init__(self):
+        pass
+
+    def plan(self, setting):
+        class Plan(PrivacyPlan):
+            placement, min_survivors = "distributed", 3
+            statement = PrivacyStatement("shares", placement="distributed")
+
+        return Plan()
+
+
+def test_a_sum_over_fewer_than_the_noise_is_sized_for_is_not_released(desk):
+    """Whatever the policy allows and whatever the session promised; scores have no noise to be sized."""
+    desk = desk(live={"privacy": ShareOfThree()}, run={"metrics": "sum"})
+    desk.open()
+    desk.ask("evaluate", {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["test"]})
+    for again in (False, True):
+        reply = desk.unlock(SITES[:2])
+        assert reply.kind == "refused"
+        assert "a sum over 2 sites, at least 3 required" in reply.body["reason"]
+        assert desk.site._store.released(1, "session") is None, "and nothing was given out"
+        if not again:
+            desk.recreated()
+    assert desk.ask("metrics", {"sites": list(SITES[:2])}, stage="unlock").kind == "reply"
+    desk.open(attempt=2)
+    assert desk.unlock(attempt=2).kind == "reply"
 
 
 def test_another_set_within_the_attempt_is_refused(desk):
