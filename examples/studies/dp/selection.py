@@ -199,10 +199,10 @@ def read_tuned(path: Path = HERE / "tuned.yaml") -> dict[str, Any]:
 def chosen(tuned: Mapping[str, Any], cell: Cell, row: Row) -> tuple[Settings, str]:
     """Settings of a row, and the name of the cell in which they were tuned.
 
-    A cell that was not tuned takes over the settings of one with its network, else of any. The rows without noise take those of
-    ``distributed``. No settings at all, and no name, where nothing was tuned.
+    A cell that was not tuned takes over the settings of one with its network, else of any; clip-only those of ``distributed``, of which it
+    is the run without noise. No settings at all, and no name, where nothing was tuned.
     """
-    of_row = row if row in NOISED else "distributed"
+    of_row = "distributed" if row == "clip-only" else row
     have = [name for name in tuned if of_row in tuned[name]]
     same_model = [name for name in have if name.startswith(f"{cell.model}_")]
     for name in [n for n in (cell.name,) if n in have] + same_model + have:

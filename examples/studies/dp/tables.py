@@ -141,17 +141,9 @@ def cell_of(found: Record) -> str:
 
 
 def said(settings: Record) -> str:
-    """Settings in short: ``sgd lr 0.5 momentum 0.9, batch 32, 100 steps``."""
+    """Settings in short: ``lr 1.0, batch 32, 100 steps``."""
     names = {"training.batch_size": "batch {}", "run.rounds": "{} steps"}
-    return ", ".join(
-        optimizer(value) if isinstance(value, Mapping) else names.get(path, f"{path.rpartition('.')[2]} {{}}").format(value)
-        for path, value in settings.items()
-    )
-
-
-def optimizer(found: Record) -> str:
-    """``adam lr 0.004``."""
-    return " ".join([found["use"], *(f"{name} {found[name]}" for name in ("lr", "momentum") if name in found)])
+    return ", ".join(names.get(path, f"{path.rpartition('.')[2]} {{}}").format(value) for path, value in settings.items())
 
 
 def grid(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

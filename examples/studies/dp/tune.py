@@ -43,7 +43,7 @@ def tune(selection: Selection, data: Data, out: Path, into: Path, full: bool, wo
             if done:
                 tuned.setdefault(cell.name, {})[row] = choice(row, done)
     head = f"# Written by `run.py --tune`: validation accuracy over all sites' images, seed {how.seed}. The first of equals is taken.\n"
-    write_atomic(into, (head + yaml.dump(tuned, sort_keys=False, width=140, default_flow_style=None)).encode())
+    write_atomic(into, (head + yaml.dump(tuned, Dumper=Plain, sort_keys=False, width=140, default_flow_style=None)).encode())
     return failed
 
 
@@ -66,3 +66,11 @@ def epsilon_of_all(records: list[dict[str, Any]]) -> float:
 
     runs = [[Event.from_charge(charge) for charge in record["charges"]] for record in records]
     return epsilon_of_choice(runs, records[0]["privacy"]["delta"])
+
+
+class Plain(yaml.SafeDumper):
+    """Writes equal settings out each time."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors."""
+        return True
