@@ -84,7 +84,7 @@ def finished(study, tmp_path_factory):
         "seeds": [1, 2],
         "delta": 1e-3,
         "clip": 1.0,
-        "tuning": {"seed": 9, "epsilon": 6, "rows": ["distributed", "local", "no-dp"], "tries": TRIES},
+        "tuning": {"seed": 9, "epsilon": 6, "rows": ["distributed", "local", "clip-only"], "tries": TRIES},
         "models": {"net": {"use": "tiny-net", "width": 4}},
         "partitions": {"any": {}},
         "default": [block],
@@ -115,7 +115,7 @@ def test_tuning_chooses_the_best_on_validation_with_a_seed_of_its_own_and_says_w
 
     _, folder, _ = finished
     tuned = yaml.safe_load((folder / "tuned.yaml").read_text())["net_any_5-sites"]
-    assert set(tuned) == {"distributed", "local", "no-dp"}
+    assert set(tuned) == {"distributed", "local", "clip-only"}
     for row, found in tuned.items():
         assert [one["settings"] for one in found["tries"]] == TRIES
         assert found["chosen"] == max(found["tries"], key=lambda one: one["score"])["settings"]
@@ -137,7 +137,7 @@ def test_tuning_chooses_the_best_on_validation_with_a_seed_of_its_own_and_says_w
 def test_rows_differ_in_the_mechanism_alone_and_use_their_tuned_settings(finished):
     _, folder, _ = finished
     tuned = yaml.safe_load((folder / "tuned.yaml").read_text())["net_any_5-sites"]
-    of_row = {"no-dp": "no-dp", "clip-only": "distributed", "distributed-6": "distributed", "local-6": "local"}
+    of_row = {"clip-only": "clip-only", "distributed-6": "distributed", "local-6": "local"}
     budgets = set()
     for name, row in of_row.items():
         config = yaml.safe_load((run_folder(folder, name) / "config.resolved.yaml").read_text())
@@ -155,9 +155,11 @@ def test_rows_differ_in_the_mechanism_alone_and_use_their_tuned_settings(finishe
 
 
 def test_the_same_try_costs_the_same_gradient_evaluations(study):
-    selection = study.selection.Selection.read()
-    assert len({one[BATCH] * one[STEPS] for one in selection.tuning.tries}) == 1
-    assert len({json.dumps(one) for one in selection.tuning.tries}) == len(selection.tuning.tries)
+    tuning = study.selection.Selection.read().tuning
+    every = tuning.tries_of("no-dp")
+    assert len({one[BATCH] * one[STEPS] for one in every}) == 1
+    assert len({json.dumps(one) for one in every}) == len(every)
+    assert tuning.tries_of("distributed") == tuning.tries_of("local") == tuning.tries
 
 
 def test_scores_are_of_all_sites_images_together(finished):
@@ -267,9 +269,9 @@ def test_settings_are_taken_over_from_the_nearest_cell_that_was_tuned(study):
         "b_quantity_20-sites": {"distributed": {"chosen": {LR: 3}}},
     }
     chosen = study.selection.chosen
-    assert chosen(tuned, cell(model="b", partition="dirichlet", sites=5), "clip-only") == ({LR: 3}, "b_quantity_20-sites")
+    assert chosen(tuned, cell(model="b", partition="dirichlet", sites=5), "distributed") == ({LR: 3}, "b_quantity_20-sites")
     assert chosen(tuned, cell(model="b", partition="quantity", sites=20), "local") == ({LR: 2}, "a_quantity_20-sites")
-    assert chosen(tuned, cell(model="a", partition="quantity", sites=20), "clip-only") == ({LR: 1}, "a_quantity_20-sites")
+    assert chosen(tuned, cell(model="a", partition="quantity", sites=20), "distributed") == ({LR: 1}, "a_quantity_20-sites")
     assert chosen({}, cell(model="a", partition="quantity", sites=20), "local") == ({}, "")
 
 

@@ -61,6 +61,12 @@ class Tuning(Strict):
     epsilon: float
     rows: list[Row]
     tries: list[Settings]
+    #: further tries of the rows that have no guarantee, so that they are no straw men.
+    also: list[Settings] = Field(default_factory=list)
+
+    def tries_of(self, row: Row) -> list[Settings]:
+        """The candidates of a row; the same for all rows with noise."""
+        return self.tries if row in NOISED else self.tries + self.also
 
 
 class Selection(Strict):
@@ -199,12 +205,11 @@ def read_tuned(path: Path = HERE / "tuned.yaml") -> dict[str, Any]:
 def chosen(tuned: Mapping[str, Any], cell: Cell, row: Row) -> tuple[Settings, str]:
     """Settings of a row, and the name of the cell in which they were tuned.
 
-    A cell that was not tuned takes over the settings of one with its network, else of any; clip-only those of ``distributed``, of which it
-    is the run without noise. No settings at all, and no name, where nothing was tuned.
+    A cell that was not tuned takes over the settings of one with its network, else of any. No settings at all, and no name, where nothing
+    was tuned.
     """
-    of_row = "distributed" if row == "clip-only" else row
-    have = [name for name in tuned if of_row in tuned[name]]
+    have = [name for name in tuned if row in tuned[name]]
     same_model = [name for name in have if name.startswith(f"{cell.model}_")]
     for name in [n for n in (cell.name,) if n in have] + same_model + have:
-        return dict(tuned[name][of_row]["chosen"]), name
+        return dict(tuned[name][row]["chosen"]), name
     return {}, ""

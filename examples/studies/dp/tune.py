@@ -33,12 +33,12 @@ def tune(selection: Selection, data: Data, out: Path, into: Path, full: bool, wo
         )
         for cell in cells
         for row in how.rows
-        for i, settings in enumerate(how.tries)
+        for i, settings in enumerate(how.tries_of(row))
     }
     failed = run_all(list(trials.values()), workers, tell)
     for cell in cells:
         for row in how.rows:
-            made = [(settings, trials[cell, row, i]) for i, settings in enumerate(how.tries)]
+            made = [(settings, trials[cell, row, i]) for i, settings in enumerate(how.tries_of(row))]
             done = [(settings, read_job(job.folder)) for settings, job in made if is_done(job)]
             if done:
                 tuned.setdefault(cell.name, {})[row] = choice(row, done)
