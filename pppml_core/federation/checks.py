@@ -119,7 +119,8 @@ def _check_classes(plan: Plan, parts: Assembly) -> list[str]:
     for site in parts.task.sites():
         counts = np.bincount(parts.load(site.slug).train.labels(), minlength=len(total))
         absent = [parts.spec.classes[i] for i in np.flatnonzero(counts == 0)]
-        if absent and plan.sizes[site.slug]:
+        # Under a privacy mechanism which labels a site has stays there, also beside the plan of a simulation.
+        if absent and plan.sizes[site.slug] and plan.config.privacy.use == "none":  # type: ignore[attr-defined]
             plan.warnings.append(f"site {site.name!r} has no training example of {', '.join(absent)}")
         total += counts
     absent = [parts.spec.classes[i] for i in np.flatnonzero(total == 0)]
@@ -260,14 +261,38 @@ def check_claim(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     if math.isinf(epsilon):
         plan.warnings.append(f"privacy: {privacy.statement.words()}; the model may reveal its training images")
         return
+    if privacy.statement.unit == "patient":
+        plan.misfits += _check_patients(plan, parts)
     if not rule.shares:
         covered = "what each site's training makes of its images; nothing of it is shared"
     elif privacy.placement == "server":
         covered = "what the server makes of the noised sum; the sum itself, before its noise, is not covered"
     else:
         covered = "the shared weights, as they leave a site and in every sum of them"
+    chosen = [n for n, on in (("run.select: best-validation", plan.config.run.select != "last"), ("run.stop", plan.config.run.stop)) if on]
+    if rule.personalizes and rule.shares and chosen:
+        plan.misfits.append(
+            f"{chosen[0]}: scores of personalized models, made of training images without noise, would choose what is released; use "
+            "run.select: last, and no run.stop"
+        )
     said = "; ".join(_outside(plan, parts, privacy))
     plan.warnings.append(f"privacy: {privacy.statement.words()} is claimed for {covered}; outside the claim: {said}")
+
+
+def _check_patients(plan: Plan, parts: Assembly) -> list[str]:
+    """Whether the groups of the data can be patients, and each is at one site: the noise is sized for that."""
+    seen: dict[str, str] = {}
+    single = True
+    for site, count in plan.sizes.items():
+        groups = set(map(str, np.asarray(parts.load(site).train.groups).tolist()))
+        single = single and len(groups) == count
+        if twice := sorted(groups & seen.keys()):
+            where = f"{twice[0]!r} is at {seen[twice[0]]!r} and at {site!r}, and would count twice"
+            remedy = "deal whole patients to sites (task.partition.unit: group), name different people apart, or use unit: example"
+            return [f"privacy.unit: patient, but {where}; {remedy}"]
+        seen |= dict.fromkeys(groups, site)
+    text = "privacy.unit: patient, but every example is a group of its own: the data do not say which images are of one patient"
+    return [f"{text}; give groups, or use unit: example"] if single else []
 
 
 def _outside(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:

@@ -155,16 +155,20 @@ class Pipeline:
             integers[:length] = self.privacy.noise(integers[:length])
         return integers, saturated
 
+    def released(self, total: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The sum as it may be used: with placement ``server``, whoever sees it first adds the noise, before anything is made of it."""
+        if self.privacy.placement != "server":
+            return total
+        total = total.copy()
+        total[: self.shared.length] = self.privacy.noise(total[: self.shared.length])
+        return total
+
     def decode(self, total: npt.NDArray[Any]) -> tuple[dict[str, npt.NDArray[Any]], dict[str, float], float]:
-        """Weighted means of the shared tensors (model dtype), of the metrics, and the summed weight in examples.
+        """Of a released sum: weighted means of the shared tensors (model dtype), of the metrics, and the summed weight in examples.
 
         ``loss`` is the mean over the sites that have one, and absent where none has; ``saturated`` is an upper bound of the share.
         Raises RoundAborted where the summed weight is not positive: some site lied.
         """
-        if self.privacy.placement == "server":
-            # Whoever sees the sum first adds the noise, before anything is made of it.
-            total = total.copy()
-            total[: self.shared.length] = self.privacy.noise(total[: self.shared.length])
         flat = total.astype(np.float64) if self.real else self.fixed_point.decode(total)
         values = self.layout.unflatten(flat)
         weight = float(values[WEIGHT])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pppml_core.config import RunConfig
-from pppml_core.errors import PlanRefused
+from pppml_core.errors import PlanRefused, PppmlError
 from pppml_core.federation import checks, evaluation
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import METRIC_RANGES, contribution_ranges
@@ -124,7 +124,11 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
     if refused:
         plan.misfits += [f"privacy: {text}" for text in refused]
         return
-    privacy = parts.mechanism.plan(setting)
+    try:
+        privacy = parts.mechanism.plan(setting)
+    except PppmlError as error:  # the numbers of this run, which the mechanism learns only here
+        plan.misfits.append("; ".join(filter(None, (f"privacy: {error.message}", error.hint))))
+        return
     checks.check_gradients(plan, parts, privacy)
     checks.check_claim(plan, parts, privacy)
     cross_checks = {name: plain_epsilon(epsilon) for name, epsilon in privacy.cross_checks().items()}
@@ -151,6 +155,10 @@ def _bound_weight(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     if privacy.constant_weight is not None and encoding.max_weight not in ("auto", largest):
         text = f"{privacy.statement.mechanism} gives every site the weight {largest}, and its noise is sized for that; leave it out"
         plan.misfits.append(f"encoding.max_weight: {text}")
+    cap = getattr(plan.config.personalization, "weight_cap", None)
+    if privacy.constant_weight is not None and cap not in (None, largest):
+        text = f"{privacy.statement.mechanism} gives every site the weight {largest}, so a cap of {cap} has no effect; leave it out"
+        plan.misfits.append(f"personalization.weight_cap: {text}")
     plan.max_weight = largest if encoding.max_weight == "auto" else encoding.max_weight
     if encoding.max_weight == "auto" and privacy.constant_weight is None and plan.config.aggregator.use != "plain":  # type: ignore[attr-defined]
         plan.warnings.append("encoding.max_weight is auto: the largest site's number of training examples is public")
@@ -248,7 +256,8 @@ def _stages(parts: Assembly, plan: Plan, session: Session | None, privacy: Priva
     )
     stages.append(Stage("weight", "the update", weighted, here))
     bound = session.value.bound
-    gives = "real numbers as they are" if real else f"integers of {config.encoding.bits} bits, at most {bound:,} each"
+    bits = config.encoding.bits if (grid := privacy.encoding(1)) is None else grid.bits
+    gives = "real numbers as they are" if real else f"integers of {bits} bits, at most {bound:,} each"
     stages.append(Stage("encode", "real numbers", gives, here))
     total = session.value.sum_bound(len(session.cohort))
     summed = "the sum of real numbers" if total is None else f"the sum over {len(session.cohort)} sites, at most {total:,} a coordinate"
@@ -268,12 +277,13 @@ def _headline(plan: Plan, parts: Assembly) -> str:
         return "This plan is refused."
     if not parts.personalization.shares:
         return "Centralized training: all data are at one place." if plan.config.pool else "Every site trains alone: nothing is shared."
+    dp = claim_words(plan.privacy)
     if plan.config.pool:
-        return "Centralized training: all data are at one place, nothing is protected."
+        kept = "nothing is protected" if plan.privacy.get("epsilon") in (None, "inf") else dp
+        return f"Centralized training: all data are at one place; {kept}."
     assert plan.guarantees is not None
     seen = plan.guarantees.sees_update
     who = f"{' and '.join(seen)} sees every site's update" if seen else "nobody sees one site's update, only the sum"
-    dp = claim_words(plan.privacy)
     if seen == ("server",):
         who = "The server sees every update"
     return f"{who[0].upper()}{who[1:]}; {dp}."

@@ -39,7 +39,9 @@ def hold_round(server: Server, round: int) -> dict[str, float]:
         ctx = announce(server, round, draw_cohort(server, round), weights)
         session = server.parts.aggregator.plan(pipeline.spec, ctx.cohort)
         summed = hold_session(server, session, "session", ctx)
-        if not session.repeatable:
+        summed = replace(summed, total=pipeline.released(summed.total))
+        # A server that was killed goes on with the same noise: the same sum with other noise would be a second release.
+        if not session.repeatable or server.privacy.placement == "server":
             server.keep_sum("session", round, weights, summed)
 
     mean, metrics, _ = pipeline.decode(summed.total)

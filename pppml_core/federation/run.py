@@ -121,10 +121,18 @@ class Conductor:
         self._ledger.append({"round": round, **entry})
 
     def _spent(self, rounds: int) -> float | None:
-        """Epsilon of the rounds that were held; None where nothing is charged."""
+        """Epsilon of the rounds that were held, or of the fullest of the sites' ledgers that lie here; None where nothing is charged.
+
+        A site is charged anew for what it had to make anew, so its ledger may hold more than one charge a round.
+        """
         privacy = self._server.privacy
-        charges = [c for r in range(1, rounds + 1) if (c := privacy.charge(r)) is not None]
-        return privacy.spent(charges) if charges else None
+        held = [c for r in range(1, rounds + 1) if (c := privacy.charge(r)) is not None]
+        if not held:
+            return None
+        ledgers = [Ledger(self._folder.sites / site / "ledger.jsonl").entries() for site in self._server.sites]
+        fullest = max((entries for entries in ledgers if entries), key=len, default=[])
+        found = [spent for charges in (held, fullest) if (spent := privacy.spent(charges)) is not None]
+        return max(found, default=None)
 
     def _watch(self, round: int, metrics: Mapping[str, float]) -> None:
         saturated = metrics.get("saturated", 0.0)

@@ -51,17 +51,31 @@ else:
 class DrawnBatch(tuple[Any, ...]):
     """A batch that a privacy mechanism drew: images and targets like any other, possibly none, and each example's share of the clip.
 
-    ``shares``: float64 ``(n,)``, on the CPU; see :class:`.privacy.Sample`. A rule that takes batches apart and joins them would lose
-    them, and the mechanism then refuses to make a gradient.
+    A Poisson sample pays for one gradient: a rule that makes a second one takes :func:`fresh`, or the mechanism refuses to make it. A rule
+    that takes batches apart and joins them would lose the shares, and is refused too.
+
+    Args:
+        images: ``(n, channels, *size)``.
+        targets: ``(n,)`` or ``(n, *size)``.
+        shares: float64 ``(n,)``, on the CPU; see :class:`.privacy.Sample`.
+        again: draws another batch.
     """
 
     shares: Any
+    again: Callable[[], DrawnBatch] | None
+    #: set by the mechanism when a gradient was made of it.
+    used: bool
 
-    def __new__(cls, images: Any, targets: Any, shares: Any) -> DrawnBatch:
-        """The pair ``(images, targets)``, with ``shares`` beside it."""
+    def __new__(cls, images: Any, targets: Any, shares: Any, again: Callable[[], DrawnBatch] | None = None) -> DrawnBatch:
+        """The pair ``(images, targets)``, with the rest beside it."""
         batch = super().__new__(cls, (images, targets))
-        batch.shares = shares
+        batch.shares, batch.again, batch.used = shares, again, False
         return batch
+
+
+def fresh(batch: Batch) -> Batch:
+    """What to make one more gradient of: a Poisson sample of its own where a privacy mechanism draws them, else the same batch."""
+    return batch.again() if isinstance(batch, DrawnBatch) and batch.again is not None else batch
 
 
 #: Plain data a site keeps between rounds: names to tensors, numbers, or maps of these.

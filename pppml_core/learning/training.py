@@ -24,12 +24,9 @@ from pppml_core.interfaces.personalization import Batch, DrawnBatch, StepRule
 from pppml_core.interfaces.privacy import Sample
 from pppml_core.interfaces.task import Examples
 from pppml_core.learning.data.examples import stacked
-from pppml_core.randomness import Seeds, reseed
+from pppml_core.randomness import Seeds, entropy, reseed
 
 T = TypeVar("T")
-Shares = npt.NDArray[np.float64] | None
-#: epoch, indices of examples, their shares where a mechanism drew them.
-_Drawn = tuple[int, npt.NDArray[np.int64], Shares]
 
 DTYPES = {"float32": torch.float32, "bf16": torch.float32, "float64": torch.float64}
 
@@ -175,17 +172,10 @@ class LocalTraining:
         """The permutation of one epoch."""
         return self._seeds.generator(*self._name, purpose, "epoch", epoch).permutation(self.examples)
 
-    def _index_batches(self, purpose: str, epochs: int | None, steps: int | None, batches_per_step: int = 1) -> Iterator[_Drawn]:
-        """Epoch and examples of each batch; the batches of one step follow each other.
-
-        With a sampler every batch is a draw of its own: the batches of one step may then have examples in common.
-        """
-        if self._sampler is not None:
-            count = steps if steps is not None else (epochs or 0) * self._sampler.steps_per_epoch(batches_per_step)
-            for number in range(count * batches_per_step):
-                sample = self._sampler.draw()
-                yield number, sample.indices, sample.shares  # each draw augments anew, as each epoch does
-            return
+    def _index_batches(
+        self, purpose: str, epochs: int | None, steps: int | None, batches_per_step: int = 1
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Epoch and examples of each batch; the batches of one step follow each other."""
         done, epoch, cut = 0, 0, step_ends(self.examples, self._training.batch_size, batches_per_step)
         while (epochs is None or epoch < epochs) and (steps is None or done < steps):
             order = self.order(epoch, purpose)
@@ -193,50 +183,73 @@ class LocalTraining:
                 if steps is not None and done >= steps:
                     return
                 for start, end in itertools.pairwise(ends):
-                    yield epoch, order[start:end], None
+                    yield epoch, order[start:end]
                 done += 1
             epoch += 1
+
+    def _batches(self, purpose: str, epochs: int | None, steps: int | None, batches_per_step: int = 1) -> Iterator[Batch]:
+        """Batches of the run's own order or, with a sampler, as many draws, each independent of all others."""
+        if self._sampler is None:
+            yield from self._load(self._index_batches(purpose, epochs, steps, batches_per_step), purpose)
+            return
+        count = steps if steps is not None else (epochs or 0) * self._sampler.steps_per_epoch(batches_per_step)
+        for _ in range(count * batches_per_step):
+            yield self._draw(self._sampler)
+
+    def _draw(self, sampler: Sampler) -> DrawnBatch:
+        """One Poisson sample, which may be of no example: then a batch of the right shapes all the same.
+
+        Augmentation draws from the operating system: were it known, or a matter of the place in the batch, one example more or less
+        would change what the others are, and no clip would bound that.
+        """
+        sample = sampler.draw()
+        if isinstance(self._source, TensorCache):
+            picked = torch.from_numpy(sample.indices).to(self._source.images.device)
+            images, targets = self._source.images[picked], self._source.targets[picked]
+        else:
+            pairs = [self._source.example(int(i), secret_generator() if self._training.augment else None) for i in sample.indices]
+            images, targets = self._collate(pairs) if pairs else (t[:0] for t in self._collate([self._source.example(0)]))
+        return DrawnBatch(images, targets, sample.shares, lambda: self._draw(sampler))
+
+    def _collate(self, pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]) -> Batch:
+        images, targets = stacked(pairs)
+        return torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device)
 
     def _one(self, epoch: int, index: int, purpose: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         augment = self._seeds.generator(*self._name, purpose, "augment", epoch, index) if self._training.augment else None
         assert not isinstance(self._source, TensorCache)
         return self._source.example(index, augment)
 
-    def _load(self, batches: Iterator[_Drawn], purpose: str) -> Iterator[Batch]:
+    def _load(self, batches: Iterator[tuple[int, npt.NDArray[np.int64]]], purpose: str) -> Iterator[Batch]:
         if isinstance(self._source, TensorCache):
-            for _, indices, shares in batches:
+            for _, indices in batches:
                 picked = torch.from_numpy(indices).to(self._source.images.device)
-                yield _with_shares(self._source.images[picked], self._source.targets[picked], shares)
+                yield self._source.images[picked], self._source.targets[picked]
             return
-
-        def collate(pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]], shares: Shares) -> Batch:
-            # Poisson sampling may draw nothing: a batch of the right shapes all the same.
-            images, targets = stacked(pairs) if pairs else (array[:0] for array in stacked([self._one(0, 0, purpose)]))
-            return _with_shares(torch.from_numpy(images).to(self._device, self._dtype), torch.from_numpy(targets).to(self._device), shares)
-
         if self._training.loader_workers == 0:
-            for epoch, indices, shares in batches:
-                yield collate([self._one(epoch, int(i), purpose) for i in indices], shares)
+            for epoch, indices in batches:
+                yield self._collate([self._one(epoch, int(i), purpose) for i in indices])
             return
         with ThreadPoolExecutor(self._training.loader_workers) as pool:
-            ahead: list[tuple[list[Any], Shares]] = []
-            for epoch, indices, shares in batches:
-                ahead.append(([pool.submit(self._one, epoch, int(i), purpose) for i in indices], shares))
+            ahead: list[list[Any]] = []
+            for epoch, indices in batches:
+                ahead.append([pool.submit(self._one, epoch, int(i), purpose) for i in indices])
                 if len(ahead) > self._training.loader_workers:
-                    first, its = ahead.pop(0)
-                    yield collate([f.result() for f in first], its)
-            for futures, its in ahead:
-                yield collate([f.result() for f in futures], its)
+                    yield self._collate([f.result() for f in ahead.pop(0)])
+            for futures in ahead:
+                yield self._collate([f.result() for f in futures])
 
     def _seeded(self, batches: Iterator[T], purpose: str) -> Iterator[T]:
         for step, batch in enumerate(batches):
-            reseed(self._seeds.integer(*self._name, purpose, "step", step))
+            # Under a privacy mechanism nobody may know what dropout draws, see `_draw`.
+            secret = self._sampler is not None
+            reseed(int.from_bytes(entropy(7)) if secret else self._seeds.integer(*self._name, purpose, "step", step))
             yield batch
 
     def batches(self) -> Iterator[Batch]:
         """The configured epochs or steps. A second pass in one round draws a new order."""
         purpose, epochs, steps = self._pass("train", None, None)
-        return self._seeded(self._load(self._index_batches(purpose, epochs, steps), purpose), purpose)
+        return self._seeded(self._batches(purpose, epochs, steps), purpose)
 
     def _pass(self, purpose: str, epochs: int | None, steps: int | None) -> tuple[str, int | None, int | None]:
         """The name of the next pass for a purpose, and how long it is."""
@@ -248,7 +261,7 @@ class LocalTraining:
 
     def sample(self, purpose: str, count: int) -> Iterator[Batch]:
         """``count`` batches for a purpose of their own."""
-        return self._seeded(self._load(self._index_batches(purpose, None, count), purpose), purpose)
+        return self._seeded(self._batches(purpose, None, count), purpose)
 
     def train(
         self,
@@ -272,7 +285,7 @@ class LocalTraining:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate  # the schedule belongs to the round, not to the state
         name, epochs, steps = self._pass(purpose, epochs, steps)
-        batches = self._load(self._index_batches(name, epochs, steps, batches_per_step), name)
+        batches = self._batches(name, epochs, steps, batches_per_step)
         total, seen = 0.0, 0
         for together in self._seeded(_by(batches, batches_per_step), name):
             examples = sum(len(images) for images, _ in together)
@@ -284,8 +297,9 @@ class LocalTraining:
         return {"loss": total / seen} if seen else {}
 
 
-def _with_shares(images: torch.Tensor, targets: torch.Tensor, shares: Shares) -> Batch:
-    return (images, targets) if shares is None else DrawnBatch(images, targets, shares)
+def secret_generator() -> np.random.Generator:
+    """A numpy generator that nobody can foresee, seeded by the operating system."""
+    return np.random.Generator(np.random.PCG64(int.from_bytes(entropy(16))))
 
 
 def _by(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch, ...]]:

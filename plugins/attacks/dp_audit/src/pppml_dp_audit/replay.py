@@ -74,10 +74,9 @@ def _gradients(plan: PrivacyPlan, length: int, count: int) -> npt.NDArray[np.flo
     model = torch.nn.utils.skip_init(torch.nn.Linear, 1, length, bias=False)
     torch.nn.init.zeros_(model.weight)
     model.train()
-    empty = DrawnBatch(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), np.zeros(0))
     total = np.zeros(length)
     for _ in range(count):
-        rule(model, empty)
+        rule(model, DrawnBatch(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), np.zeros(0)))
         total += 0.0 if model.weight.grad is None else model.weight.grad.reshape(-1).double().numpy()
     return total
 
@@ -97,5 +96,6 @@ def _summed(
         update = -rate * _gradients(mechanism, length, schedule.gradients)
         pipeline = Pipeline(layout, (grid.range,), grid.bits, weight, mechanism)
         total += pipeline.encode({"canaries": update.astype(np.float32)}, weight, {}, rounding)[0]
-    mean, _, summed = Pipeline(layout, (grid.range,), grid.bits, weight, audited).decode(total)
+    pipeline = Pipeline(layout, (grid.range,), grid.bits, weight, audited)
+    mean, _, summed = pipeline.decode(pipeline.released(total))
     return mean["canaries"].astype(np.float64) * summed / weight / -rate

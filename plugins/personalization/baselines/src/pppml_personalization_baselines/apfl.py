@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pppml_core.builtin.fedavg import FedAvg
-from pppml_core.interfaces.personalization import Batch, GradientRule, LocalData, PersonalState, Tensors, Update
+from pppml_core.interfaces.personalization import Batch, GradientRule, LocalData, PersonalState, Tensors, Update, fresh
 from pppml_core.learning.arrays import difference, load_state, snapshot
 from pppml_personalization_baselines.config import APFLConfig
 from pppml_personalization_baselines.parts import on_cpu, optimizer_remark, schedule_remark
@@ -44,7 +44,7 @@ class APFL(FedAvg):
             loss = gradients(network, batch)
             at_w = {p: p.grad for p in network.parameters()}
             mine = snapshot(network)
-            mixture.gradients(network, mine, gradients, batch)
+            mixture.gradients(network, mine, gradients, fresh(batch))
             load_state(network, mine)
             for parameter, gradient in at_w.items():
                 parameter.grad = gradient

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from pppml_core.errors import PppmlError
-from pppml_core.interfaces.personalization import Batch, GradientRule
+from pppml_core.interfaces.personalization import Batch, GradientRule, fresh
 from pppml_perfedavg.config import Order
 
 #: Parameter name -> tensor of its shape.
@@ -64,8 +64,8 @@ class MetaGradient:
     def _by_differences(self, model: torch.nn.Module, batch: Batch, v: Direction) -> Direction:
         """``[g(w + delta v, D'') - g(w - delta v, D'')] / (2 delta)``, an approximation of ``H(w, D'') v``.
 
-        Both sides draw the same random numbers from torch's streams (dropout), or their difference would not be that of one function. A
-        privacy mechanism's noise comes from the operating system and is drawn anew.
+        Both sides draw the same random numbers from torch's streams (dropout), or their difference would not be that of one function. Under
+        a privacy mechanism both its noise and the examples are drawn anew for each side: a sample pays for one gradient.
         """
         delta = difference_step(model, v) if self._step == "auto" else self._step
         devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
@@ -73,7 +73,7 @@ class MetaGradient:
             self._gradients(model, batch)
         above = taken(model)
         with moved(model, v, -delta):
-            self._gradients(model, batch)
+            self._gradients(model, fresh(batch))
         below = taken(model)
         return {n: above[n].sub_(below[n]).div_(2 * delta) for n in v if n in above and n in below}
 

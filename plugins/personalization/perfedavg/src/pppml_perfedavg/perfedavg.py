@@ -41,7 +41,7 @@ class PerFedAvg(FedAvg):
         self.needs_hessian = meta and config.order == "exact"
         self.personalizes = self._adapts or config.batch_norm == "local"
         # With local statistics the gradient is taken at more than the shared weights.
-        self.shares_one_gradient = not meta and config.batch_norm != "local"
+        self.shares_one_gradient = not meta and config.batch_norm != "local" and config.outer_lr is None
 
     @property
     def has_global_model(self) -> bool:

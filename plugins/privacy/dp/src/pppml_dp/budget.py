@@ -34,6 +34,14 @@ class Budget:
         """The one whose number is stated."""
         return accountant_of([self.event])
 
+    @property
+    def remarks(self) -> list[str]:
+        """What the plan says where the budget is spent before the last round."""
+        if self.planned <= self.limit:
+            return []
+        within = largest_count(self.event, self.delta, self.limit * (1 + 1e-9))
+        return [f"the budget is spent after {within:,} of {self.rounds:,} rounds: the run will stop there (exit code 4)"]
+
     def charge(self) -> dict[str, Any]:
         """A ledger entry."""
         return dict(self.event.to_charge())

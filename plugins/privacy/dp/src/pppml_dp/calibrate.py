@@ -39,7 +39,8 @@ def first_within(gap: Callable[[int], float], start: int, lowest: int, highest: 
     high_gap = low_gap = gap(high)
     while high_gap > 0:
         if high == highest:
-            raise PppmlError("no noise that the accountant can compute meets the target", place="privacy accounting")
+            text, hint = "no noise that the accountant can compute meets the target", "ask for more epsilon, a larger delta or fewer steps"
+            raise PppmlError(text, place="privacy accounting", hint=hint)
         low, low_gap = high, high_gap
         high, step = min(high + step, highest), 4 * step
         high_gap = gap(high)

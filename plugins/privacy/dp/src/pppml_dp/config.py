@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,12 @@ class _Noised(ComponentConfig):
     delta: float = Field(1e-5, gt=0, lt=1, description="probability with which the bound may fail; below 1 / number of examples")
     noise: Noise = Field("discrete-gaussian", description="distribution of the integers that are added")
     colluders: int = Field(1, ge=0, description="sites that may tell an adversary their share of the noise (placement distributed)")
+
+    @model_validator(mode="after")
+    def _noise_can_hold_epsilon(self) -> Self:
+        if self.noise_multiplier == 0 and self.epsilon is not None:
+            raise ValueError(f"noise_multiplier: 0 guarantees nothing, so epsilon {self.epsilon:g} would never hold; leave one of them out")
+        return self
 
 
 class DpSgdConfig(_Noised):

@@ -8,7 +8,8 @@ sum by a server that is trusted. The integers, and so the sensitivity, are the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,7 @@ class DpSgdPlan(PrivacyPlan):
             f"each {self.config.unit} is in a batch with probability {scale.rate:.4g}; {event.count * self._setting.rounds:,} noised sums",
             f"noise of {event.noise_multiplier:.4g} clips (of {self.config.clip:g}) on a sum of about {scale.divisor:.4g} gradients a site",
             "every site weighs 1; training metrics stay at the sites",
+            *self._budget.remarks,
         ]
         if self._setting.cohort < len(self._setting.examples):
             out.append("which sites take part in a round is no secret, so it is charged as if all did")
@@ -169,7 +171,8 @@ class DpSgdPlan(PrivacyPlan):
     def clipped(self, model: torch.nn.Module, loss: Any, batch: DrawnBatch) -> torch.Tensor:
         """The sum of clipped gradients of a batch, and of canaries, if any: ``(trained coordinates,)``, the model's dtype."""
         config = self.config
-        clipped_sum(model, loss, batch, self._clipping, method=config.per_example, physical_batch=config.physical_batch)
+        with buffers_kept(model):
+            clipped_sum(model, loss, batch, self._clipping, method=config.per_example, physical_batch=config.physical_batch)
         flat = torch.cat([p.grad.reshape(-1) for p in _trained(model)])  # type: ignore[union-attr]
         if self._canaries is not None:
             flat.index_add_(0, *_clipped_canaries(model, self._canaries, self._clipping, self._scale.rate, flat))
@@ -208,10 +211,13 @@ class _Rule:
         plan = self._plan
         if not isinstance(batch, DrawnBatch):
             raise PppmlError("the batch was not drawn by Poisson sampling, so its gradient cannot be charged", place="dp-sgd")
+        if batch.used:
+            text, hint = "two gradients of one sample, each of which is charged as one of a sample of its own", "use `fresh(batch)`"
+            raise PppmlError(text, place="dp-sgd", hint=hint)
         if self._made >= plan.gradients:
             text = f"{self._made + 1} gradients are asked for in a round that is charged for {plan.gradients}"
             raise PppmlError(text, place="dp-sgd", hint="the personalization declares too few gradient_calls")
-        self._made += 1
+        self._made, batch.used = self._made + 1, True
         flat = plan.clipped(model, self._loss, batch)
         if plan.placement == "local":
             flat = plan.noised(flat)
@@ -221,6 +227,18 @@ class _Rule:
             p.grad = flat[start : start + p.numel()].view_as(p).clone()
             start += p.numel()
         return 0.0
+
+
+@contextmanager
+def buffers_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Put back what a forward pass changes in buffers: a layer's own statistics would carry images into the next batch, unclipped."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def _clipped_canaries(
@@ -262,6 +280,11 @@ class DpSgd(PrivacyMechanism):
         return [
             *problems(model),
             *training_misfits(training),
+            *(
+                ["training: it makes no step, so there is no gradient to protect; set training.steps: 1"]
+                if not scale_of(setting).gradients
+                else []
+            ),
             *placing.misfits(config.placement, setting, config.colluders, personalization.shares),
             *placing.delta_misfits(
                 config.delta, units, "training examples of the smallest site" if local else "training examples of all sites"

@@ -74,6 +74,7 @@ class DpUpdatePlan(PrivacyPlan):
             f"the update of a round is clipped to {self.clip:g} and noised with {event.noise_multiplier:.4g} times that; "
             f"{self._setting.rounds:,} noised updates",
             "every site weighs 1; training metrics stay at the sites",
+            *self._budget.remarks,
         ]
         if self.config.preset is not None:
             out.append(
@@ -140,7 +141,7 @@ class DpUpdate(PrivacyMechanism):
                 else ["nothing leaves a site here, so there is no update to protect; use privacy: none or dp-sgd"]
             ),
             *placing.misfits(config.placement, setting, config.colluders, personalization.shares),
-            *placing.delta_misfits(config.delta, len(setting.examples), "sites"),
+            *placing.delta_misfits(PAPER["delta"] if config.preset else config.delta, len(setting.examples), "sites"),
         ]
 
     def plan(self, setting: PrivacySetting) -> DpUpdatePlan:

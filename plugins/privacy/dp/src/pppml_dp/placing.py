@@ -19,8 +19,10 @@ def adversary(placement: str, setting: PrivacySetting, colluders: int) -> str:
     if placement == "local":
         return "anyone who sees what leaves a site: the server, the other sites, whoever gets the model"
     if placement == "distributed":
-        told = f" together with {colluders} colluding sites" if colluders else ", with no site that tells its share of the noise"
-        return f"anyone who sees the secure sums: the server or a site{told}, and whoever gets the model"
+        if not colluders:
+            return "whoever sees the secure sums or gets the model, but no site, each of which knows its own share of the noise"
+        sites = _sites(colluders)
+        return f"anyone who sees the secure sums: the server together with {sites}, {sites} alone, and whoever gets the model"
     return "whoever gets the model, not the server, which is trusted to see the sums and to add the noise"
 
 
@@ -31,6 +33,8 @@ def misfits(placement: str, setting: PrivacySetting, colluders: int, shares: boo
     out = []
     if not shares:
         out.append(f"placement {placement}: nothing is summed here, so no noise would ever be added; use placement local")
+    elif placement == "distributed" and setting.cohort < 2:
+        out.append("placement distributed: all data are at one place, so there is no sum to which others add noise; use placement local")
     elif placement == "distributed" and setting.sees_update:
         out.append(
             f"placement distributed: {_and(setting.sees_update)} would read each site's own update, which carries only a share of noise; "
@@ -38,8 +42,8 @@ def misfits(placement: str, setting: PrivacySetting, colluders: int, shares: boo
         )
     elif placement == "distributed" and colluders > setting.coalition:
         out.append(
-            f"placement distributed: {colluders} colluding sites are more than the {setting.coalition} that the secure sum withstands, so "
-            "they could read one site's update, which carries only a share of noise; use another aggregator, or lower colluders"
+            f"placement distributed: {_sites(colluders)} may collude (colluders), and the secure sum withstands {setting.coalition}: they "
+            "could read one site's update, which carries only a share of noise; use another aggregator, or lower colluders"
         )
     elif placement == "distributed" and honest_shares(placement, setting, colluders) < 1:
         out.append(
@@ -62,6 +66,10 @@ def delta_misfits(delta: float, units: int, whose: str) -> list[str]:
         f"delta: {delta:g} is not below 1/{units:,} ({whose}): publishing one unit's data outright at random would satisfy it; "
         f"use at most {10 ** math.floor(-math.log10(units) - 1e-9):.0e}"
     ]
+
+
+def _sites(count: int) -> str:
+    return "one site" if count == 1 else f"{count} sites"
 
 
 def _and(parties: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pppml_core.errors import ConfigError
 from pppml_core.interfaces.privacy import PrivacySetting
 from pppml_dp import placing
 from pppml_dp.accounting import Event, accountant_of, epsilon, noise_multiplier_for, skellam_variance_for
@@ -66,4 +67,8 @@ def size_noise(
     honest = max(1, placing.honest_shares(config.placement, setting, config.colluders))
     noise = integer_noise(config.noise, share_variance(variance, honest))
     planned = epsilon([event] * setting.rounds, delta, accountant_of([event]))
-    return Sized(grid, noise, Budget(event, setting.rounds, delta, planned, config.epsilon or planned))
+    budget = Budget(event, setting.rounds, delta, planned, config.epsilon or planned)
+    if not budget.affords([budget.charge()]):
+        text = f"with `noise_multiplier: {multiplier:g}` the first round would exceed `epsilon: {config.epsilon:g}`"
+        raise ConfigError(text, place="epsilon", hint="raise noise_multiplier, or leave it out: the noise is then solved for epsilon")
+    return Sized(grid, noise, budget)
