@@ -218,8 +218,9 @@ def claims(statement: PrivacyStatement) -> bool:
 
 def line() -> torch.nn.Module:
     """One output, linear in ``LENGTH`` numbers, with weights of zero."""
-    model = torch.nn.utils.skip_init(torch.nn.Linear, LENGTH, 1, bias=False)
-    torch.nn.init.zeros_(model.weight)
+    model: torch.nn.Module = torch.nn.utils.skip_init(torch.nn.Linear, LENGTH, 1, bias=False)
+    for weight in model.parameters():
+        torch.nn.init.zeros_(weight)
     return model
 
 

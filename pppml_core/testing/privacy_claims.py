@@ -93,12 +93,13 @@ class PrivacyClaims(PrivacyBench):
     def test_the_claim_covers_the_whole_run(self) -> None:
         """If this fails: epsilon is of one round or one step. It is of all charges of the run together."""
         self.noised()
-        for changes in ({"rounds": 3}, {"rounds": 12}, {"local_steps": dict.fromkeys(SITES, 4)}):
-            plan = self.plan(**changes)
-            charges = self.charges(plan, changes.get("rounds", 3))  # type: ignore[call-overload]
+        for rounds, steps in ((3, 1), (12, 1), (3, 4)):
+            plan = self.plan(rounds=rounds, local_steps=dict.fromkeys(SITES, steps))
+            charges = self.charges(plan, rounds)
             spent, claimed = self.spent(plan, charges), plan.statement.epsilon
             assert claimed is not None
-            assert spent <= claimed * (1 + 1e-9), f"{changes}: {spent:.4g} is spent, and {claimed:.4g} claimed"
+            text = f"{rounds} rounds of {steps} steps: {spent:.4g} is spent, and {claimed:.4g} claimed"
+            assert spent <= claimed * (1 + 1e-9), text
             assert plan.affords(charges), "the planned rounds cannot be paid"
 
     def test_every_gradient_is_charged(self) -> None:

@@ -135,7 +135,7 @@ class PrivacyClip(PrivacyBench):
         plan = self.of_examples()
         model = line()
         self.gradient(plan, batch_of(plan, unit(1)[None]), model, mean_output)
-        assert not model.weight.detach().any()
+        assert not any(p.detach().any() for p in model.parameters())
 
 
 def uneven(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -62,8 +62,8 @@ class Watching(LocalEngine):
 
             def deliver(self, frames: Any) -> Iterator[Any]:
                 for site, reply in inner.deliver(frames):
-                    message = decode_message(reply)
-                    if message.kind == "reply" and message.stage == "contribute":
+                    message = decode_message(reply) if isinstance(reply, bytes) else None
+                    if message is not None and message.kind == "reply" and message.stage == "contribute":
                         entries = Ledger(job.folder / site / "ledger.jsonl").entries()
                         seen.append((site, message.round, len(entries)))
                     yield site, reply

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from pppml_core.interfaces.privacy import PrivacyPlan
@@ -69,13 +70,13 @@ class PrivacyNoise(PrivacyBench):
             pytest.skip("the rule adds the noise to gradients")
         plan = self.plan()
         for dtype in (np.int32, np.int64):
-            values = np.arange(-500, 500, dtype=dtype)
+            values: npt.NDArray[np.integer] = np.arange(-500, 500).astype(dtype)
             held = values.copy()
             noised = plan.noise(values)
             assert noised.dtype == dtype
             assert noised.shape == values.shape
             assert np.array_equal(values, held), "the values were changed in place"
-            assert int(np.abs(noised.astype(np.int64) - values).max()) <= plan.noise_bound
+            assert int(np.abs(noised.astype(np.int64) - values.astype(np.int64)).max()) <= plan.noise_bound
 
     def test_the_noise_does_not_depend_on_the_values(self) -> None:
         """If this fails: noise is multiplied with what it hides, left out at zeros, or told by the values."""

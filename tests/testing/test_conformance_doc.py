@@ -13,11 +13,11 @@ import pytest
 
 import pppml_core.testing
 from pppml_core.engines.faults import Fault
-from pppml_core.testing import KnowledgeSuite, PersonalizationSuite, SessionHarness
+from pppml_core.testing import KnowledgeSuite, PersonalizationSuite, PrivacySuite, SessionHarness
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
-SUITE, RULES, SESSION, LIE, KNOWLEDGE, WORLDS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+SUITE, RULES, PRIVACY, SESSION, LIE, KNOWLEDGE, WORLDS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("suite", [SUITE, RULES], ids=["sum", "rule"])
@@ -41,6 +41,17 @@ def test_the_knowledge_suite_in_the_document_has_the_hooks_that_there_are():
     for hook in hooks:
         assert [a.arg for a in hook.args.args] == list(inspect.signature(getattr(KnowledgeSuite, hook.name)).parameters)
     assert {hook.name for hook in hooks} == {"aggregator", "rows", "expected"}
+
+
+def test_the_privacy_suite_in_the_document_has_the_settings_and_hooks_that_there_are():
+    (shown,) = ast.parse(PRIVACY).body
+    hooks = [node for node in shown.body if isinstance(node, ast.FunctionDef)]
+    for hook in hooks:
+        assert [a.arg for a in hook.args.args] == list(inspect.signature(getattr(PrivacySuite, hook.name)).parameters)
+    assert {hook.name for hook in hooks} == {"stated", "charged", "step", "clip", "clipped", "exact", "distance"}
+    settings = {node.targets[0].id for node in shown.body if isinstance(node, ast.Assign)}
+    assert settings == {"component", "config", "quiet", "noisier", "noise_in_rule", "colluders"}
+    assert all(hasattr(PrivacySuite, name) for name in (*settings - {"component"}, "slack"))
 
 
 def test_every_suite_and_setting_of_the_harness_is_documented():
