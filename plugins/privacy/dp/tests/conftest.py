@@ -43,10 +43,10 @@ def setting():
 def experiment():
     """An experiment on the tiny task: sections as keywords."""
 
-    def make(privacy, *, sites=5, examples=200, aggregator="plain", training=None, run=None, **sections):
+    def make(privacy, *, sites=5, examples=200, aggregator="plain", training=None, run=None, more_task=None, **sections):
         usual = {"steps": 1, "batch_size": 32, "optimizer": {"use": "sgd", "lr": 0.5}}
         return pppml.Experiment(
-            task={"use": "tiny", "sites": sites, "examples": examples},
+            task={"use": "tiny", "sites": sites, "examples": examples, **(more_task or {})},
             aggregator=aggregator,
             privacy=privacy,
             training={**usual, **(training or {})},

@@ -79,10 +79,9 @@ class DpUpdatePlan(PrivacyPlan):
         if self.config.preset is not None:
             out.append(
                 f"the paper's setting: epsilon {PAPER['claimed_epsilon']:g} was claimed (one round, sensitivity "
-                f"{PAPER['claimed_sensitivity']:g} under a clip of {PAPER['clip']:g}); the true epsilon over {self._setting.rounds} rounds is "
-                f"{self._budget.planned:,.0f} "
-                f"(unit site, adjacency zero-out, delta {PAPER['delta']:g}, accountant {self._budget.accountant}, placement local, "
-                f"adversary: {placing.adversary('local', self._setting, 0)})"
+                f"{PAPER['claimed_sensitivity']:g} under a clip of {PAPER['clip']:g}); the true epsilon over {self._setting.rounds} rounds "
+                f"is {self._budget.planned:,.0f} (unit site, adjacency zero-out, delta {PAPER['delta']:g}, accountant "
+                f"{self._budget.accountant}, placement local, adversary: {placing.adversary('local', self._setting, 0)})"
             )
         return out
 
