@@ -28,6 +28,9 @@ EXPECTED = {
     "models/monai_nets",
     "personalization/perfedavg",
     "personalization/baselines",
+    "privacy/dp",
+    "privacy/dpresnet",
+    "attacks/dp_audit",
 }
 LARGEST_FILE = 1024 * 1024
 # A path that starts at the root of one machine's disk. Put together from parts, so that this file does not name what it looks for.

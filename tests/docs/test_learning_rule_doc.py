@@ -12,7 +12,7 @@ from pppml_core.interfaces.personalization import Personalization
 from pppml_core.testing import PersonalizationSuite
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
-PART = TEXT.split("\n## Another kind: a learning rule\n")[1]
+PART = TEXT.split("\n## Another kind: a learning rule\n")[1].split("\n## ")[0]
 RULE, TEST = re.findall(r"```python\n(.*?)```", PART, re.DOTALL)
 TESTS = [name for name in dir(PersonalizationSuite) if name.startswith("test_")]
 
