@@ -85,8 +85,16 @@ def verdict(epsilon: str, found: Record) -> str:
     )
     return (
         f"**Distributed minus local at epsilon {epsilon} (unit, adjacency, delta, accountant and adversary as above): "
-        f"{points(groups)} points of accuracy** over test groups, {points(seeds)} over {len(found['seeds'])} seeds (Student's t): {judged}."
+        f"{points(groups)} points of accuracy** over test groups: {judged}. Over {len(found['seeds'])} seeds (Student's t) "
+        f"{points(seeds)}{includes_zero(seeds)}."
     )
+
+
+def includes_zero(found: Record) -> str:
+    """Whether the interval says that there is a difference at all; nothing where there is no interval."""
+    if None in (found["low"], found["high"]):
+        return ""
+    return ", an interval that includes zero" if found["low"] <= 0 <= found["high"] else ", an interval without zero"
 
 
 def elsewhere(name: str, cell: Record) -> str:
