@@ -319,13 +319,12 @@ def make_sgd_plan(config: DpSgdConfig, setting: PrivacySetting) -> DpSgdPlan:
 def training_misfits(training: Mapping[str, Any]) -> list[str]:
     """Training settings under which one example's part in a gradient is not bounded by the clip."""
     out = []
-    if training["class_weights"] != "none":
-        balanced = (
-            "balanced weights count a site's labels, which nothing noises"
-            if training["class_weights"] == "balanced"
-            else ("the weighted mean over one example is that example's loss, so weights would do nothing")
+    # A list is as public as the config, and the loss of an example is multiplied by its class's weight before its gradient is clipped.
+    if training["class_weights"] == "balanced":
+        out.append(
+            "training.class_weights: balanced weights count a site's labels, which nothing noises; use class_weights: none, or a list "
+            "that is no count of these data"
         )
-        out.append(f"training.class_weights: {balanced}; use class_weights: none")
     if training["precision"] == "bf16":
         out.append("training.precision: bf16 rounds gradients too coarsely for the clip to hold; use float32")
     return out

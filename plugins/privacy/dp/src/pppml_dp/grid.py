@@ -58,7 +58,7 @@ def make_grid(coordinates: int, expected: float, noise_multiplier: float) -> Gri
     steps = max(least, int(wanted))
     if steps > LEVELS or noise_multiplier * steps > 2**26:
         text = f"noise of {noise_multiplier:.4g} sensitivities for {coordinates:,} coordinates does not fit integers of 31 bits"
-        raise ConfigError(text, place="privacy", hint="use a smaller model, more epsilon, or a larger sampling rate with fewer steps")
+        raise ConfigError(text, place="privacy", hint="use a smaller model, more epsilon or less noise_multiplier, or fewer noised sums")
     return Grid(steps, coordinates)
 
 
