@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pppml_core.errors import DataError
 from pppml_core.report.tables import MISSING, WEIGHTS, Grid, as_float, clean, final_metrics, number, seconds, size
+from pppml_core.sweep_privacy import choice_notes
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -151,6 +152,7 @@ class SweepResult:
             yield f"Failed: {name}: {reason}"
         if self.missing:
             yield f"Not finished: {', '.join(self.missing)}."
+        yield from choice_notes(self.out / name for name in self.points)
 
     def table(self) -> Group:
         """For a terminal: a block of rows for each metric, so that it stays narrow and cells stand below each other."""

@@ -88,9 +88,14 @@ def claim_words(privacy: Mapping[str, Any]) -> str:
         return "no differential privacy"
     if epsilon == "inf":
         return f"no differential privacy ({privacy['mechanism']}: epsilon is infinite)"
+    return f"epsilon {epsilon:.4g} for the whole run ({condition_words(privacy)})"
+
+
+def condition_words(privacy: Mapping[str, Any]) -> str:
+    """What an epsilon means nothing without: unit, adjacency, delta, accountant, placement and adversary of a statement's plain form."""
     return (
-        f"epsilon {epsilon:.4g} for the whole run (unit {privacy['unit']}, adjacency {privacy['adjacency']}, delta {privacy['delta']:g}, "
-        f"accountant {privacy['accountant']}, placement {privacy['placement']}, adversary: {privacy['adversary']})"
+        f"unit {privacy['unit']}, adjacency {privacy['adjacency']}, delta {privacy['delta']:g}, accountant {privacy['accountant']}, "
+        f"placement {privacy['placement']}, adversary: {privacy['adversary']}"
     )
 
 
@@ -262,3 +267,9 @@ class PrivacyMechanism(ABC):
     @abstractmethod
     def plan(self, setting: PrivacySetting) -> PrivacyPlan:
         """The mechanism for this run."""
+
+    def spent(self, charges: Sequence[Mapping[str, Any]]) -> float | None:
+        """Epsilon, at this config's delta, of all these charges together: of several runs over the same data, one of which is chosen by
+        what it showed. Entries that cannot be read count as in :meth:`PrivacyPlan.spent`. None: it cannot be told.
+        """
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,9 +48,8 @@ class Budget:
         return dict(self.event.to_charge())
 
     def spent(self, charges: Sequence[Mapping[str, Any]]) -> float:
-        """Epsilon of these charges together. An entry that cannot be read counts as one of this run's."""
-        events = [self._read(charge) for charge in charges]
-        return epsilon(events, self.delta, accountant_of(events)) if events else 0.0
+        """Epsilon of these charges together. An entry that cannot be read counts as the largest, and at least as one of this run's."""
+        return composed(charges, self.delta, self.event)
 
     def affords(self, charges: Sequence[Mapping[str, Any]]) -> bool:
         """Whether these charges stay within the claim: by counting, which is quick, where all of them are this run's own."""
@@ -78,3 +78,20 @@ class Budget:
             return Event.from_charge(charge)
         except PppmlError:
             return self.event
+
+
+def composed(charges: Sequence[Mapping[str, Any]], delta: float, least: Event | None = None) -> float:
+    """Epsilon of ledger entries of any runs over the same data. One that cannot be read counts as the largest of all, ``least`` included.
+
+    Infinite where none can be read and there is no ``least``.
+    """
+    events: list[Event] = []
+    for charge in charges:
+        with contextlib.suppress(PppmlError):
+            events.append(Event.from_charge(charge))
+    if unread := len(charges) - len(events):
+        known = {*events, *(() if least is None else (least,))}
+        if not known:
+            return math.inf
+        events += [max(known, key=lambda event: epsilon([event], delta, accountant_of([event])))] * unread
+    return epsilon(events, delta, accountant_of(events)) if events else 0.0

@@ -32,6 +32,7 @@ from pppml_core.learning.gradients import PlainGradients
 from pppml_core.randomness import entropy
 from pppml_core.values import FixedPoint, Layout, TensorSpec
 from pppml_dp import placing
+from pppml_dp.budget import composed
 from pppml_dp.clipping import Clipping, layers_of
 from pppml_dp.config import DpSgdConfig
 from pppml_dp.grid import BITS
@@ -294,6 +295,10 @@ class DpSgd(PrivacyMechanism):
     def plan(self, setting: PrivacySetting) -> DpSgdPlan:
         """Solve for the noise where epsilon is given; else compute epsilon."""
         return make_sgd_plan(self.config, setting)
+
+    def spent(self, charges: Sequence[Mapping[str, Any]]) -> float:
+        """By the accountant that makes the statement."""
+        return composed(charges, self.config.delta)
 
 
 def poisson_rate(configured: float | None, examples: Mapping[str, int], batch_size: int) -> float:

@@ -18,6 +18,7 @@ from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.privacy import Encoding, PrivacyMechanism, PrivacyPlan, PrivacySetting, PrivacyStatement
 from pppml_dp import placing
 from pppml_dp.accounting import classical_sd
+from pppml_dp.budget import composed
 from pppml_dp.config import PAPER, DpUpdateConfig
 from pppml_dp.grid import BITS
 from pppml_dp.sizing import Sized, size_noise
@@ -118,6 +119,11 @@ class DpUpdatePlan(PrivacyPlan):
         return self._budget.affords(charges)
 
 
+def delta_of(config: DpUpdateConfig) -> float:
+    """Of the claim: the config's, or the paper's."""
+    return config.delta if config.preset is None else PAPER["delta"]
+
+
 def paper_sd() -> float:
     """Standard deviation of the noise on each weight in the authors' setting: 0.699."""
     return classical_sd(PAPER["claimed_epsilon"], PAPER["delta"], PAPER["claimed_sensitivity"])
@@ -140,19 +146,23 @@ class DpUpdate(PrivacyMechanism):
                 else ["nothing leaves a site here, so there is no update to protect; use privacy: none or dp-sgd"]
             ),
             *placing.misfits(config.placement, setting, config.colluders, personalization.shares),
-            *placing.delta_misfits(PAPER["delta"] if config.preset else config.delta, len(setting.examples), "sites"),
+            *placing.delta_misfits(delta_of(config), len(setting.examples), "sites"),
         ]
 
     def plan(self, setting: PrivacySetting) -> DpUpdatePlan:
         """Solve for the noise where epsilon is given; else compute epsilon."""
         return make_update_plan(self.config, setting)
 
+    def spent(self, charges: Sequence[Mapping[str, Any]]) -> float:
+        """By the accountant that makes the statement."""
+        return composed(charges, delta_of(self.config))
+
 
 def make_update_plan(config: DpUpdateConfig, setting: PrivacySetting) -> DpUpdatePlan:
     """The plan of a config with noise, or without (``noise_multiplier`` 0)."""
-    clip, delta, multiplier = config.clip or 1.0, config.delta, config.noise_multiplier
+    clip, delta, multiplier = config.clip or 1.0, delta_of(config), config.noise_multiplier
     if config.preset is not None:
-        clip, delta = PAPER["clip"], PAPER["delta"]
+        clip = PAPER["clip"]
         multiplier = paper_sd() / clip
     # One clipped vector: the clip itself is the largest value, so the grid is as fine as its bits allow.
     sized = size_noise(config, setting, rate=1.0, each=1, expected=0.5, delta=delta, multiplier=multiplier)
