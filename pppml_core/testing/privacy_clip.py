@@ -12,6 +12,7 @@ import torch
 from pppml_core.errors import PppmlError
 from pppml_core.interfaces.personalization import DrawnBatch
 from pppml_core.interfaces.privacy import PrivacyPlan
+from pppml_core.learning.gradients import PlainGradients
 from pppml_core.testing.privacy_bench import LENGTH, PrivacyBench, Vector, batch_of, claims, line, mean_output
 
 Images = npt.NDArray[np.float32]
@@ -129,6 +130,24 @@ class PrivacyClip(PrivacyBench):
             for summed, part in zip(total, self.clipped(torch.autograd.grad(loss, list(model.parameters())), clip), strict=True):
                 summed += part
         return np.concatenate([t.double().numpy().ravel() for t in total])
+
+    def test_a_sample_pays_for_one_gradient(self) -> None:
+        """If this fails: a second gradient of one Poisson sample, or one of a batch that was not drawn, is made and not refused.
+
+        The charge is for fresh samples. Mark a batch as ``used`` and raise a ``PppmlError``; a rule that wants more takes ``fresh(batch)``.
+        """
+        plan = self.plan(gradient_calls=2)
+        if plan.sample_rate is None or not claims(plan.statement):
+            pytest.skip("it draws no batches, or claims nothing")
+        images, targets = batch_of(plan, unit(1)[None])
+        rule, drawn = plan.gradient_rule(PlainGradients(mean_output)), DrawnBatch(images, targets, np.ones(1))
+        rule(line(), drawn)
+        for batch, what in ((drawn, "a batch that was used"), ((images, targets), "a batch that was not drawn")):
+            try:
+                rule(line(), batch)
+            except PppmlError:
+                continue
+            raise AssertionError(f"{what} gave a gradient")
 
     def test_the_rule_leaves_the_weights_alone(self) -> None:
         """If this fails: the rule changes weights. It sets ``.grad``; moving is the optimizer's part."""

@@ -182,7 +182,7 @@ class PrivacyRuns(PrivacyBench):
     def test_resume_forgets_nothing_and_new_noise_costs_again(self) -> None:
         """If this fails: a ledger is shorter after a stop, or a contribution that was lost and made anew has the very same noise.
 
-        New noise is a charge of its own: in the site's ledger, or in the server's where that adds the noise.
+        New noise is a charge of its own in the site's ledger; where the server adds it, each asking is in the server's.
         """
         plan = self.noised()
         with tempfile.TemporaryDirectory() as folder:

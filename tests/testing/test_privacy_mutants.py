@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from pppml_core.component import Component, ComponentConfig
+from pppml_core.errors import PppmlError
+from pppml_core.interfaces.personalization import DrawnBatch
 from pppml_core.interfaces.privacy import Encoding, PrivacyMechanism, PrivacyPlan, PrivacyStatement, Sample
 from pppml_core.randomness import entropy
 from pppml_core.testing import PrivacySuite
@@ -132,6 +134,7 @@ class ExamplePlan(Plan):
 
     def gradient_rule(self, plain):
         def rule(model, batch):
+            self.check(batch)
             parameters = [p for p in model.parameters() if p.requires_grad]
             flat = self.summed(self.gradients(model, plain.loss, batch, parameters), batch)
             if self.in_rule() and self.config.noise_multiplier:
@@ -144,6 +147,11 @@ class ExamplePlan(Plan):
             return 0.0
 
         return rule
+
+    def check(self, batch):
+        if not isinstance(batch, DrawnBatch) or batch.used:
+            raise PppmlError("not a fresh sample", place="sound")
+        batch.used = True
 
     def gradients(self, model, loss, batch, parameters):
         """Of single examples: float64 ``(n, coordinates)``."""
@@ -370,7 +378,7 @@ NOISE_AT_LEAST = [
     (Reused, {}, {"test_the_noise_is_new_each_time", "test_noise_of_rounds_sites_and_runs_is_unrelated"}),
     (Reused, LOCAL, {"test_the_noise_is_new_each_time"}),
     (FromTheSeed, {}, {"test_the_noise_is_new_each_time", "test_two_plans_are_not_the_same_stream"}),
-    (FromTheSeed, LOCAL, NEW),
+    (FromTheSeed, LOCAL, {"test_the_noise_is_new_each_time", "test_two_plans_are_not_the_same_stream"}),
     (FromThePlan, {}, {"test_two_plans_are_not_the_same_stream", "test_noise_of_rounds_sites_and_runs_is_unrelated"}),
     (OnlyWhereThereIsSomething, {}, VALUES),
 ]
@@ -425,6 +433,13 @@ class InPairs(ExamplePlan):
         return Sample(indices, np.ones(len(indices)))
 
 
+class TwiceOfOne(ExamplePlan):
+    """Makes as many gradients of a sample as it is asked for."""
+
+    def check(self, batch):
+        pass
+
+
 class SharesOfAll(ExamplePlan):
     """Shares that are no part of a clip."""
 
@@ -446,6 +461,7 @@ SAMPLING = [
     (FixedSize, {}, {"test_the_size_of_a_batch_is_binomial"}),
     (FirstMoreOften, {}, {"test_each_example_is_drawn_with_the_stated_probability"}),
     (InPairs, {}, {"test_the_size_of_a_batch_is_binomial", "test_examples_and_draws_are_independent"}),
+    (TwiceOfOne, {}, {"test_a_sample_pays_for_one_gradient"}),
     (SharesOfAll, {}, {"test_one_patient_has_one_clip"}),
     (ChargedForLess, {}, {"test_the_charge_is_for_the_rate_that_is_drawn"}),
 ]
