@@ -68,9 +68,10 @@ class Budget:
         out: dict[str, float | None] = {}
         for name in ("pld", "prv", "rdp"):
             try:
-                out[name] = epsilon([self.event] * self.rounds, self.delta, name)
+                value = epsilon([self.event] * self.rounds, self.delta, name)
             except PppmlError:
-                out[name] = None
+                value = math.inf
+            out[name] = value if math.isfinite(value) else None  # with noise, infinity means that its arithmetic overflowed
         return out
 
     def _read(self, charge: Mapping[str, Any]) -> Event:
