@@ -2,7 +2,8 @@
 
 The rule. A *statement* is the word epsilon followed by a number (``epsilon 6``, ``epsilon = 6``, ``epsilon of at most 6``), or a table with
 an epsilon in its head. Its *place* is the paragraph, list, table or code block it stands in, with the blocks just before and after it (so a
-table has its caption). There must be: the unit, the adjacency, delta as a number, the accountant, the placement, the adversary.
+table has its caption). There must be: the unit, the adjacency, delta as a number, the accountant, the placement, the adversary. A page of
+results may say them once, in a paragraph that begins "Every epsilon on this page".
 
 Exempt are settings (a yaml block, ``key: value`` in inline code) and, on pages, what an origin paper says, quoted as such: the sentence
 names the paper or its authors, and calls the number claimed or set.
@@ -54,6 +55,9 @@ def unnamed(text: str) -> list[str]:
     """Blocks of a text that state an epsilon without its conditions, each with what is missing."""
     text = re.sub(r"`[\w.]+: [^`]*`", "`setting`", text)
     blocks = [block for block in re.split(r"\n\s*\n", text) if block.strip()]
+    for_all = next((block for block in blocks if block.lstrip("* ").startswith("Every epsilon on this page")), None)
+    if for_all is not None and not missing(for_all):
+        return []
     out = []
     for i, block in enumerate(blocks):
         if states(block) and (lacks := missing("\n".join(blocks[max(0, i - 1) : i + 2]))):
@@ -138,6 +142,12 @@ def test_a_planted_sentence_is_found_on_a_page(planted: str) -> None:
     page = (ROOT / "docs" / "secure-sums.md").read_text(encoding="utf-8")
     assert unnamed(page_text(page)) == []
     assert len(unnamed(page_text(f"{page}\n\n{planted}\n"))) == 1
+
+
+def test_a_page_may_say_it_once_for_all_but_must_say_all() -> None:
+    whole = "Every epsilon on this page: unit example, add-remove, delta 1e-5, accountant pld, placement local, adversary: anyone."
+    assert unnamed(page_text(f"{whole}\n\nA.\n\nB.\n\nIt reaches 90 % at epsilon 6.")) == []
+    assert len(unnamed(page_text(f"{whole.replace('delta 1e-5, ', '')}\n\nA.\n\nB.\n\nIt reaches 90 % at epsilon 6."))) >= 1
 
 
 def test_settings_and_quoted_claims_are_exempt() -> None:
