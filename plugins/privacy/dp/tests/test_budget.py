@@ -32,14 +32,14 @@ def full(z, count=1):
     return Event("gaussian", 1.0, z, count).to_charge()
 
 
-@pytest.mark.parametrize("limit", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("limit", [2.0, 4.0])
 def test_counting_gives_the_same_answer_as_composing(limit):
     quick = budget(limit, rounds=1)
     charge = quick.charge()
-    slow = [quick.spent([charge] * count) <= limit * (1 + 1e-9) for count in range(60)]
-    assert [quick.affords([charge] * count) for count in range(60)] == slow
+    slow = [quick.spent([charge] * count) <= limit * (1 + 1e-9) for count in range(14)]
+    assert [quick.affords([charge] * count) for count in range(14)] == slow
     assert True in slow
-    assert False in slow or limit > 3
+    assert False in slow
 
 
 def test_charges_of_others_count():
