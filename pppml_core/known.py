@@ -36,7 +36,21 @@ KNOWN: tuple[Known, ...] = (
     Known("privacy", "dp-sgd", "pppml-dp", "plugins/privacy/dp", "clipped and noised gradients with accounting"),
     Known("privacy", "dp-update", "pppml-dp", "plugins/privacy/dp", "clipped and noised updates of whole sites"),
     Known("attack", "dp-audit", "pppml-dp-audit", "plugins/attacks/dp_audit", "lower bound of epsilon from canaries"),
-    Known("attack", "idlg", "pppml-idlg", "plugins/attacks/idlg", "images and labels from gradients"),
+    Known("attack", "gallery", "pppml-gallery", "plugins/attacks/gallery", "picks the patient out of candidate images"),
+    Known("attack", "he-key-recovery", "pppml-he-key-recovery", "plugins/attacks/he_key_recovery", "a CKKS key from published sums"),
+    *(
+        Known("attack", name, "pppml-idlg", "plugins/attacks/idlg", summary)
+        for name, summary in (
+            ("dlg", "images and labels by gradient matching"),
+            ("idlg", "images from gradients, hardened and adaptive"),
+            ("idlg-published", "images from gradients, as in the authors' code"),
+            ("inverting-gradients", "images from gradients by cosine and total variation"),
+        )
+    ),
+    Known("attack", "imprint", "pppml-imprint", "plugins/attacks/imprint", "images read out of linear layers, through sums"),
+    Known("attack", "label-restoration", "pppml-label-restoration", "plugins/attacks/label_restoration", "label counts and lesion area"),
+    Known("attack", "membership", "pppml-membership", "plugins/attacks/membership", "whether an image was trained on"),
+    Known("attack", "site-inference", "pppml-site-inference", "plugins/attacks/site_inference", "which hospital an image is from"),
     Known("task", "blood-cells", "pppml-blood-cells", "plugins/tasks/blood_cells", "blood cell classification"),
     Known("task", "chest-ct", "pppml-chest-ct", "plugins/tasks/chest_ct", "chest CT volume classification"),
     Known("task", "image-set", "pppml-image-set", "plugins/tasks/image_set", "your own images, classified or segmented"),

@@ -17,7 +17,7 @@ from pppml_core.evidence.vantage import file_part, read_vantage
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.rundir import RunDir
-from pppml_core.interfaces.attack import Attack, AttackContext, Verdict
+from pppml_core.interfaces.attack import AdversaryView, Attack, AttackContext, Verdict
 
 
 def run_attack(
@@ -56,7 +56,7 @@ def run_attack(
     setting = parts.privacy_setting(sizes)
     context = AttackContext(folder, parts.config, parts, setting, parts.mechanism.plan(setting), result, who, round or last)
     began = time.perf_counter()
-    verdict = attack.run((), math.inf, context)
+    verdict = attack.run(AdversaryView(who, ()), math.inf, context)
     if not isinstance(verdict, Verdict):
         raise ConfigError(f"{use!r} reads no view and yet gives a guess, which nothing can score", place="attack", hint="return a Verdict")
     record = {

@@ -1,0 +1,1 @@
+"""Gradient matching attacks for pppml: dlg, idlg-published, idlg and inverting-gradients; see README.md."""

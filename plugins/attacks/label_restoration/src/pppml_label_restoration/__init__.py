@@ -1,0 +1,1 @@
+"""Label counts and lesion area from updates for pppml; see README.md."""

@@ -1,0 +1,1 @@
+"""Membership inference for pppml: RMIA and LiRA; see README.md."""

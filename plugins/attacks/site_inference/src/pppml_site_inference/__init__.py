@@ -1,0 +1,1 @@
+"""Which hospital an image is from, for pppml; see README.md."""

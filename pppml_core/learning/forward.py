@@ -1,0 +1,84 @@
+"""The forward model of a site: which update it would make of given images, differentiable in them. What gradient attacks compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pppml_core.interfaces.attack import Defence, Training
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Tensors = dict[str, torch.Tensor]
+
+
+def placed(model: torch.nn.Module, weights: Mapping[str, npt.NDArray[Any]], dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """``model`` with these shared weights (names it does not have are an error), in training mode; what is not shared stays as it is."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, array in weights.items():
+            state[name].copy_(torch.from_numpy(np.array(array)))
+    return model.to(dtype or torch.float32).train()
+
+
+def expected_update(
+    model: torch.nn.Module, loss: Loss, images: torch.Tensor, targets: torch.Tensor, training: Training, defence: Defence
+) -> Tensors:
+    """New weights less old ones after ``training.steps`` steps of SGD on ``images``, with the clip of ``defence``, without its noise.
+
+    Args:
+        model: at the weights the round began with; neither they nor the buffers change.
+        loss: mean loss of a batch.
+        images: ``(n, channels, *size)``; step ``i`` takes images ``i * batch`` to ``(i + 1) * batch`` (all over again when used up).
+        targets: of the images, in any form ``loss`` takes.
+        training: steps, batch, rate.
+        defence: its ``clip``, ``clips`` and ``divisor`` are used.
+
+    Returns:
+        Parameter name -> update, with a graph back to ``images`` and ``targets``. Parameters that are frozen are left out.
+
+    """
+    start = {n: p.detach().clone().requires_grad_(True) for n, p in model.named_parameters() if p.requires_grad}
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    at: Tensors = dict(start)
+    for step in range(training.steps):
+        first = (step * training.batch) % len(images)
+        chosen = slice(first, first + training.batch)
+        made = _gradient(model, loss, {**at, **frozen}, list(start), images[chosen], targets[chosen], defence)
+        at = {n: at[n] - training.learning_rate * made[n] for n in start}
+    update = {n: at[n] - start[n] for n in start}
+    if defence.clips == "update" and defence.clip is not None:
+        factor = _factor(update, defence.clip)
+        update = {n: factor * u for n, u in update.items()}
+    return update
+
+
+def _gradient(
+    model: torch.nn.Module, loss: Loss, at: Tensors, names: list[str], images: torch.Tensor, targets: torch.Tensor, defence: Defence
+) -> Tensors:
+    """Of the mean loss; with a clip of examples, the sum of the clipped gradients over the divisor."""
+    if defence.clips != "example" or defence.clip is None:
+        return _plain(model, loss, at, names, images, targets)
+    total: Tensors = {}
+    for i in range(len(images)):
+        own = _plain(model, loss, at, names, images[i : i + 1], targets[i : i + 1])
+        factor = _factor(own, defence.clip)
+        total = {n: factor * g if not total else total[n] + factor * g for n, g in own.items()}
+    divisor = defence.divisor or float(len(images))
+    return {n: g / divisor for n, g in total.items()}
+
+
+def _plain(model: torch.nn.Module, loss: Loss, at: Tensors, names: list[str], images: torch.Tensor, targets: torch.Tensor) -> Tensors:
+    # Copies: normalization layers write their running statistics into what they are given.
+    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+    outputs = torch.func.functional_call(model, {**at, **buffers}, (images,))
+    made = torch.autograd.grad(loss(outputs, targets), [at[n] for n in names], create_graph=True, allow_unused=True)
+    return {n: torch.zeros_like(at[n]) if g is None else g for n, g in zip(names, made, strict=True)}
+
+
+def _factor(tensors: Tensors, clip: float) -> torch.Tensor:
+    norm = torch.sqrt(torch.stack([t.square().sum() for t in tensors.values()]).sum() + 1e-30)
+    return torch.clamp(clip / norm, max=1.0)
