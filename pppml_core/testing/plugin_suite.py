@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -45,12 +45,14 @@ class PluginSuite(Suite):
     """Subclass it with ``plugin``, the module that the entry point names.
 
     ``readme``: the README that documents the settings; default: the nearest ``README.md`` above the module, else the description in the
-    distribution's metadata. ``uncited``: component name -> why it cites nothing.
+    distribution's metadata. ``uncited``: component name -> why it cites nothing. ``examples``: component name -> the fewest settings that
+    it accepts, for one that is refused without any, such as one that demands this setting or that.
     """
 
     plugin: ClassVar[str]
     readme: ClassVar[Path | None] = None
     uncited: ClassVar[Mapping[str, str]] = {}
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     # -- helpers ----------------------------------------------------------------------------------------------------------------------
 
@@ -127,8 +129,21 @@ class PluginSuite(Suite):
             required = {name for name, field in fields.items() if field.is_required()}
             undescribed = [name for name, field in fields.items() if not field.description]
             assert not undescribed, f"{component.name}: no description for {undescribed}"
-            refused = _refused(component.config)
-            assert refused <= required, f"{component.name}: the defaults of {sorted(refused - required)} are refused"
+            refused = _refused(component.config, {})
+            assert refused - {""} <= required, f"{component.name}: the defaults of {sorted(refused - required)} are refused"
+            named = component.name in self.examples
+            assert named or "" not in refused, f"{component.name} is refused without settings: name the fewest it needs in `examples`"
+
+    def test_examples_are_the_fewest_settings(self) -> None:
+        """If this fails: ``examples`` are for components that are refused without settings, and name no setting that has a default."""
+        configs = {component.name: component.config for _, component in self.components()}
+        assert set(self.examples) <= set(configs), f"examples of no component: {sorted(set(self.examples) - set(configs))}"
+        for name, example in self.examples.items():
+            assert not (refused := _refused(configs[name], example)), f"{name}: its example is refused ({sorted(refused)})"
+            assert _refused(configs[name], {}), f"{name} needs no settings, so no example"
+            for setting in example:
+                fewer = {key: value for key, value in example.items() if key != setting}
+                assert _refused(configs[name], fewer), f"{name} does without `{setting}`: leave it out of its example"
 
     def test_unknown_settings_are_refused(self) -> None:
         """If this fails: the config must keep ``extra="forbid"``, or a misspelt setting would be ignored."""
@@ -158,10 +173,10 @@ class PluginSuite(Suite):
                 assert re.search(pattern, text), f"the README does not mention `{name}` of {component.name}"
 
 
-def _refused(config: type[ComponentConfig]) -> set[str]:
-    """The settings that are refused when none is given; ``""`` where the settings are refused as a whole."""
+def _refused(config: type[ComponentConfig], settings: Mapping[str, Any]) -> set[str]:
+    """The settings that are refused when these are given; ``""`` where they are refused as a whole."""
     try:
-        config()
+        config.model_validate(settings)
     except ValidationError as error:
         return {str(entry["loc"][0]) if entry["loc"] else "" for entry in error.errors()}
     return set()
