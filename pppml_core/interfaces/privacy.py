@@ -35,6 +35,7 @@ from pppml_core.component import ComponentConfig
 if TYPE_CHECKING:
     import torch
 
+    from pppml_core.interfaces.attack import Defence
     from pppml_core.interfaces.personalization import GradientRule, Personalization
     from pppml_core.learning.gradients import PlainGradients
 
@@ -223,6 +224,12 @@ class PrivacyPlan(ABC):
     def noise(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """Integers with noise, same dtype: a site's weighted update with its share, or the server's decoded sum."""
         return values
+
+    def defence(self, round: int, sites: int) -> Defence:
+        """What an attacker who knows this plan makes of one optimizer step of round ``round``, seen in a sum over ``sites`` sites."""
+        from pppml_core.interfaces.attack import Defence
+
+        return Defence()
 
     def charge(self, round: int) -> Mapping[str, Any] | None:
         """The ledger entry of one contribution; it is on disk before the contribution leaves. None: nothing to charge.

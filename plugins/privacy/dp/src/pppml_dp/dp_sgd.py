@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from pppml_core.errors import PppmlError
+from pppml_core.interfaces.attack import Defence
 from pppml_core.interfaces.personalization import Batch, DrawnBatch, GradientRule, Personalization
 from pppml_core.interfaces.privacy import (
     Canaries,
@@ -154,6 +155,15 @@ class DpSgdPlan(PrivacyPlan):
         if self._noise is None or self.placement == "local":
             return values
         return (values + self._noise.sample(values.size)).astype(values.dtype)
+
+    def defence(self, round: int, sites: int) -> Defence:
+        """The clip, the public divisor, and the noise of one gradient in the unit of an update."""
+        unit = self._setting.learning_rates[round - 1] / self._scale.divisor
+        clip = self.config.clip
+        if self._noise is None:
+            return Defence("clip-only", clip, "example", divisor=self._scale.divisor)
+        noise = placing.noise_in_sum(self.placement, self._noise.variance, sites) * unit * clip / self._grid.clip_steps
+        return Defence("dp-sgd", clip, "example", noise, {}, self._scale.divisor, self._budget.event.noise_multiplier)
 
     def charge(self, round: int) -> Mapping[str, Any] | None:
         """The same each round."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pppml_core.interfaces.attack import Defence
 from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.privacy import Encoding, PrivacyMechanism, PrivacyPlan, PrivacySetting, PrivacyStatement
 from pppml_dp import placing
@@ -105,6 +106,13 @@ class DpUpdatePlan(PrivacyPlan):
     def noise(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """Integers with a share of noise, or with all of it (placements local and server)."""
         return values if self._noise is None else (values + self._noise.sample(values.size)).astype(values.dtype)
+
+    def defence(self, round: int, sites: int) -> Defence:
+        """The clip of a whole update, and its noise."""
+        if self._noise is None:
+            return Defence("clip-only", self.clip, "update")
+        noise = placing.noise_in_sum(self.placement, self._noise.variance, sites) * self.clip / self._grid.clip_steps
+        return Defence("dp-update", self.clip, "update", noise, multiplier=self._budget.event.noise_multiplier)
 
     def charge(self, round: int) -> Mapping[str, Any] | None:
         """The same each round."""

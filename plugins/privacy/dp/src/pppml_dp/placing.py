@@ -26,6 +26,11 @@ def adversary(placement: str, setting: PrivacySetting, colluders: int) -> str:
     return "whoever gets the model, not the server, which is trusted to see the sums and to add the noise"
 
 
+def noise_in_sum(placement: str, variance: float, sites: int) -> float:
+    """Standard deviation, in steps of the grid, of all the noise in a sum over ``sites`` sites."""
+    return math.sqrt(variance if placement == "server" else variance * sites)
+
+
 def misfits(placement: str, setting: PrivacySetting, colluders: int, shares: bool) -> list[str]:
     """Why noise at this placement would not protect what is claimed."""
     if placement == "local":
