@@ -56,17 +56,22 @@ def _path(detail: ErrorDetails, data: Mapping[str, Any]) -> ConfigPath:
         known = part in here if isinstance(here, Mapping) else isinstance(here, list | tuple) and part in range(len(here))
         if known:
             here = here[part]
-        # Any other part is the name of a union's member.
-        if known or (index == len(detail["loc"]) - 1 and detail["type"] == "missing"):
+        # Any other part is the name of a union's member, or an entry that a list is too short for: then the list is at fault.
+        if known or (index == len(detail["loc"]) - 1 and detail["type"] == "missing" and not _too_short(detail)):
             out.append(part)
     return tuple(out)
+
+
+def _too_short(detail: ErrorDetails) -> bool:
+    """Whether this is a list without one of its entries, as pydantic says it of lists of a fixed length: once for each absent entry."""
+    return detail["type"] == "missing" and isinstance(detail["loc"][-1], int)
 
 
 def _worded(path: ConfigPath, details: Sequence[ErrorDetails], binding: Binding, data: Mapping[str, Any]) -> ConfigError:
     owner, info, field = _field(path, binding, data)
     first = details[0]
     about = _about(field, info, binding)
-    if first["type"] == "missing":
+    if first["type"] == "missing" and not _too_short(first):
         return ConfigError("is missing", hint=about)
     if first["type"] == "extra_forbidden":
         known = sorted(owner.model_fields) + (list(OF_ANY_TASK) if path[:-1] == ("task",) else []) if owner else []
@@ -77,7 +82,8 @@ def _worded(path: ConfigPath, details: Sequence[ErrorDetails], binding: Binding,
         if component is not None:
             about = f"settings of `{first['input']['use']}`: {', '.join(component.model_fields)}"
         return ConfigError(first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "), hint=about)
-    demands = list(dict.fromkeys(_demand(detail) for detail in details))
+    last = {detail["loc"][:-1]: detail for detail in details if _too_short(detail)}
+    demands = list(dict.fromkeys(_demand(d) for d in details if not _too_short(d) or last[d["loc"][:-1]] is d))
     value = first["input"]
     if isinstance(value, str) and (close := nearest(value, _literals(details))):
         about = f"did you mean {close!r}? {about}"
@@ -123,6 +129,8 @@ def _demand(detail: ErrorDetails) -> str:
         return "a whole number"
     if kind == "string_pattern_mismatch":
         return f"a text that matches {context['pattern']}"
+    if _too_short(detail):
+        return f"a list of {int(detail['loc'][-1]) + 1}"
     if kind in ("too_long", "too_short"):
         return f"a list of {'at most' if kind == 'too_long' else 'at least'} {context.get('max_length', context.get('min_length'))}"
     if kind in ("string_too_long", "string_too_short"):
