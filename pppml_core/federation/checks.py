@@ -232,7 +232,11 @@ def check_together(plan: Plan, parts: Assembly) -> bool:
     plan.misfits += _of("personalization", parts.personalization.misfits(parts.model, plan.sizes, settings))
     plan.warnings += _of("personalization", parts.personalization.remarks(settings))
     if parts.personalization.shares and not parts.shared:
-        plan.misfits.append("personalization: it keeps every tensor of this model at the site, so nothing would be shared")
+        if any(p.requires_grad for p in parts.model.parameters()):
+            plan.misfits.append("personalization: it keeps every tensor of this model at the site, so nothing would be shared")
+        else:
+            frozen = "every parameter is frozen (requires_grad is False), so nothing would be trained or shared"
+            plan.misfits.append(f"model: {frozen}; unfreeze the layers to be trained")
     if not (parts.personalization.has_global_model or parts.personalization.personalizes):
         plan.misfits.append("personalization: it makes neither a shared model nor one of each site, so there is nothing to score")
     normalized = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in parts.model.modules())
