@@ -13,9 +13,6 @@ from pppml_core.registry import Registry
 
 INSTALLED = Registry.discover()
 BLAMED = (
-    "model: every parameter is frozen (requires_grad is False), so nothing would be trained or shared; "
-    "unfreeze the layers to be trained"
-)
     "model: every parameter is frozen (requires_grad is False), so nothing would be trained or shared; unfreeze the layers to be trained"
 )
 
