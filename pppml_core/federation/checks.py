@@ -329,23 +329,28 @@ def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
             f"personalization: {name} needs Hessian-vector products, which {mechanism} neither clips nor noises; take an order that "
             "needs gradients only"
         )
-    if privacy.placement == "local":
-        return
-    noise = f"{privacy.placement} noise"
+    epsilon = privacy.statement.epsilon
+    claims = epsilon is not None and math.isfinite(epsilon)
+    if privacy.placement == "local" or (privacy.placement == "none" and not claims):
+        return  # each gradient is clipped, and noised if at all, by itself
+    # An infinite epsilon is that of a row without noise, made as its placement would have it.
+    noised = privacy.placement != "none" and (epsilon is None or claims)
+    what = f"{privacy.placement} noise" if noised else f"{mechanism} with placement {privacy.placement}"
     if not rule.shares_one_gradient or rule.gradient_calls > 1:
         calls = f"it makes {rule.gradient_calls} gradients a step" if rule.gradient_calls > 1 else "what it shares is no plain gradient"
-        plan.misfits.append(
-            f"personalization: {name} cannot be protected by {noise}: {calls}, and all but the last would enter the sum "
-            "without noise; use fedavg, or a mechanism with placement local"
-        )
+        if noised:
+            text = f"cannot be protected by {what}: {calls}, and all but the last would enter the sum without noise"
+        else:
+            text = f"does not fit {what}: {calls}, and a sum is of one clipped gradient a site"
+        plan.misfits.append(f"personalization: {name} {text}; use fedavg, or a mechanism with placement local")
     for site, steps in plan.training["steps"].items():
         if steps != 1:
-            text = f"{noise} protects one gradient a sum, and {site!r} makes {steps} steps a round"
+            text = f"{what} {'protects' if noised else 'clips'} one gradient a sum, and {site!r} makes {steps} steps a round"
             plan.misfits.append(f"training: {text}; set training.steps: 1")
             break
     optimizer = training.optimizer
     if optimizer.use != "sgd" or training.keep_optimizer or optimizer.weight_decay:
         plan.misfits.append(
-            f"training.optimizer: with {noise} what a site shares must be its gradient alone: use sgd, without keep_optimizer and "
+            f"training.optimizer: with {what} what a site shares must be its gradient alone: use sgd, without keep_optimizer and "
             "weight_decay (the server may have momentum or Adam)"
         )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -249,7 +250,9 @@ def _stages(parts: Assembly, plan: Plan, session: Session | None, privacy: Priva
     update = ", ".join(g.sees_update) or "nobody"
     stages = [Stage(f"train ({name})", "the site's images, shared weights", f"an update of {shared:,} real numbers", here)]
     if privacy.statement.mechanism != "none":
-        said = "; ".join((f"placement {privacy.placement}", *privacy.remarks(parts.model)))
+        unnoised = privacy.statement.epsilon == math.inf
+        placed = f"no noise; rounds as with placement {privacy.placement}" if unnoised else f"placement {privacy.placement}"
+        said = "; ".join((placed, *privacy.remarks(parts.model)))
         stages.append(Stage(f"privacy ({privacy.statement.mechanism})", "the update", said, here))
     weighted = f"{length:,} numbers: update x weight / {plan.max_weight}, the weight" + (
         ", training metrics" if privacy.admits_metrics else ""

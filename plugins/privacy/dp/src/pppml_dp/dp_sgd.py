@@ -112,14 +112,18 @@ class DpSgdPlan(PrivacyPlan):
         """How gradients are made, how much noise, and what else is worth knowing."""
         method, why = method_for(model) if self.config.per_example == "auto" else (self.config.per_example, "as configured")
         event, scale = self._budget.event, self._scale
+        sums = f"{event.count * self._setting.rounds:,} {'noised sums' if self._noise else 'sums, none noised'}"
+        clip = f"noise of {event.noise_multiplier:.4g} clips (of {self.config.clip:g}) on"
+        if self._noise is None:
+            clip = f"each gradient is clipped to {self.config.clip:g} in"
         out = [
             f"per-example gradients by {method} ({why})",
-            f"each {self.config.unit} is in a batch with probability {scale.rate:.4g}; {event.count * self._setting.rounds:,} noised sums",
-            f"noise of {event.noise_multiplier:.4g} clips (of {self.config.clip:g}) on a sum of about {scale.divisor:.4g} gradients a site",
+            f"each {self.config.unit} is in a batch with probability {scale.rate:.4g}; {sums}",
+            f"{clip} a sum of about {scale.divisor:.4g} gradients a site",
             "every site weighs 1; training metrics stay at the sites",
             *self._budget.remarks,
         ]
-        if self._setting.cohort < len(self._setting.examples):
+        if self._noise and self._setting.cohort < len(self._setting.examples):
             out.append("which sites take part in a round is no secret, so it is charged as if all did")
         return out
 

@@ -71,10 +71,9 @@ class DpUpdatePlan(PrivacyPlan):
 
     def remarks(self, model: torch.nn.Module) -> list[str]:
         """How much noise, and for the paper's preset what was claimed and what holds."""
-        event = self._budget.event
+        noised = f"noised with {self._budget.event.noise_multiplier:.4g} times that; {self._setting.rounds:,} noised updates"
         out = [
-            f"the update of a round is clipped to {self.clip:g} and noised with {event.noise_multiplier:.4g} times that; "
-            f"{self._setting.rounds:,} noised updates",
+            f"the update of a round is clipped to {self.clip:g} and {noised if self._noise else 'not noised'}",
             "every site weighs 1; training metrics stay at the sites",
             *self._budget.remarks,
         ]
