@@ -1,0 +1,122 @@
+"""Whose images are attacked: victims drawn by a seed, a gallery of look-alikes for each, and what the adversary has of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.errors import ConfigError
+from pppml_core.federation.assembly import Assembly
+from pppml_core.interfaces.attack import Images
+from pppml_core.interfaces.task import Examples, SiteData
+from pppml_core.randomness import Seeds
+
+#: images in a gallery, the victim's included; public images.
+GALLERY, PUBLIC = 100, 200
+
+
+@dataclass(frozen=True)
+class Victim:
+    """One attacked image.
+
+    Args:
+        batch: the watched site's batch; the first image is the victim's.
+        candidates: a gallery in random order.
+        place: where in it the victim is.
+        look_alikes: candidates of the victim's own site and label.
+    """
+
+    batch: Images
+    candidates: Images
+    place: int
+    look_alikes: int
+
+
+def draw_victims(parts: Assembly, site: str, count: int, batch: int, seed: int, gallery: int = GALLERY) -> list[Victim]:
+    """``count`` training images of ``site``, of different patients (groups) as far as there are.
+
+    A gallery has the victim and images of other patients: of the same site and label first, then of the same label, then of any. The rest
+    of a batch is drawn from the site's other training images. Raises ConfigError where the site has too few.
+    """
+    train = parts.load(site).train
+    if len(train) < batch:
+        text = f"{site} has {len(train)} training images, and a batch of {batch} is attacked"
+        raise ConfigError(text, place="attack", hint="attack a larger site: --site NAME")
+    generator = Seeds(seed).generator("victims", site)
+    order = _patients_first(train.groups, generator)[:count]
+    pool = _Pool(parts, site)
+    return [_victim(train, int(i), batch, pool, gallery, Seeds(seed).generator("victims", site, n)) for n, i in enumerate(order)]
+
+
+def public_images(parts: Assembly, site: str, seed: int, count: int = PUBLIC) -> Images:
+    """Images the adversary has from elsewhere: validation and test images of other sites; of ``site`` itself where there is no other."""
+    others = [s.slug for s in parts.task.sites() if s.slug != site] or [site]
+    generator = Seeds(seed).generator("public", site)
+    held = [(part, i) for other in others for part in _held_out(parts.load(other)) for i in range(len(part))]
+    if not held:
+        held = [(parts.load(other).train, i) for other in others for i in range(len(parts.load(other).train))]
+    chosen = generator.permutation(len(held))[:count]
+    return images_of(held[i] for i in sorted(chosen))
+
+
+def batch_of(parts: Assembly, site: str, size: int, *names: str | int) -> Images:
+    """``size`` training images of a site, drawn by the run's seed and ``names``; all it has where these are fewer."""
+    train = parts.load(site).train
+    order = parts.seeds.generator("staged", site, *names).permutation(len(train))[:size]
+    return images_of((train, int(i)) for i in order)
+
+
+def images_of(chosen: Iterator[tuple[Examples, int]] | Sequence[tuple[Examples, int]]) -> Images:
+    """Stack examples."""
+    pairs = [part.example(index) for part, index in chosen]
+    return Images(np.stack([i for i, _ in pairs]).astype(np.float32), np.stack([t for _, t in pairs]).astype(np.int64))
+
+
+def _held_out(data: SiteData) -> tuple[Examples, Examples]:
+    return data.validation, data.test
+
+
+def _patients_first(groups: npt.NDArray[np.generic], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """All indices in random order, one of every group before a second of any."""
+    order = generator.permutation(len(groups))
+    seen: dict[object, int] = {}
+    turn = []
+    for i in order:
+        group = groups[i].item()
+        turn.append(seen.get(group, 0))
+        seen[group] = turn[-1] + 1
+    return order[np.argsort(turn, kind="stable")]
+
+
+class _Pool:
+    """All images from which galleries are made: site, group, label of each."""
+
+    def __init__(self, parts: Assembly, site: str) -> None:
+        self.entries: list[tuple[Examples, int]] = []
+        sites, groups, labels = list[str](), list[str](), list[int]()
+        for other in (site, *(s.slug for s in parts.task.sites() if s.slug != site)):
+            data = parts.load(other)
+            for part in (data.train, data.validation, data.test):
+                self.entries += [(part, i) for i in range(len(part))]
+                sites += [other] * len(part)
+                groups += [f"{other}/{g}" for g in part.groups]
+                labels += [int(label) for label in part.labels()] if len(part) else []
+        self.site, self.own = site, np.array([s == site for s in sites], bool)
+        self.groups, self.labels = np.array(groups), np.array(labels)
+
+
+def _victim(train: Examples, index: int, batch: int, pool: _Pool, gallery: int, generator: np.random.Generator) -> Victim:
+    others = [i for i in generator.permutation(len(train)) if i != index][: batch - 1]
+    label, group = int(train.labels()[index]), f"{pool.site}/{train.groups[index]}"
+    strangers = np.flatnonzero(pool.groups != group)
+    # The closest kind first: 0 same site and label, 1 same label, 2 any.
+    kind = np.where(pool.labels[strangers] != label, 2, np.where(pool.own[strangers], 0, 1))
+    picked = strangers[np.lexsort((generator.random(len(strangers)), kind))][: gallery - 1]
+    place = int(generator.integers(len(picked) + 1))
+    chosen = [pool.entries[i] for i in generator.permutation(picked)]
+    chosen.insert(place, (train, index))
+    alike = int((pool.own[picked] & (pool.labels[picked] == label)).sum())
+    return Victim(images_of([(train, index), *((train, int(i)) for i in others)]), images_of(chosen), place, alike)
