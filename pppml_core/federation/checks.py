@@ -219,10 +219,6 @@ def _check_cohort(plan: Plan, parts: Assembly) -> None:
 def check_together(plan: Plan, parts: Assembly) -> bool:
     """Model and settings against each other, and against what data could be read. False where no site's steps can be counted."""
     encoding, size = plan.config.encoding, plan.config.training.batch_size
-    explicit = encoding.range.values() if isinstance(encoding.range, dict) else [] if encoding.range == "auto" else [encoding.range]
-    step, rate = max(explicit, default=0.0) / levels_of(encoding.bits), plan.config.training.optimizer.lr
-    if encoding.use == "fixed" and step > COARSE * rate:
-        plan.warnings.append(f"encoding.range: one step is {step:.2g} at learning rate {rate:g}; use a smaller range or more bits")
     if isinstance(encoding.range, dict):
         shared = [t.name for t in parts.shared]
         for pattern in encoding.range:
@@ -251,6 +247,22 @@ def check_together(plan: Plan, parts: Assembly) -> bool:
         text = f"site {site!r} has {n} training examples, and a step of the personalization takes {each} batches that share none"
         plan.misfits.append(f"training: {text}; leave it out (task.leave_out)")
     return not few
+
+
+def check_grid(plan: Plan, privacy: PrivacyPlan) -> None:
+    """Warns where what is configured of the integers has no effect, since a mechanism has a grid of its own, or is too coarse."""
+    encoding, rate = plan.config.encoding, plan.config.training.optimizer.lr
+    if (grid := privacy.encoding(1)) is not None:
+        # (A saved config spells out the defaults.)
+        given = [n for n in ("range", "start", "bits") if getattr(encoding, n) != type(encoding).model_fields[n].default]
+        if given:
+            own = f"{privacy.statement.mechanism} has a grid of integers of its own ({grid.bits} bits, one range for all tensors)"
+            plan.warnings.append(f"{' and '.join(f'encoding.{n}' for n in given)}: without effect here; {own}")
+        return
+    explicit = encoding.range.values() if isinstance(encoding.range, dict) else [] if encoding.range == "auto" else [encoding.range]
+    step = max(explicit, default=0.0) / levels_of(encoding.bits)
+    if encoding.use == "fixed" and step > COARSE * rate:
+        plan.warnings.append(f"encoding.range: one step is {step:.2g} at learning rate {rate:g}; use a smaller range or more bits")
 
 
 #: What happens to a site's evaluation metrics, by ``run.metrics``.

@@ -132,6 +132,7 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
         return
     checks.check_gradients(plan, parts, privacy)
     checks.check_claim(plan, parts, privacy)
+    checks.check_grid(plan, privacy)
     cross_checks = {name: plain_epsilon(epsilon) for name, epsilon in privacy.cross_checks().items()}
     plan.privacy = {**privacy.statement.to_dict(), "cross_checks": cross_checks}
     _bound_weight(plan, parts, privacy)
@@ -259,9 +260,11 @@ def _stages(parts: Assembly, plan: Plan, session: Session | None, privacy: Priva
     )
     stages.append(Stage("weight", "the update", weighted, here))
     bound = session.value.bound
-    bits = config.encoding.bits if (grid := privacy.encoding(1)) is None else grid.bits
+    bits, whose = config.encoding.bits, ""
+    if (grid := privacy.encoding(1)) is not None:
+        bits, whose = grid.bits, f", on the grid of {privacy.statement.mechanism} (not encoding.bits and encoding.range)"
     gives = "real numbers as they are" if real else f"integers of {bits} bits, at most {bound:,} each"
-    stages.append(Stage("encode", "real numbers", gives, here))
+    stages.append(Stage("encode", "real numbers", gives + whose, here))
     total = session.value.sum_bound(len(session.cohort))
     summed = "the sum of real numbers" if total is None else f"the sum over {len(session.cohort)} sites, at most {total:,} a coordinate"
     stages.append(Stage(f"sum ({config.aggregator.use})", gives, summed, f"sum: {', '.join(g.sees_sum)}; one site's update: {update}"))  # type: ignore[attr-defined]
