@@ -21,6 +21,9 @@ class LungLesionsConfig(ComponentConfig):
     source: Literal["phantom", "npz", "ct"] = Field(
         "phantom", description="phantom: simulated scanners, no file needed; npz: arrays in one file; ct: folders of NIfTI or DICOM volumes"
     )
+    target: Literal["mask", "lesion"] = Field(
+        "mask", description="what is asked of a slice: mask: where its lesions are; lesion: whether it has any (classification)"
+    )
     path: str | None = Field(None, description="the npz file, or the folder `site/patient/` of volumes")
     dims: Literal[2] = Field(2, description="2-D slices (2.5-D with `slices: 3`); whole volumes are not offered by this task")
     size: Annotated[int, Field(ge=32, le=512)] | None = Field(

@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from pppml_core.errors import DataError, check_site
 from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
-from pppml_core.learning.metrics import SEGMENTATION_METRICS
+from pppml_core.learning.metrics import CLASSIFICATION_METRICS, SEGMENTATION_METRICS
 from pppml_lung_lesions.config import LungLesionsConfig
+from pppml_lung_lesions.present import CLASSES, present
 
 
 class LungLesions(Task):
-    """Segmentation of lesions in lung slices. Images are float32 ``(channels, size, size)`` in [-1, 1], masks int64 ``(size, size)``."""
+    """Lesions in lung slices. Images: float32 ``(channels, size, size)`` in [-1, 1]; targets: masks, int64 ``(size, size)``, or classes."""
 
     config: LungLesionsConfig
 
@@ -29,7 +30,19 @@ class LungLesions(Task):
         self.source = Source(config)
 
     def spec(self) -> TaskSpec:
-        """U-Net by default, Adam at 1e-3, batches of 16; Dice and the 95th percentile Hausdorff distance."""
+        """U-Net, Adam at 1e-3, batches of 16; Dice and the 95th percentile Hausdorff distance. For classes, `small-cnn`."""
+        training = {"optimizer": {"use": "adam", "lr": 1e-3}, "batch_size": 16}
+        if self.config.target == "lesion":
+            return TaskSpec(
+                kind="classification",
+                channels=self.source.channels,
+                size=tuple(self.source.size),
+                classes=CLASSES,
+                model="small-cnn",
+                primary_metric="accuracy",
+                metrics=CLASSIFICATION_METRICS,
+                training=training,
+            )
         return TaskSpec(
             kind="segmentation",
             channels=self.source.channels,
@@ -38,7 +51,7 @@ class LungLesions(Task):
             model="unet",
             primary_metric="dice",
             metrics=SEGMENTATION_METRICS,
-            training={"optimizer": {"use": "adam", "lr": 1e-3}, "batch_size": 16},
+            training=training,
             spacing_mm=self.source.spacing_mm,
         )
 
@@ -49,7 +62,8 @@ class LungLesions(Task):
     def load(self, site: str) -> SiteData:
         """One site's slices. Raises DataError."""
         check_site(site, (info.slug for info in self.sites()), DataError, place="task")
-        return self.source.load(site)
+        data = self.source.load(site)
+        return present(data) if self.config.target == "lesion" else data
 
     def card(self) -> DataCard:
         """The data card."""
