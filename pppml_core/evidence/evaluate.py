@@ -1,0 +1,280 @@
+"""Attacks on staged rounds, cell by cell: the same victims, controls and blind guesses for all.
+
+A cell is one attack from one vantage in one round of one run. For each victim the round is held once, and every cell is given what its
+vantage saw of it. Beside it the same attack is tried with the defence off (does it work at all?) and on a random update (does its score
+mean anything?). The attack runs in a process that is given the view and public knowledge, never the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.component import ComponentConfig
+from pppml_core.config import resolve, to_plain
+from pppml_core.evidence.attacker import Attacker
+from pppml_core.evidence.knowledge import known
+from pppml_core.evidence.scoring import Metrics, Truth, blind_scores, score
+from pppml_core.evidence.stage import Stage, Staged
+from pppml_core.evidence.victims import Victim, batch_of, draw_victims, public_images
+from pppml_core.federation.assembly import Assembly
+from pppml_core.interfaces.attack import AdversaryView, Arrays, Attack, Images, Knowledge, Seen, Sight, Training, Vantage
+from pppml_core.randomness import Seeds
+
+Emit = Callable[[Mapping[str, Any]], None]
+ON_THE_SERVER = Vantage("server", server=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack from one vantage."""
+
+    attack: ComponentConfig
+    vantage: Vantage
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent.
+
+    Args:
+        cheap: victims of an attack that takes milliseconds.
+        optimized: victims of one that takes its whole budget.
+        seconds: budget of one answer.
+        gallery: images among which a victim is to be picked.
+        seed: of victims, galleries, and the attacks' own choices.
+    """
+
+    cheap: int = 100
+    optimized: int = 3
+    seconds: float = 10.0
+    gallery: int = 100
+    seed: int = 0
+
+    def victims(self, attack: Attack) -> int:
+        """Of that attack."""
+        return self.cheap if attack.cheap else self.optimized
+
+
+@dataclass
+class Found:
+    """What came of one cell, victim by victim; what is scored, not what was guessed. ``pictures``: see :mod:`.strips`."""
+
+    cell: Cell
+    attack: Attack
+    scores: list[Metrics] = field(default_factory=list)
+    control: list[Metrics] = field(default_factory=list)
+    negative: list[Metrics] = field(default_factory=list)
+    efforts: list[Mapping[str, float]] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    misfit: str = ""
+    errors: list[str] = field(default_factory=list)
+    pictures: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = field(default_factory=list)
+    alike: list[int] = field(default_factory=list)
+
+
+class Evaluation:
+    """Staged attacks on one run at the weights of one of its rounds.
+
+    Args:
+        parts: of the run.
+        sizes: training examples of each site.
+        weights: the shared weights that the round begins with.
+        round: counted from 1.
+        site: the watched one.
+        effort: what is spent.
+        live: whether the config holds live objects, so that attacks run in this process.
+        controls: name -> scores with the defence off, shared by cells and runs whose control is the same; filled in.
+    """
+
+    def __init__(
+        self,
+        parts: Assembly,
+        sizes: Mapping[str, int],
+        weights: Arrays,
+        round: int,
+        site: str,
+        effort: Effort,
+        *,
+        live: bool = False,
+        emit: Emit = lambda event: None,
+        controls: dict[str, list[Metrics]] | None = None,
+    ) -> None:
+        self._parts, self._round, self._weights, self.site, self._effort = parts, round, weights, site, effort
+        self._emit, self._live, self._controls = emit, live, {} if controls is None else controls
+        self.stage = Stage(parts, sizes)
+        self._open = Stage(undefended(parts), sizes)
+        self._public = public_images(parts, site, effort.seed)
+
+    def run(self, cells: Sequence[Cell]) -> list[Found]:
+        """All cells, in their order."""
+        found = [Found(cell, self._parts.registry.build("attack", cell.attack)) for cell in cells]
+        order = sorted(range(len(found)), key=lambda i: self._kind(found[i]))
+        with Attacker(self._parts, self._live) as attacker:
+            for _, group in groupby(order, key=lambda i: self._kind(found[i])):
+                self._group([found[i] for i in group], attacker)
+        return found
+
+    def _kind(self, one: Found) -> tuple[int, str]:
+        """Cells that may share a held round: the same batch, and the same lie, if the server lies."""
+        lies = type(one.attack).plant is not Attack.plant
+        return one.attack.batch, repr(one.cell.attack) if lies else ""
+
+    def _group(self, group: list[Found], attacker: Attacker) -> None:
+        effort, batch = self._effort, group[0].attack.batch
+        most = max(effort.victims(one.attack) for one in group)
+        victims = draw_victims(self._parts, self.site, most, batch, effort.seed, effort.gallery)
+        weights = group[0].attack.plant(self._weights, self._knowledge(group[0].attack, victims[0], 1, 0, self.stage))
+        for number, victim in enumerate(victims):
+            wanted = [one for one in group if number < effort.victims(one.attack) and not one.misfit]
+            if not wanted:
+                break
+            self._emit({"event": "victim", "number": number + 1, "of": len(victims), "round": self._round})
+            batches = {s: batch_of(self._parts, s, batch, self._round, number) for s in self.stage.sites if s != self.site}
+            batches[self.site] = victim.batch
+            held, open_ = self.stage.hold(self._round, weights, batches, number), _Once(self._open, self._round, weights, batches, number)
+            blind: dict[str, Any] = {}
+            for one in wanted:
+                self._one(one, number, victim, held, open_, attacker, blind)
+
+    def _one(self, one: Found, number: int, victim: Victim, held: Staged, open_: _Once, attacker: Attacker, blind: dict[str, Any]) -> None:
+        """One victim of one cell, with its controls."""
+        seen = held.seen(one.cell.vantage)
+        view = AdversaryView(one.cell.vantage, (seen,))
+        sight = seen.of(self.site)
+        knowledge = self._knowledge(one.attack, victim, len(sight.sites) if sight else len(held.cohort), number, self.stage, held)
+        truth = truth_of(victim, held, self.site, one.attack)
+        answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
+        if answered["misfit"]:
+            one.misfit = answered["misfit"]
+            one.seen.append(seen)
+            return
+        if answered["error"]:
+            one.errors.append(answered["error"])
+        if one.attack.answers not in blind:
+            blind[one.attack.answers] = blind_scores(one.attack.answers, truth, knowledge)
+        known_blind = blind[one.attack.answers]
+        one.scores.append(score(one.attack.answers, answered["guess"], truth, knowledge, known_blind))
+        one.efforts.append(answered["effort"])
+        one.seen.append(replace(seen, messages=(), weights={}, after={}, secrets={}))
+        one.alike.append(victim.look_alikes)
+        if "images" in answered["guess"]:
+            one.pictures.append((victim.batch.images[0], np.asarray(answered["guess"]["images"]), self._public.images))
+        one.control.append(self._control(one, number, victim, open_, attacker, known_blind))
+        if sight is not None and (one.attack.cheap or number == 0):
+            noise = AdversaryView(view.vantage, (randomized(seen, self._effort.seed, number),))
+            wrong = attacker.answer(one.cell.attack, noise, self._effort.seconds, knowledge)
+            one.negative.append(score(one.attack.answers, wrong["guess"], truth, knowledge, known_blind))
+
+    def _control(self, one: Found, number: int, victim: Victim, open_: _Once, attacker: Attacker, blind: Mapping[str, Metrics]) -> Metrics:
+        """The same attack on the same victim where nothing stands between the step and the server."""
+        name = f"{one.cell.attack!r} {number}"
+        held = self._controls.setdefault(name, [])
+        if not held:
+            staged = open_.staged
+            knowledge = self._knowledge(one.attack, victim, 1, number, self._open, staged)
+            view = AdversaryView(ON_THE_SERVER, (staged.seen(ON_THE_SERVER),))
+            answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
+            truth = truth_of(victim, staged, self.site, one.attack)
+            held.append(score(one.attack.answers, answered["guess"], truth, knowledge, blind))
+        return held[0]
+
+    def _knowledge(self, attack: Attack, victim: Victim, sites: int, number: int, stage: Stage, held: Staged | None = None) -> Knowledge:
+        """``sites``: how many are in the sum that is attacked. Only who picks among candidates is given any."""
+        defence = stage.privacy.defence(self._round, sites)
+        if held is not None and not held.pipeline.real:
+            steps = {t.name: held.pipeline.fixed_point.step(i) for i, t in enumerate(self._parts.shared)}
+            defence = replace(defence, grid=steps)
+        return known(
+            self._parts,
+            self.site,
+            training=Training(stage.learning_rate(self._round), 1, len(victim.batch)),
+            defence=defence,
+            public=self._public,
+            candidates=victim.candidates if attack.answers == "candidate" else None,
+            seed=Seeds(self._effort.seed).integer("attack", number) % 2**31,
+        )
+
+
+@dataclass
+class _Once:
+    """A round that is held when it is first asked for."""
+
+    stage: Stage
+    round: int
+    weights: Arrays
+    batches: Mapping[str, Images]
+    number: int
+    _held: Staged | None = None
+
+    @property
+    def staged(self) -> Staged:
+        """The round."""
+        if self._held is None:
+            self._held = self.stage.hold(self.round, self.weights, self.batches, self.number)
+        return self._held
+
+
+def undefended(parts: Assembly) -> Assembly:
+    """The run with its defence off: no privacy mechanism, sums in the clear."""
+    plain = {**to_plain(parts.config), "privacy": {"use": "none"}, "aggregator": {"use": "plain"}, "attacks": []}
+    config = resolve(plain, registry=parts.registry)
+    registry = parts.registry
+    out = Assembly(
+        config,
+        registry,
+        parts.task,
+        parts.factory,
+        parts.personalization,
+        registry.build("privacy", config.privacy, {}),
+        registry.build("aggregator", config.aggregator, {}),
+    )
+    # One network serves both: whoever uses it loads weights first.
+    out.__dict__["model"], out.initial_state = parts.model, parts.initial_state
+    out.__dict__["_data"] = parts._data
+    return out
+
+
+def truth_of(victim: Victim, held: Staged, site: str, attack: Attack) -> Truth:
+    """What is known of a held round to whoever staged it."""
+    update = mean = None
+    tolerance = 0.0
+    if attack.answers == "update":
+        own = held.pipeline.decode(held.contributions[site])[0]
+        every = [held.pipeline.decode(values)[0] for values in held.contributions.values()]
+        update = flat(own)
+        mean = np.mean([flat(one) for one in every], axis=0)
+        tolerance = float(max(held.pipeline.fixed_point.step(i) for i in range(len(held.pipeline.ranges)))) if held.pipeline.ranges else 0.0
+    gallery = victim.candidates.images if len(victim.batch) == 1 else None
+    places = (victim.place,) if gallery is not None else ()
+    return Truth(victim.batch, gallery, places, victim.place, update=update, mean_update=mean, tolerance=tolerance)
+
+
+def flat(tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """All tensors one after another."""
+    return np.concatenate([np.asarray(t, np.float64).ravel() for t in tensors.values()])
+
+
+def randomized(seen: Seen, seed: int, number: int) -> Seen:
+    """The same view with every decoded update replaced by a Gaussian one of the same norm, tensor by tensor."""
+    generator = Seeds(seed).generator("random update", number)
+
+    def like(update: Arrays) -> Arrays:
+        out = {}
+        for name, tensor in update.items():
+            drawn = generator.standard_normal(tensor.shape)
+            norm = float(np.linalg.norm(drawn)) or 1.0
+            out[name] = (drawn * (float(np.linalg.norm(tensor)) / norm)).astype(np.float32)
+        return out
+
+    return replace(seen, sights=tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights))
+
+
+def all_seen(found: Iterable[Found]) -> list[Seen]:
+    """Of all victims."""
+    return [seen for one in found for seen in one.seen]
