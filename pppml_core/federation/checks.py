@@ -328,6 +328,12 @@ def _outside(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:
     return out
 
 
+def check_mean(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
+    """What the personalization says of its weights, where they are the ones that count."""
+    if parts.personalization.shares and privacy.constant_weight is None:
+        plan.warnings += _of("personalization", parts.personalization.weight_remarks())
+
+
 def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     """Whether the privacy mechanism can protect what this personalization makes of gradients."""
     rule, training, mechanism = parts.personalization, plan.config.training, privacy.statement.mechanism

@@ -130,6 +130,7 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
     except PppmlError as error:  # the numbers of this run, which the mechanism learns only here
         plan.misfits.append("; ".join(filter(None, (f"privacy: {error.message}", error.hint))))
         return
+    checks.check_mean(plan, parts, privacy)
     checks.check_gradients(plan, parts, privacy)
     checks.check_claim(plan, parts, privacy)
     checks.check_grid(plan, privacy)

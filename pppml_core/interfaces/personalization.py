@@ -161,6 +161,10 @@ class Personalization(ABC):
         """Where the settings depart from the paper; the plan prints them."""
         return []
 
+    def weight_remarks(self) -> list[str]:
+        """Where the weights of sites depart from the paper; the plan prints them unless a privacy mechanism sets the weights."""
+        return []
+
     def noise_remarks(self, training: Mapping[str, Any]) -> list[str]:
         """What this rule makes of noise in its gradients, beyond passing it on; the plan prints it where a mechanism replaces the rule."""
         return []

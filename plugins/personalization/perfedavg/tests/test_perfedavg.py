@@ -282,7 +282,6 @@ def test_exact_under_a_rule_without_products_is_an_error_in_words():
 
 REMARKS = [
     ({"weight_cap": 1}, {}, []),
-    ({}, {}, ["weigh by training examples"]),
     ({"weight_cap": 1}, {"optimizer": {"use": "adam"}}, ["(adam)"]),
     ({"weight_cap": 1}, {"optimizer": {"momentum": 0.9}}, ["(sgd with momentum)"]),
     ({"weight_cap": 1}, {"optimizer": {"weight_decay": 1e-4}}, ["weight decay"]),
@@ -300,6 +299,14 @@ REMARKS = [
 def test_departures_are_named_where_they_apply(settings, training, words):
     merged = {**TRAINING, **training, "optimizer": {**TRAINING["optimizer"], **training.get("optimizer", {})}}
     found = rule(**settings).remarks(merged)
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found, strict=True))
+
+
+@pytest.mark.parametrize(("settings", "words"), [({}, ["weigh by training examples"]), ({"weight_cap": 1}, []), ({"inner_lr": 0.0}, [])])
+def test_weights_are_a_departure_of_their_own(settings, words):
+    """The plan leaves it out where a privacy mechanism sets the weights."""
+    found = rule(**settings).weight_remarks()
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found, strict=True))
 

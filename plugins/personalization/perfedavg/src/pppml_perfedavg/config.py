@@ -35,8 +35,8 @@ class PerFedAvgConfig(FedAvgConfig):
 
     **Departures.** In the paper the outer step is plain gradient descent, all sites count the same, and batches are drawn
     independently. Here the outer step is `training.optimizer` (momentum, Adam, weight decay and a schedule are possible), sites weigh by
-    their training examples unless `weight_cap: 1`, the server may have an optimizer, and the batches of one step have no example in common.
-    The plan names those that apply.
+    their training examples unless `weight_cap: 1` or a privacy mechanism gives all the same weight, the server may have an optimizer, and
+    the batches of one step have no example in common. The plan names those that apply.
     """
 
     inner_lr: float = Field(0.01, ge=0, allow_inf_nan=False, description="alpha, the rate of the step each site is to take; 0 is FedAvg")

@@ -64,14 +64,13 @@ class PerFedAvg(FedAvg):
         return out
 
     def remarks(self, training: Mapping[str, Any]) -> list[str]:
-        """Departures from the paper."""
+        """Departures from the paper, but for the weights of sites."""
         config, optimizer, server = self.config, training["optimizer"], self.config.server_optimizer
         kind = optimizer["use"] + (" with momentum" if optimizer["use"] == "sgd" and optimizer["momentum"] else "")
         departures = [
             (kind != "sgd", f"its outer step is plain SGD; here it is training.optimizer ({kind})"),
             (optimizer["weight_decay"], f"its outer step has no weight decay; here training.optimizer has {optimizer['weight_decay']:g}"),
             (training["schedule"] != "constant" or training["warmup_rounds"], "its outer rate is constant; here training has a schedule"),
-            (config.weight_cap != 1, "its mean over sites is uniform; here sites weigh by training examples (uniform: weight_cap: 1)"),
             (server.use != "sgd" or server.momentum or server.lr != 1, "its server takes the mean as it is; here server_optimizer steps"),
         ]
         adapting = [
@@ -84,6 +83,13 @@ class PerFedAvg(FedAvg):
             text = f"inner_lr: 0: local training is {how}; order has no effect"
             return [text, *(f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in adapting if applies)]
         return [f"per-fedavg (Fallah et al. 2020): {text}" for applies, text in (*departures, *adapting) if applies]
+
+    def weight_remarks(self) -> list[str]:
+        """That the paper's mean is uniform."""
+        if not self.config.inner_lr or self.config.weight_cap == 1:
+            return []
+        text = "its mean over sites is uniform; here sites weigh by training examples (uniform: weight_cap: 1)"
+        return [f"per-fedavg (Fallah et al. 2020): {text}"]
 
     def noise_remarks(self, training: Mapping[str, Any]) -> list[str]:
         """That a difference of two noised gradients is divided by the step: twice the variance, by the square of 2 delta."""
