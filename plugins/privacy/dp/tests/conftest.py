@@ -1,10 +1,13 @@
-"""Runs of the tiny task under a mechanism, and networks to plan for."""
+"""Runs of the tiny task under a mechanism, networks to plan for, and counts against probabilities."""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy import stats
 
 import pppml_core as pppml
 from pppml_core.interfaces.privacy import PrivacySetting
@@ -69,3 +72,27 @@ def secagg():
 def rule_is():
     """What a personalization says of itself to a mechanism."""
     return lambda **says: SimpleNamespace(**{"shares": True, **says})
+
+
+@pytest.fixture(scope="session")
+def assert_counts_fit():
+    """``check(counts, probabilities)``: a chi-square test at 1e-9, and an exact one of what is rare.
+
+    A cell in which fewer than 10 are expected has no chi-square distribution: one that is met once in a hundred tests would fail the test.
+    Such cells are counted together, by the binomial distribution. For all counts of these tests the false alarms of both were computed,
+    by convolving the statistic over Poisson cells: at most 2.5e-8.
+    """
+
+    def check(counts, probabilities, alarm=1e-9):
+        counts, probabilities = np.asarray(counts), np.asarray(probabilities, float)
+        total = int(counts.sum())
+        assert math.isclose(probabilities.sum(), 1.0, rel_tol=1e-6), "the probabilities do not add up to one"
+        often = probabilities * total >= 10
+        rare, chance = int(counts[~often].sum()), probabilities[~often].sum()
+        assert stats.binomtest(rare, total, chance).pvalue > alarm, (rare, chance * total)
+        counts, expected = counts[often], probabilities[often]
+        expected = expected * (counts.sum() / expected.sum())
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        assert stats.chi2.sf(statistic, len(counts) - 1) > alarm, (statistic, len(counts) - 1)
+
+    return check
