@@ -11,6 +11,7 @@ Adjacencies: ``add-remove`` and ``zero-out`` (one unit's contribution is there o
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from collections.abc import Iterable, Sequence
@@ -72,8 +73,8 @@ class Bound:
 def kappa(candidates: int, blind: Iterable[tuple[int, int]] = ()) -> float:
     """How often the best blind guess picks the victim out of ``candidates``, at least ``1/candidates``.
 
-    ``blind``: successes and trials of each rule that was tried on the same galleries (:func:`.blind_candidates`). One counts by its measured
-    rate where that is above chance beyond doubt (one-sided 1 %, divided by the rules), as where look-alikes were chosen around the
+    ``blind``: successes and trials of each rule that was tried on the same galleries (:func:`.blind_candidates`). One counts by its
+    measured rate where that is above chance beyond doubt (one-sided 1 %, divided by the rules), as where look-alikes were chosen around the
     victim; a lucky hit does not.
     """
     from scipy.stats import binomtest
@@ -134,7 +135,9 @@ def gaussian_bound(kappa: float, releases: Sequence[Release], adjacency: Adjacen
     if adjacency == "replace":
         return Bound(None, kappa, adjacency, reason="no bound of Poisson-sampled sums was computed for replacing one unit")
     if importlib.util.find_spec("dp_accounting") is None:
-        return Bound(None, kappa, adjacency, reason="the batches were sampled, and dp-accounting, which composes such sums, is not installed")
+        return Bound(
+            None, kappa, adjacency, reason="the batches were sampled, and dp-accounting, which composes such sums, is not installed"
+        )
     sampled = curve_bound(kappa, _curve(releases, mu), adjacency, "Poisson-sampled Gaussian, privacy loss distributions")
     return sampled if (sampled.rate or 1.0) <= (unsampled.rate or 1.0) else unsampled
 
@@ -158,7 +161,7 @@ def _shift(adjacency: Adjacency) -> float:
 
 def _curve(releases: Sequence[Release], mu: float) -> list[tuple[float, float]]:
     """Delta at many epsilon of Poisson-sampled Gaussian sums together, adding or removing one unit; never too small."""
-    from dp_accounting.pld import privacy_loss_distribution
+    privacy_loss_distribution = importlib.import_module("dp_accounting.pld.privacy_loss_distribution")
 
     # The loss of the same sums unsampled has variance mu^2; the grid follows it, for at most some hundred thousand points.
     interval = max(1e-4, (mu * mu / 2.0 + 12.0 * mu) / 2e5)

@@ -28,19 +28,19 @@ def to_unit(images: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> N
 
     Args:
         images: ``(n, channels, *size)``.
-        low, high: range of values in the task's units, broadcast against one image, e.g. ``(channels, 1, 1)``. A channel whose range is
-            empty becomes 0.
+        low: smallest value in the task's units, broadcast against one image, e.g. ``(channels, 1, 1)``.
+        high: largest; a channel in which both are equal becomes 0.
     """
     x, lowest = np.asarray(images, np.float64), np.asarray(low, np.float64)
     span = np.asarray(high, np.float64) - lowest
     with np.errstate(invalid="ignore"):  # infinity less infinity: no number
         unit = np.where(span > 0, (x - lowest) / np.where(span > 0, span, 1.0), 0.0)
-    return np.clip(np.where(np.isnan(unit), 0.5, unit), 0.0, 1.0)
+    return np.asarray(np.clip(np.where(np.isnan(unit), 0.5, unit), 0.0, 1.0))
 
 
 def mse(reconstructed: Numbers, true: Numbers) -> Numbers:
     """Mean squared error of each pair over all its pixels and channels, ``(n,)``, in [0, 1]."""
-    return np.square(_flat(reconstructed) - _flat(true)).mean(axis=1)
+    return np.asarray(np.square(_flat(reconstructed) - _flat(true)).mean(axis=1))
 
 
 def psnr(reconstructed: Numbers, true: Numbers) -> Numbers:
@@ -50,7 +50,8 @@ def psnr(reconstructed: Numbers, true: Numbers) -> Numbers:
 
 def psnr_of(error: npt.ArrayLike) -> Numbers:
     """The PSNR that belongs to a mean squared error in [0, 1], of any shape."""
-    return np.minimum(MOST_PSNR, -10.0 * np.log10(np.maximum(np.asarray(error, np.float64), 10.0 ** (-MOST_PSNR / 10.0))))
+    least = 10.0 ** (-MOST_PSNR / 10.0)
+    return np.asarray(-10.0 * np.log10(np.maximum(np.asarray(error, np.float64), least)))
 
 
 def ssim(reconstructed: Numbers, true: Numbers) -> Numbers:
@@ -64,8 +65,8 @@ def ssim(reconstructed: Numbers, true: Numbers) -> Numbers:
 
     dims = true.ndim - 2
     window = [min(_WINDOW, side - 1 + side % 2) for side in true.shape[2:]]
-    pair = [torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (reconstructed, true)]
-    found, _ = compute_ssim_and_cs(*pair, spatial_dims=dims, kernel_size=window, kernel_sigma=[_SIGMA] * dims)
+    one, other = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (reconstructed, true))
+    found, _ = compute_ssim_and_cs(one, other, spatial_dims=dims, kernel_size=window, kernel_sigma=[_SIGMA] * dims)
     return np.asarray(found.double().flatten(1).mean(1))
 
 
