@@ -1,0 +1,112 @@
+"""From what a coalition decodes to mean updates: its own part subtracted, sums put together, doublets and empty sets left out.
+
+Everything a coalition knows of a round is linear: a weighted sum of updates over a set of sites, and the sum of their weights. So what it
+can work out from several sums is found by elimination over which sites are in which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.errors import ConfigError
+from pppml_core.federation.pipeline import WEIGHT, Pipeline
+from pppml_core.interfaces.attack import Arrays, Sight
+
+#: the weighted sum of the shared coordinates, then the summed weight as a share of the largest: float64, shape ``(shared + 1,)``.
+Flat = npt.NDArray[np.float64]
+Known = tuple[frozenset[str], Flat]
+
+
+def flat_of_total(pipeline: Pipeline, total: npt.NDArray[np.generic]) -> Flat:
+    """Of a sum (or of one contribution) as the session has it: integers, or floating where the arithmetic is approximate or real."""
+    values = total.astype(np.float64) if pipeline.real else pipeline.fixed_point.decode(total)
+    where = {tensor.name: place for tensor, place in pipeline.layout.slices()}
+    return np.concatenate([values[: pipeline.shared.length], values[where[WEIGHT]]])
+
+
+def flat_of_step(pipeline: Pipeline, weights: Arrays, after: Arrays, examples: float) -> Flat:
+    """Of two consecutive models, where the second is the first plus the mean; ``examples``: the weight of all sites of the mean."""
+    share = examples / pipeline.max_weight
+    moved = {t.name: np.asarray(after[t.name], np.float64) - np.asarray(weights[t.name], np.float64) for t in pipeline.shared.tensors}
+    return np.concatenate([share * pipeline.shared.flatten(moved, np.float64), [share]])
+
+
+def sights_of(
+    pipeline: Pipeline,
+    known: Iterable[Known],
+    members: Collection[str],
+    contributions: Mapping[str, npt.NDArray[np.generic]],
+    order: Sequence[str],
+) -> tuple[Sight, ...]:
+    """All sums over others than ``members`` that follow from the ``known`` ones, smallest first.
+
+    Args:
+        pipeline: the round's.
+        known: sites and their sum; of two over the same sites the first is taken.
+        members: of the coalition; what is theirs is subtracted.
+        contributions: member -> what it put into the sum, as the session has it.
+        order: of the sites in a sight.
+
+    Raises ConfigError where a member's own contribution is needed and missing.
+    """
+    sums: dict[frozenset[str], Flat] = {}
+    for sites, flat in known:
+        rest = sites.difference(members)
+        if rest and rest not in sums:
+            for member in sorted(sites & set(members)):
+                if member not in contributions:
+                    hint = "run with `run.transcript: secrets`"
+                    raise ConfigError(f"what {member} itself added to the sum was not recorded", place="vantage", hint=hint)
+                flat = flat - flat_of_total(pipeline, contributions[member])
+            sums[rest] = flat
+    held = list(sums.items())
+    for sites, factors in eliminated([sites for sites, _ in held], order).items():
+        if sites not in sums:
+            sums[sites] = np.sum([float(factor) * held[i][1] for i, factor in factors.items()], axis=0)
+    found = [_sight(pipeline, [site for site in order if site in sites], flat) for sites, flat in sums.items()]
+    return tuple(sorted((sight for sight in found if sight is not None), key=lambda sight: len(sight.sites)))
+
+
+def eliminated(sets: Sequence[frozenset[str]], order: Sequence[str]) -> dict[frozenset[str], dict[int, Fraction]]:
+    """Gauss-Jordan elimination of sums over sets of sites: which sums over other sets follow, and with which factors.
+
+    Only plain sums, in which each site is once or not at all; ``{set: {index in sets: factor}}``.
+    """
+    rows = [([Fraction(site in one) for site in order], {i: Fraction(1)}) for i, one in enumerate(sets)]
+    done = 0
+    for column in range(len(order)):
+        pivot = next((r for r in range(done, len(rows)) if rows[r][0][column]), None)
+        if pivot is None:
+            continue
+        rows[done], rows[pivot] = rows[pivot], rows[done]
+        rows[done] = _plus(([Fraction(0)] * len(order), {}), rows[done], 1 / rows[done][0][column])
+        for r in range(len(rows)):
+            if r != done and rows[r][0][column]:
+                rows[r] = _plus(rows[r], rows[done], -rows[r][0][column])
+        done += 1
+    out = {}
+    for row, factors in rows[:done]:
+        if set(row) <= {0, 1}:
+            out[frozenset(site for site, inside in zip(order, row, strict=True) if inside)] = factors
+    return out
+
+
+_Row = tuple[list[Fraction], dict[int, Fraction]]
+
+
+def _plus(row: _Row, other: _Row, factor: Fraction) -> _Row:
+    factors = {i: row[1].get(i, Fraction(0)) + factor * other[1].get(i, Fraction(0)) for i in row[1].keys() | other[1].keys()}
+    return [a + factor * b for a, b in zip(row[0], other[0], strict=True)], {i: f for i, f in factors.items() if f}
+
+
+def _sight(pipeline: Pipeline, sites: Sequence[str], flat: Flat) -> Sight | None:
+    """None where the weight is none: a site lied, or the scheme's error is all there is."""
+    weight = float(flat[-1])
+    if not weight > 0:
+        return None
+    update = pipeline.shared.unflatten((flat[:-1] / weight).astype(np.float32))
+    return Sight(tuple(sites), update, weight * pipeline.max_weight)
