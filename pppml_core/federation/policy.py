@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pppml_core.config.source import load_yaml
 from pppml_core.errors import ConfigError, PolicyRefusal, nearest
 from pppml_core.federation.identity import refuse_writable
+from pppml_core.interfaces.privacy import CONDITIONS, condition_words
 
 POLICY_FILE = "policy.yaml"
 
@@ -44,7 +45,8 @@ class Policy(BaseModel):
         # An infinite epsilon comes as the text `inf`.
         if self.max_epsilon is not None and not (isinstance(epsilon, float | int) and epsilon <= self.max_epsilon):
             said = "none" if epsilon is None else f"{epsilon:g}" if isinstance(epsilon, float | int) else str(epsilon)
-            raise PolicyRefusal(f"max_epsilon: {said} announced, at most {self.max_epsilon:g} allowed")
+            conditions = "" if epsilon is None else f" ({_conditions(terms['privacy'])})"
+            raise PolicyRefusal(f"max_epsilon: {said} announced, at most {self.max_epsilon:g} allowed{conditions}")
         self._check_secrecy(terms["guarantees"])
 
     def _check_secrecy(self, promised: Mapping[str, Any]) -> None:
@@ -57,6 +59,15 @@ class Policy(BaseModel):
         if demanded and promised["coalition_curious"] < self.max_colluders:
             text = f"the sum withstands {promised['coalition_curious']} sites that work with the server, {self.max_colluders} are demanded"
             raise PolicyRefusal(f"max_colluders: {text}")
+
+
+def _conditions(announced: Mapping[str, Any]) -> str:
+    """What the announced epsilon is of. Terms come from another party: whatever is missing or long is told as such."""
+    said = {}
+    for name in CONDITIONS:
+        value = announced.get(name)
+        said[name] = value if isinstance(value, float | int) else f"{value:.200}" if isinstance(value, str) and value else "not said"
+    return condition_words(said)
 
 
 def load_policy(home: Path) -> Policy:

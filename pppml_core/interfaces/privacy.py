@@ -55,7 +55,8 @@ class PrivacyStatement:
         placement: who adds the noise.
         accountant: how epsilon was computed: ``pld`` or ``rdp``.
         adversary: against whom the claim holds, in words.
-        details: further public numbers (noise multiplier, sampling rate, steps, share variance ...), plain data.
+        details: further public numbers (noise multiplier, sampling rate, steps, share variance ...), plain data. ``claimed_epsilon``: what
+            the authors of a setting claim for it, which is told wherever the true one is.
     """
 
     mechanism: str
@@ -89,15 +90,19 @@ def claim_words(privacy: Mapping[str, Any]) -> str:
         return "no differential privacy"
     if epsilon == "inf":
         return f"no differential privacy ({privacy['mechanism']}: epsilon is infinite)"
-    return f"epsilon {epsilon:.4g} for the whole run ({condition_words(privacy)})"
+    claimed = (privacy.get("details") or {}).get("claimed_epsilon")
+    beside = "" if claimed is None else f"; the authors of this setting claim {claimed:g}"
+    return f"epsilon {epsilon:.4g} for the whole run ({condition_words(privacy)}{beside})"
+
+
+#: what an epsilon means nothing without, by its name in a statement.
+CONDITIONS = ("unit", "adjacency", "delta", "accountant", "placement", "adversary")
 
 
 def condition_words(privacy: Mapping[str, Any]) -> str:
-    """What an epsilon means nothing without: unit, adjacency, delta, accountant, placement and adversary of a statement's plain form."""
-    return (
-        f"unit {privacy['unit']}, adjacency {privacy['adjacency']}, delta {privacy['delta']:g}, accountant {privacy['accountant']}, "
-        f"placement {privacy['placement']}, adversary: {privacy['adversary']}"
-    )
+    """The :data:`CONDITIONS` of a statement's plain form, each with its name."""
+    said = {name: f"{privacy[name]:g}" if isinstance(privacy[name], float | int) else privacy[name] for name in CONDITIONS}
+    return f"{', '.join(f'{name} {said[name]}' for name in CONDITIONS[:-1])}, adversary: {said['adversary']}"
 
 
 @dataclass(frozen=True)

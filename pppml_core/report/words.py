@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pppml_core.interfaces.privacy import CONDITIONS
 from pppml_core.known import known
 from pppml_core.report.columns import Column, comparable, shared_sites
 from pppml_core.report.records import Record, RunRecords, flat, items
@@ -125,12 +126,15 @@ def privacy_words(run: RunRecords) -> tuple[str, list[tuple[str, str]]]:
             f"No differential privacy is claimed (mechanism: {mechanism}). What the model reveals about single images is not bounded.",
             [],
         )
-    named = ("unit", "adjacency", "delta", "accountant", "placement", "adversary")
-    values = {key: NOT_RECORDED if claim.get(key) in (None, "") else _short(claim[key]) for key in named}
+    values = {key: NOT_RECORDED if claim.get(key) in (None, "") else _short(claim[key]) for key in CONDITIONS}
     sentence = (
         f"Differential privacy is claimed for the whole run: epsilon = {_short(epsilon)} per {values['unit']}, delta = {values['delta']}."
     )
-    return sentence, [("epsilon", _short(epsilon)), *values.items(), ("mechanism", str(mechanism))]
+    rows = [("epsilon", _short(epsilon)), *values.items(), ("mechanism", str(mechanism))]
+    details = claim.get("details")
+    if isinstance(details, Mapping) and (claimed := details.get("claimed_epsilon")) is not None:
+        rows.insert(1, ("claimed by the authors of this setting", _short(claimed)))
+    return sentence, rows
 
 
 def bracket_words(found: Sequence[Column], metric: str | None) -> list[str]:

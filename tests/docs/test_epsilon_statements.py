@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 
 import pppml_core
-from pppml_core.errors import BudgetSpent
+from pppml_core.errors import BudgetSpent, PolicyRefusal
+from pppml_core.federation.policy import Policy
+from pppml_core.interfaces.privacy import PrivacyStatement
 from pppml_core.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,6 +232,30 @@ def test_the_error_that_the_budget_is_spent(tmp_path: Path) -> None:
         pppml_core.load(tmp_path / "dp.yaml").run(tmp_path / "run", reporters=False)
     assert STATEMENT.search(str(spent.value))
     assert unnamed(str(spent.value)) == []
+
+
+@pytest.mark.parametrize("epsilon", [4.0, 1e-3])
+def test_the_refusal_of_a_site_with_a_stricter_policy(epsilon: float) -> None:
+    claim = PrivacyStatement("m", 6.0, 1e-5, "example", "add-remove", "local", "pld", "anyone who sees what leaves a site")
+    terms = {"cohort": ["a", "b"], "privacy": claim.to_dict(), "guarantees": {"sees_update": []}}
+    with pytest.raises(PolicyRefusal) as refusal:
+        Policy(max_epsilon=epsilon).check(terms)
+    assert STATEMENT.search(str(refusal.value))
+    assert unnamed(str(refusal.value)) == []
+    assert str(refusal.value).endswith(
+        f"max_epsilon: 6 announced, at most {epsilon:g} allowed (unit example, adjacency add-remove, delta 1e-05, accountant pld, "
+        "placement local, adversary: anyone who sees what leaves a site)"
+    )
+
+
+def test_a_refusal_says_which_conditions_were_not_announced() -> None:
+    terms = {"cohort": ["a"], "privacy": {"epsilon": 9, "delta": "1" * 999, "unit": 3, "adversary": ["x"]}, "guarantees": {}}
+    with pytest.raises(PolicyRefusal) as refusal:
+        Policy(max_epsilon=1.0).check(terms)
+    text = str(refusal.value)
+    assert "adjacency not said" in text
+    assert "adversary: not said" in text
+    assert len(text) < 500, "what another party announced is not repeated at any length"
 
 
 def test_every_record_of_a_run(ran: tuple[Path, str, str]) -> None:
