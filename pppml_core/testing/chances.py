@@ -11,8 +11,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-#: probability with which correct code fails one test.
-FALSE_ALARM = 1e-6
+#: probability with which correct code fails one comparison; a whole suite, and each broken mechanism in the tests of it, make some twenty.
+FALSE_ALARM = 1e-9
 
 Numbers = npt.NDArray[np.floating]
 

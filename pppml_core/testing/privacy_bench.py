@@ -7,7 +7,7 @@ images. And under a loss of zero all gradients are zero: what still leaves is no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,6 +70,7 @@ class PrivacyBench(Suite):
     colluders: ClassVar[int] = 0
     #: how far above the exact epsilon the stated one may be, relatively.
     slack: ClassVar[float] = 0.01
+    _kept: ClassVar[dict[str, Any]] = {}
 
     # -- what the author may say otherwise ----------------------------------------------------------------------------------------------
 
@@ -109,6 +110,14 @@ class PrivacyBench(Suite):
                 torch.nn.Flatten(),
                 torch.nn.Linear(64, 3),
             )
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The same for all tests of a class."""
+        kept: dict[str, Any] = vars(type(self)).get("_kept", {})
+        if name not in kept:
+            kept = {**kept, name: make()}
+            type(self)._kept = kept
+        return kept[name]
 
     # -- plans --------------------------------------------------------------------------------------------------------------------------
 

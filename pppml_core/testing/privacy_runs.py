@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +61,6 @@ class Held:
 class PrivacyRuns(PrivacyBench):
     """The part of :class:`~pppml_core.testing.PrivacySuite` about whole runs."""
 
-    _kept: ClassVar[dict[str, Any]] = {}
-
     # -- helpers ------------------------------------------------------------------------------------------------------------------------
 
     def experiment(self, *, task: type[TinyTask] = TinyTask, rounds: int = ROUNDS, **sections: Any) -> Experiment:
@@ -78,14 +75,6 @@ class PrivacyRuns(PrivacyBench):
             registry=Registry.only(),
             **sections,
         )
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The same for all tests of a class."""
-        kept: dict[str, Any] = vars(type(self)).get("_kept", {})
-        if name not in kept:
-            kept = {**kept, name: make()}
-            type(self)._kept = kept
-        return kept[name]
 
     def run(self, **sections: Any) -> Held:
         """A run, read and thrown away."""

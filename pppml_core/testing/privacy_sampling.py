@@ -10,7 +10,8 @@ from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.testing.chances import as_often, binomial_distance, distance_limit
 from pppml_core.testing.privacy_bench import PrivacyBench, alike, claims
 
-EXAMPLES, DRAWS = 200, 1500
+#: at a rate of 0.1, so many that an example which is drawn twice as often, or with its neighbour, is not overlooked once in a million.
+EXAMPLES, DRAWS = 200, 3000
 
 
 class PrivacySampling(PrivacyBench):
@@ -23,7 +24,12 @@ class PrivacySampling(PrivacyBench):
             pytest.skip("it draws no batches")
         return plan, plan.sample_rate
 
-    def drawn(self, plan: PrivacyPlan, draws: int = DRAWS) -> npt.NDArray[np.bool_]:
+    def many(self, plan: PrivacyPlan) -> npt.NDArray[np.bool_]:
+        """Which examples are in each of ``DRAWS`` batches, drawn once for all tests: ``(DRAWS, EXAMPLES)``."""
+        inside: npt.NDArray[np.bool_] = self.once("drawn", lambda: self.drawn(plan, DRAWS))
+        return inside
+
+    def drawn(self, plan: PrivacyPlan, draws: int) -> npt.NDArray[np.bool_]:
         """Which examples are in each batch: ``(draws, EXAMPLES)``. Each example is a patient of its own."""
         groups = np.arange(EXAMPLES)
         inside = np.zeros((draws, EXAMPLES), bool)
@@ -36,7 +42,7 @@ class PrivacySampling(PrivacyBench):
     def test_each_example_is_drawn_with_the_stated_probability(self) -> None:
         """If this fails: some examples are drawn more often than ``sample_rate`` says, or all are."""
         plan, rate = self.sampling()
-        inside = self.drawn(plan)
+        inside = self.many(plan)
         for index, seen in enumerate(inside.sum(axis=0).tolist()):
             assert as_often(seen, DRAWS, rate, EXAMPLES + 1), f"example {index} was in {seen} of {DRAWS} batches, at a rate of {rate:.4g}"
         assert as_often(int(inside.sum()), inside.size, rate, EXAMPLES + 1), f"{inside.mean():.4g} of all examples, at a rate of {rate:.4g}"
@@ -44,14 +50,14 @@ class PrivacySampling(PrivacyBench):
     def test_the_size_of_a_batch_is_binomial(self) -> None:
         """If this fails: batches have a fixed size, or one that varies in another way. Shuffled batches are no Poisson samples."""
         plan, rate = self.sampling()
-        sizes = self.drawn(plan).sum(axis=1)
+        sizes = self.many(plan).sum(axis=1)
         distance = binomial_distance(sizes, EXAMPLES, rate)
         assert distance < distance_limit(DRAWS), f"distance {distance:.3g} to the binomial distribution"
 
     def test_examples_and_draws_are_independent(self) -> None:
         """If this fails: what was drawn tells what is drawn next (an example waits for its turn), or examples are drawn together."""
         plan, rate = self.sampling()
-        inside = self.drawn(plan)
+        inside = self.many(plan)
         again = int((inside[0::2] & inside[1::2]).sum())
         beside = int((inside[:, 0::2] & inside[:, 1::2]).sum())
         for name, seen in (("an example twice in a row", again), ("two neighbours together", beside)):

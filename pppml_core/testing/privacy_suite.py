@@ -19,7 +19,7 @@ class PrivacySuite(PrivacyNoise, PrivacySampling, PrivacyClip, PrivacyClaims, Pr
     ``count`` in a charge; a mechanism with other names overrides ``stated``, ``clip`` and ``charged``.
     ``exact`` is an independent epsilon where the noise is not Gaussian; ``clipped`` says how one example's gradient is clipped.
 
-    Each test fails correct code with probability below 1e-6 (:data:`.chances.FALSE_ALARM`).
+    Each test fails correct code with probability 1e-9 at most (:data:`.chances.FALSE_ALARM`).
     """
 
     def test_is_a_privacy_mechanism(self) -> None:
