@@ -121,8 +121,10 @@ def blind_scores(answers: Answer, truth: Truth, knowledge: Knowledge) -> dict[st
     guesses = best_guesses(answers, knowledge, labels_of(truth.images), truth.mean_update)
     made = {rule: _measured(answers, guess, truth, knowledge) for rule, guess in guesses.items()}
     if answers == "images" and truth.gallery is not None:
+        gallery, true = _unit(truth.gallery, knowledge), _unit(truth.images.images, knowledge)
+        if len(others := np.delete(gallery, list(truth.places), axis=0)):
+            made["mean of look-alikes"] = measures.drawn(np.stack([others.mean(axis=0)] * len(true)), true)
         # The looks of the gallery may give the victim away by themselves, without any picture.
-        gallery = _unit(truth.gallery, knowledge)
         for rule, values in blind_candidates(gallery, _unit(knowledge.public.images, knowledge)).items():
             made[f"gallery, {rule}"] = measures.ranked(values, gallery, truth.places)
     return made
