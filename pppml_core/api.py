@@ -374,13 +374,35 @@ class Run:
         folder = Path(out) if out is not None else self.folder / ("bundle" if site is None else f"bundle-{site}")
         return write_bundle(self.task, self._assembly.factory, model, origin, folder)
 
-    def attack(self, use: str, vantage: str = "server", round: int | None = None, **settings: Any) -> dict[str, Any]:
+    def attack(
+        self,
+        use: str,
+        vantage: str = "server",
+        round: int | None = None,
+        *,
+        site: str | None = None,
+        victims: int | None = None,
+        seconds: float = 10.0,
+        gallery: int = 100,
+        seed: int = 0,
+        emit: Any = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
         """Attack this finished run, or audit what it claims; the record is also written to ``attacks/``.
+
+        An attack that reads a view is made on a staged round: the round is held again with one victim's images as one step of the watched
+        site, through the run's own clip, noise and secure sum. An audit brings evidence of its own.
 
         Args:
             use: name of the attack, e.g. ``dp-audit``.
             vantage: who looks: ``server``, ``site:a``, ``neighbours:a``, ``link:a-b``, ``public``, and sums with ``+``.
-            round: which round, or up to which; default: the last.
+            round: whose model is attacked, default: the final one; of an audit, up to which, default: the last.
+            site: the watched site; default: the largest outside of the coalition.
+            victims: how many; default: 100 of an attack that takes milliseconds, else 3.
+            seconds: budget for each victim.
+            gallery: images among which each victim is to be picked.
+            seed: of victims and galleries.
+            emit: called with an event before each victim.
             settings: of the attack.
 
         Returns a map with ``outcome`` (recovered, not_shown_to_leak, inconclusive, not_applicable), ``reason``, ``metrics``, ``control``,
@@ -388,8 +410,15 @@ class Run:
         vantage or round.
         """
         from pppml_core.evidence.attacks import run_attack
+        from pppml_core.evidence.evaluate import Effort
 
-        return run_attack(self.folder, self.result, self._assembly, use, vantage, round, settings)
+        count = {} if victims is None else {"cheap": victims, "optimized": victims}
+        effort = Effort(**count, seconds=seconds, gallery=gallery, seed=seed)
+        told = emit or (lambda event: None)
+        live = bool(self._objects)
+        return run_attack(
+            self.folder, self.result, self._assembly, use, vantage, round, settings, site=site, effort=effort, live=live, emit=told
+        )
 
     @property
     def task(self) -> Any:

@@ -6,18 +6,121 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pppml_core.component import ComponentConfig
 from pppml_core.config import resolve, to_plain
-from pppml_core.errors import ConfigError
+from pppml_core.errors import ConfigError, check_site
+from pppml_core.evidence.evaluate import Cell, Control, Effort, Evaluation, Found
+from pppml_core.evidence.record import finite, record_of
+from pppml_core.evidence.rounds import weights_before
 from pppml_core.evidence.vantage import file_part, read_vantage
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.rundir import RunDir
-from pppml_core.interfaces.attack import AdversaryView, Attack, AttackContext, Verdict
+from pppml_core.interfaces.attack import AdversaryView, Attack, AttackContext, Vantage, Verdict
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+class Target:
+    """A finished run that is attacked.
+
+    Args:
+        folder: of the run.
+        result: its ``result.json``.
+        parts: its components, built from its resolved config.
+        live: whether live Python objects are among them.
+    """
+
+    def __init__(self, folder: Path, result: Mapping[str, Any], parts: Assembly, live: bool = False) -> None:
+        self.folder, self.result, self.parts, self.live = folder, result, parts, live
+        self.sizes = _sizes(RunDir(folder), parts)
+        self.rounds = int(result["rounds"])
+
+    def vantage(self, text: str) -> Vantage:
+        """Who looks; see :func:`.read_vantage`."""
+        return read_vantage(text, list(self.sizes))
+
+    def checked(self, round: int | None) -> None:
+        """Raise ConfigError where there is no such round."""
+        if round is not None and not 1 <= round <= self.rounds:
+            raise ConfigError(f"there is no round {round}", place="round", hint=f"this run has rounds 1 to {self.rounds}")
+
+    def watched(self, site: str | None, vantages: Sequence[Vantage]) -> str:
+        """The site that is attacked: the one that was named, else the largest that is in no vantage."""
+        if site is not None:
+            check_site(site, self.sizes, ConfigError, place="site", where="in this run")
+            return site
+        members = frozenset[str]().union(*(v.sites for v in vantages))
+        named = [s for v in vantages for s in sorted(v.neighbours)]
+        free = [s for s in self.sizes if s not in members]
+        if not free:
+            raise ConfigError("every site of this run is in the coalition, so there is none left to attack", place="vantage")
+        return named[0] if named else max(free, key=lambda s: self.sizes[s])
+
+    def attack(
+        self,
+        cells: Sequence[Cell],
+        round: int | None,
+        effort: Effort,
+        site: str | None = None,
+        *,
+        controls: dict[str, Control] | None = None,
+        emit: Emit = lambda event: None,
+        judged: int = 1,
+    ) -> list[dict[str, Any]]:
+        """Stage a round for these cells; returns the records that were written. ``round`` None: with the run's final model."""
+        self.checked(round)
+        watched = self.watched(site, [cell.vantage for cell in cells])
+        weights = weights_before(self.folder, self.parts, self.rounds + 1 if round is None else round, self.rounds)
+        at = self.rounds if round is None else round
+        evaluation = Evaluation(self.parts, self.sizes, weights, at, watched, effort, live=self.live, emit=emit, controls=controls)
+        model = "the run's final model" if round is None else f"the model that round {round} began with"
+        records = []
+        for found in evaluation.run(cells):
+            record = record_of(found, evaluation.stage.privacy, watched, at, about=_about(found, watched, model), cells=judged)
+            records.append(self._write(record, found))
+        return records
+
+    def audit(self, config: ComponentConfig, who: Vantage, round: int | None) -> dict[str, Any]:
+        """An attack that reads no view and returns a verdict."""
+        self.checked(round)
+        attack: Attack = self.parts.registry.build("attack", config)
+        use = config.use  # type: ignore[attr-defined]
+        setting = self.parts.privacy_setting(self.sizes)
+        plan = self.parts.mechanism.plan(setting)
+        context = AttackContext(self.folder, self.parts.config, self.parts, setting, plan, self.result, who, round or self.rounds)
+        began = time.perf_counter()
+        verdict = attack.run(AdversaryView(who, ()), math.inf, context)
+        if not isinstance(verdict, Verdict):
+            text = f"{use!r} reads no view and yet gives a guess, which nothing can score"
+            raise ConfigError(text, place="attack", hint="return a Verdict")
+        record = {
+            "attack": use,
+            "vantage": who.text,
+            "round": context.round,
+            "outcome": verdict.outcome,
+            "reason": verdict.reason,
+            "metrics": dict(verdict.metrics),
+            "control": dict(verdict.control),
+            "best_guess": dict(verdict.best_guess),
+            "effort": {"seconds": time.perf_counter() - began, **verdict.effort},
+            "settings": {name: value for name, value in config.model_dump(mode="json").items() if name != "use"},
+        }
+        return self._write(record, None)
+
+    def _write(self, record: dict[str, Any], found: Found | None) -> dict[str, Any]:
+        path = record_path(self.folder, record["attack"], record["vantage"], record["round"])
+        if found is not None and found.pictures:
+            from pppml_core.evidence.strips import write_strip
+
+            record["pictures"] = write_strip(path.with_suffix(".png"), found)
+        text = json.dumps(finite(record), indent=2, allow_nan=False) + "\n"
+        write_atomic(path, text.encode())
+        return record
 
 
 def run_attack(
@@ -28,6 +131,11 @@ def run_attack(
     vantage: str,
     round: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    *,
+    site: str | None = None,
+    effort: Effort | None = None,
+    live: bool = False,
+    emit: Emit = lambda event: None,
 ) -> dict[str, Any]:
     """Attack the run in ``folder``; returns the record that was written.
 
@@ -37,43 +145,21 @@ def run_attack(
         parts: its components, built from its resolved config.
         use: name of the attack.
         vantage: who looks; see :func:`.read_vantage`.
-        round: the attacked round, or the last of those an audit covers; None: the run's last.
+        round: the attacked round, or the last of those an audit covers; None: the final model, or the run's last round.
         settings: of the attack.
+        site: the watched one; None: the largest outside of the coalition.
+        effort: victims, seconds, gallery, seed.
+        live: whether live Python objects are among the parts.
+        emit: gets ``victim`` events.
 
-    Raises ConfigError on an unknown attack, setting, vantage or round, and for an attack that
-    reads a view; PluginError for an attack whose plugin is not installed.
+    Raises ConfigError on an unknown attack, setting, vantage, site or round; PluginError for an attack whose plugin is not installed.
     """
+    target = Target(folder, result, parts, live)
     config = bound(parts, {**(settings or {}), "use": use})
-    attack: Attack = parts.registry.build("attack", config)
-    if attack.reads_view:
-        text = f"{use!r} reads what an adversary holds of a run's messages, and runs do not hand out such views"
-        raise ConfigError(text, place="attack", hint="use an attack that needs none, such as dp-audit")
-    sizes = _sizes(RunDir(folder), parts)
-    who = read_vantage(vantage, list(sizes))
-    last = int(result["rounds"])
-    if round is not None and not 1 <= round <= last:
-        raise ConfigError(f"there is no round {round}", place="round", hint=f"this run has rounds 1 to {last}")
-    setting = parts.privacy_setting(sizes)
-    context = AttackContext(folder, parts.config, parts, setting, parts.mechanism.plan(setting), result, who, round or last)
-    began = time.perf_counter()
-    verdict = attack.run(AdversaryView(who, ()), math.inf, context)
-    if not isinstance(verdict, Verdict):
-        raise ConfigError(f"{use!r} reads no view and yet gives a guess, which nothing can score", place="attack", hint="return a Verdict")
-    record = {
-        "attack": use,
-        "vantage": vantage,
-        "round": context.round,
-        "outcome": verdict.outcome,
-        "reason": verdict.reason,
-        "metrics": dict(verdict.metrics),
-        "control": dict(verdict.control),
-        "best_guess": dict(verdict.best_guess),
-        "effort": {"seconds": time.perf_counter() - began, **verdict.effort},
-        "settings": {name: value for name, value in config.model_dump(mode="json").items() if name != "use"},
-    }
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    write_atomic(record_path(folder, use, vantage, context.round), text.encode())
-    return record
+    who = target.vantage(vantage)
+    if not parts.registry.build("attack", config).reads_view:
+        return target.audit(config, who, round)
+    return target.attack([Cell(config, who)], round, effort or Effort(), site, emit=emit)[0]
 
 
 def record_path(folder: Path, use: str, vantage: str, round: int) -> Path:
@@ -86,6 +172,16 @@ def bound(parts: Assembly, attack: Mapping[str, Any]) -> ComponentConfig:
     """The attack's settings, checked as a config file's are."""
     config = resolve({**to_plain(parts.config), "attacks": [dict(attack)]}, registry=parts.registry)
     return config.attacks[0]
+
+
+def _about(found: Found, site: str, model: str) -> str:
+    batch = found.attack.batch
+    step = "one training step on one image" if batch == 1 else f"one training step on {batch} images"
+    lie = " The server lied about the model." if type(found.attack).plant is not Attack.plant else ""
+    return (
+        f"Staged: {step} of {site} at {model}, every site making one such step, through this run's own clip, noise and secure sum. "
+        f"What training on many images for many steps gives away is another question.{lie}"
+    )
 
 
 def _sizes(directory: RunDir, parts: Assembly) -> dict[str, int]:

@@ -7,7 +7,7 @@ mean anything?). The attack runs in a process that is given the view and public 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pppml_core.component import ComponentConfig
 from pppml_core.config import resolve, to_plain
 from pppml_core.evidence.attacker import Attacker
+from pppml_core.evidence.deciding import controls_needed
 from pppml_core.evidence.knowledge import known
 from pppml_core.evidence.scoring import Metrics, Truth, blind_scores, score
 from pppml_core.evidence.stage import Stage, Staged
@@ -61,6 +62,25 @@ class Effort:
         return self.cheap if attack.cheap else self.optimized
 
 
+@dataclass(frozen=True)
+class Control:
+    """Scores of one victim with the defence off, and on random updates (of attacks that are not cheap)."""
+
+    positive: Metrics
+    negative: Sequence[Metrics] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A victim and what was made of it, in the task's units; ``low`` and ``high``: the range of pixel values."""
+
+    original: Images
+    guess: npt.NDArray[Any]
+    public: Images
+    low: npt.NDArray[Any]
+    high: npt.NDArray[Any]
+
+
 @dataclass
 class Found:
     """What came of one cell, victim by victim; what is scored, not what was guessed. ``pictures``: see :mod:`.strips`."""
@@ -74,7 +94,7 @@ class Found:
     seen: list[Seen] = field(default_factory=list)
     misfit: str = ""
     errors: list[str] = field(default_factory=list)
-    pictures: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
     alike: list[int] = field(default_factory=list)
 
 
@@ -89,7 +109,7 @@ class Evaluation:
         site: the watched one.
         effort: what is spent.
         live: whether the config holds live objects, so that attacks run in this process.
-        controls: name -> scores with the defence off, shared by cells and runs whose control is the same; filled in.
+        controls: of victims, by a name; shared by cells and by runs that differ in nothing but their defence. Filled in.
     """
 
     def __init__(
@@ -103,7 +123,7 @@ class Evaluation:
         *,
         live: bool = False,
         emit: Emit = lambda event: None,
-        controls: dict[str, list[Metrics]] | None = None,
+        controls: dict[str, Control] | None = None,
     ) -> None:
         self._parts, self._round, self._weights, self.site, self._effort = parts, round, weights, site, effort
         self._emit, self._live, self._controls = emit, live, {} if controls is None else controls
@@ -152,7 +172,7 @@ class Evaluation:
         answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
         if answered["misfit"]:
             one.misfit = answered["misfit"]
-            one.seen.append(seen)
+            one.seen.append(trimmed(seen))
             return
         if answered["error"]:
             one.errors.append(answered["error"])
@@ -161,28 +181,48 @@ class Evaluation:
         known_blind = blind[one.attack.answers]
         one.scores.append(score(one.attack.answers, answered["guess"], truth, knowledge, known_blind))
         one.efforts.append(answered["effort"])
-        one.seen.append(replace(seen, messages=(), weights={}, after={}, secrets={}))
+        one.seen.append(trimmed(seen))
         one.alike.append(victim.look_alikes)
         if "images" in answered["guess"]:
-            one.pictures.append((victim.batch.images[0], np.asarray(answered["guess"]["images"]), self._public.images))
-        one.control.append(self._control(one, number, victim, open_, attacker, known_blind))
-        if sight is not None and (one.attack.cheap or number == 0):
-            noise = AdversaryView(view.vantage, (randomized(seen, self._effort.seed, number),))
-            wrong = attacker.answer(one.cell.attack, noise, self._effort.seconds, knowledge)
-            one.negative.append(score(one.attack.answers, wrong["guess"], truth, knowledge, known_blind))
+            original = Images(victim.batch.images[:1], victim.batch.targets[:1])
+            one.pictures.append(Picture(original, np.asarray(answered["guess"]["images"]), self._public, knowledge.low, knowledge.high))
+        control = self._control(one, number, victim, open_, attacker, known_blind)
+        one.control.append(control.positive)
+        if one.attack.cheap and sight is not None:
+            one.negative.append(self._random(one, seen, knowledge, truth, number, attacker, known_blind))
+        else:
+            one.negative += control.negative
 
-    def _control(self, one: Found, number: int, victim: Victim, open_: _Once, attacker: Attacker, blind: Mapping[str, Metrics]) -> Metrics:
-        """The same attack on the same victim where nothing stands between the step and the server."""
+    def _control(self, one: Found, number: int, victim: Victim, open_: _Once, attacker: Attacker, blind: Mapping[str, Metrics]) -> Control:
+        """The same attack on the same victim where nothing stands between the step and the server, and on random updates of that size."""
         name = f"{one.cell.attack!r} {number}"
-        held = self._controls.setdefault(name, [])
-        if not held:
+        if name not in self._controls:
             staged = open_.staged
             knowledge = self._knowledge(one.attack, victim, 1, number, self._open, staged)
-            view = AdversaryView(ON_THE_SERVER, (staged.seen(ON_THE_SERVER),))
-            answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
+            seen = staged.seen(ON_THE_SERVER)
+            answered = attacker.answer(one.cell.attack, AdversaryView(ON_THE_SERVER, (seen,)), self._effort.seconds, knowledge)
             truth = truth_of(victim, staged, self.site, one.attack)
-            held.append(score(one.attack.answers, answered["guess"], truth, knowledge, blind))
-        return held[0]
+            positive = score(one.attack.answers, answered["guess"], truth, knowledge, blind)
+            victims = self._effort.victims(one.attack)
+            trials = 0 if one.attack.cheap else -(-controls_needed(victims) // victims)
+            negative = [self._random(one, seen, knowledge, truth, number + 1000 * i, attacker, blind) for i in range(trials)]
+            self._controls[name] = Control(positive, negative)
+        return self._controls[name]
+
+    def _random(
+        self,
+        one: Found,
+        seen: Seen,
+        knowledge: Knowledge,
+        truth: Truth,
+        number: int,
+        attacker: Attacker,
+        blind: Mapping[str, Metrics],
+    ) -> Metrics:
+        """The score of the attack on a random update of the same size."""
+        view = AdversaryView(one.cell.vantage, (randomized(seen, self._effort.seed, number),))
+        answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
+        return score(one.attack.answers, answered["guess"], truth, knowledge, blind)
 
     def _knowledge(self, attack: Attack, victim: Victim, sites: int, number: int, stage: Stage, held: Staged | None = None) -> Knowledge:
         """``sites``: how many are in the sum that is attacked. Only who picks among candidates is given any."""
@@ -275,6 +315,6 @@ def randomized(seen: Seen, seed: int, number: int) -> Seen:
     return replace(seen, sights=tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights))
 
 
-def all_seen(found: Iterable[Found]) -> list[Seen]:
-    """Of all victims."""
-    return [seen for one in found for seen in one.seen]
+def trimmed(seen: Seen) -> Seen:
+    """Which sums were decoded, without their values."""
+    return replace(seen, messages=(), weights={}, after={}, secrets={}, sights=tuple(Sight(s.sites, {}, s.weight) for s in seen.sights))

@@ -1,0 +1,115 @@
+"""What came of a cell, as ``attacks/NAME-VANTAGE-rROUND.json`` records it: plain data, every sentence made of what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pppml_core.evidence.bounds import Bound, beats, kappa
+from pppml_core.evidence.claims import bound_of
+from pppml_core.evidence.deciding import claims, decide
+from pppml_core.evidence.evaluate import Found
+from pppml_core.evidence.summary import best_guess, summarize, total_effort
+from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
+
+
+def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: str, staged: bool = True, cells: int = 1) -> dict[str, Any]:
+    """The record of a cell.
+
+    Args:
+        found: its victims' scores.
+        plan: of privacy.
+        site: the watched one.
+        round: counted from 1.
+        about: what exactly was attacked, a sentence.
+        staged: whether the round was held again for this.
+        cells: how many bounds are judged together.
+    """
+    attack, cell = found.attack, found.cell
+    settings = {name: value for name, value in cell.attack.model_dump(mode="json").items() if name != "use"}
+    record: dict[str, Any] = {
+        "attack": cell.attack.use,  # type: ignore[attr-defined]
+        "vantage": cell.vantage.text,
+        "round": round,
+        "outcome": "not_applicable",
+        "reason": found.misfit,
+        "metrics": {},
+        "control": {},
+        "best_guess": {},
+        "effort": {},
+        "settings": settings,
+        "staged": staged,
+        "about": about,
+        "victims": len(found.scores),
+        "site": site,
+        "answers": attack.answers,
+        "defence": claim_words(plan.statement.to_dict()),
+        "pictures": None,
+        "bound": None,
+        "violation": False,
+        "exposed": exposed(found),
+        "look_alikes": float(np.median(found.alike)) if found.alike else None,
+    }
+    if found.misfit:
+        return record
+    outcome, reason = decide(attack.answers, found.scores, found.control, found.negative)
+    if found.errors:
+        outcome = "inconclusive" if outcome == "not_shown_to_leak" else outcome
+        reason = f"The attack failed for {len(found.errors)} of {len(found.scores)} victims ({found.errors[0]}). {reason}"
+    made = claims(attack.answers, found.scores, found.control, found.negative)
+    shown = {claim.name: claim.verdict for claim in made}
+    passed = bool(made) and any(claim.verdict in ("shown", "not_shown") for claim in made)
+    bound, violated = judged(found, plan, site, staged, cells)
+    if violated:
+        outcome = "recovered"
+        reason = f"The claim of privacy is refuted: patients were picked more often than it allows. {reason}"
+    record |= {
+        "outcome": outcome,
+        "reason": reason,
+        "metrics": {**summarize(found.scores), "claims": shown},
+        "control": {"what": "the same attack with the defence off", "passed": passed, **summarize(found.control)},
+        "negative": {"what": "the same attack on random updates", **summarize(found.negative)} if found.negative else {},
+        "best_guess": best_guess(attack.answers, found.scores),
+        "effort": total_effort(found.efforts),
+        "bound": None if bound is None else bound.to_dict(),
+        "violation": violated,
+    }
+    plain: dict[str, Any] = finite(record)
+    return plain
+
+
+def judged(found: Found, plan: PrivacyPlan, site: str, staged: bool, cells: int) -> tuple[Bound | None, bool]:
+    """What the privacy claim allows in picking the victim, and whether it was picked more often; None: nobody was to be picked."""
+    prefix = "candidate_" if found.attack.answers == "candidate" else ""
+    hits = [bool(h) for s in found.scores for h in s.get(f"{prefix}picked", ())]
+    if not hits:
+        return None, False
+    kind = "candidate" if prefix else "images"
+    among = min(int(g) for s in found.scores for g in s[f"{prefix}gallery"])
+    rules = {rule for s in found.scores for rule in s["blind"].get(kind, {})}
+    tried = [
+        [bool(h) for s in found.scores for h in s["blind"].get(kind, {}).get(rule, {}).get(f"{prefix}picked", ())] for rule in sorted(rules)
+    ]
+    blind = kappa(among, [(sum(one), len(one)) for one in tried])
+    bound = bound_of(plan, found.cell.vantage, found.seen, site, blind, staged=staged)
+    return bound, bound.rate is not None and beats(sum(hits), len(hits), bound.rate, cells)
+
+
+def exposed(found: Found) -> list[dict[str, Any]]:
+    """Which sums this vantage decodes, over all victims, the smallest first."""
+    sets = {sight.sites for seen in found.seen for sight in seen.sights}
+    return [{"sites": list(sites)} for sites in sorted(sets, key=lambda s: (len(s), s))]
+
+
+def finite(value: Any) -> Any:
+    """Plain JSON data: numbers that JSON has none of become None."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
