@@ -1,0 +1,116 @@
+"""``gallery``: which of these images was in the step? The answer of the highest likelihood, for candidates that are equally likely.
+
+No attacker who has this view, this gallery and the same model of the rest picks the victim more often, so no search could have failed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Defence, Knowledge, Reconstruction, Seen, Sight
+from pppml_gallery.config import GalleryConfig
+from pppml_gallery.likelihood import Likelihood, Numbers, others_like
+from pppml_gallery.updates import flat, in_batches, of_each, of_model, spread
+
+#: difference of two correct float32 computations of an update, of its root mean square.
+NUMERICS = 1e-4
+
+
+class Gallery(Attack):
+    """The attack of that name."""
+
+    answers = "candidate"
+    cheap = True
+    config: GalleryConfig
+
+    def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
+        """It needs a sum with the watched site, the model, a gallery, and for sums of several images public ones."""
+        sight = view.of(ctx.site)
+        if sight is None:
+            return super().misfit(view, ctx)
+        if not view.last.weights:
+            return "this adversary does not have the model that the round began with"
+        if ctx.candidates is None or len(ctx.candidates) == 0:
+            return "there are no candidates to pick the patient from"
+        if len(ctx.public) < 2 and (not ctx.training.exact or Mixture.of(sight, ctx).unknown):
+            return "other images are in the sum too, and there are no public ones to tell what they add"
+        return ""
+
+    def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
+        """A score of each candidate: a log-likelihood up to a constant; of recorded rounds a z-score. The last round comes first."""
+        began, evaluations, rounds = time.perf_counter(), 0, 0
+        assert ctx.candidates is not None
+        scores = np.zeros(len(ctx.candidates))
+        for seen in reversed(view.rounds if self.config.rounds == "all" else view.rounds[-1:]):
+            sight = seen.of(ctx.site)
+            if sight is None or not seen.weights or (rounds and time.perf_counter() - began > budget.seconds):
+                continue
+            found, used = self._round(seen, sight, ctx)
+            scores, evaluations, rounds = scores + found, evaluations + used, rounds + 1
+        effort = {"evaluations": evaluations, "rounds": rounds, "seconds": time.perf_counter() - began, "loss": float(-scores.max())}
+        return Reconstruction({"candidate": scores}, effort)
+
+    def _round(self, seen: Seen, sight: Sight, ctx: Knowledge) -> tuple[Numbers, int]:
+        """Scores of one round, and how many updates were computed for it."""
+        assert ctx.candidates is not None
+        model = ctx.model(seen)
+        names = of_model(model, sight)
+        observed = flat(sight.update, names)
+        mixture = Mixture.of(sight, ctx)
+        known = mixture.unknown or not ctx.training.exact
+        held = np.stack(list(of_each(ctx, model, spread(ctx.public, self.config.public, len(observed)), names))) if known else None
+        if not ctx.training.exact:
+            assert held is not None
+            found = [batch @ observed for batch in in_batches(ctx, model, ctx.candidates, names)]
+            return against(held @ observed, np.concatenate(found)), len(ctx.candidates) + len(held)
+        others = None if held is None else others_like(held, shrink=self.config.others == "shrunk")
+        likelihood = Likelihood(observed, mixture.weight, error_variance(sight, ctx, names), others, mixture.unknown)
+        found = [likelihood.of(batch) for batch in in_batches(ctx, model, ctx.candidates, names)]
+        return np.concatenate(found), len(ctx.candidates) + (0 if held is None else len(held))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How one image's update is in a sum: with ``weight``, beside ``unknown`` others of the same weight."""
+
+    weight: float
+    unknown: int
+
+    @classmethod
+    def of(cls, sight: Sight, ctx: Knowledge) -> Mixture:
+        """Sites weigh the same and make their steps alike. Of several images of a site each counts as if it were alone (first order)."""
+        defence, training, sites = _defence(ctx), ctx.training, len(sight.sites)
+        # A public divisor stands in the update of a single image already; without one a step is a mean over its batch.
+        batch = 1 if defence.clips == "example" and defence.clip is not None and defence.divisor else training.batch
+        # A batch of one image is stepped upon in every step, an image of the batch in one.
+        return cls(1.0 / (sites * batch * training.steps), sites * training.batch * training.steps - 1)
+
+
+def error_variance(sight: Sight, ctx: Knowledge, names: tuple[str, ...]) -> Numbers:
+    """Variance of noise, rounding and numerics in each coordinate of the sight's mean, ``(d,)``, above 0.
+
+    Unbiased rounding to a grid of step ``g`` has the variance ``g^2 f (1 - f)``, ``f`` the place between two of its points; over all
+    places that is ``g^2 / 6``. Each site rounds for itself, and the mean divides the sum by their number.
+    """
+    defence, sites = _defence(ctx), len(sight.sites)
+    squares = {name: float(np.square(sight.update[name], dtype=np.float64).mean()) for name in names}
+    least = NUMERICS**2 * (max(squares.values(), default=0.0) or 1.0)
+
+    def of(name: str) -> float:
+        return (defence.noise / sites) ** 2 + defence.grid.get(name, 0.0) ** 2 / (6 * sites) + NUMERICS**2 * (squares[name] + least)
+
+    return np.concatenate([np.full(np.size(sight.update[name]), of(name)) for name in names])
+
+
+def against(public: Numbers, scores: Numbers) -> Numbers:
+    """Z-scores of ``scores`` among those of public images."""
+    deviation = float(public.std(ddof=1))
+    return np.asarray((scores - public.mean()) / (deviation if deviation > 0 else 1.0))
+
+
+def _defence(ctx: Knowledge) -> Defence:
+    """What the attack is told of it."""
+    return ctx.defence if ctx.adaptive else Defence()

@@ -1,0 +1,22 @@
+"""Settings of `gallery`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pppml_core import ComponentConfig
+
+
+class GalleryConfig(ComponentConfig):
+    """`gallery`: scores each candidate image by the likelihood of what was seen if it is the victim."""
+
+    rounds: Literal["last", "all"] = Field(
+        "last", description="the attacked round, or every round of the view: for views in which the victim was in each of them"
+    )
+    others: Literal["shrunk", "diagonal"] = Field(
+        "shrunk",
+        description="covariance of what unknown images add to a sum: that of public updates, shrunk to its diagonal, or that alone",
+    )
+    public: int = Field(100, ge=2, le=10_000, description="public images of which mean and covariance are estimated, at most")
