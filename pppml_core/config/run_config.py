@@ -54,7 +54,10 @@ class RunSection(Section):
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
     select: Literal["last", "best-validation"] = Field("last", description="which round's weights are the result")
     stop: Stop | None = Field(None, description="early stopping; off by default")
-    transcript: Literal["sizes", "payloads"] = Field("sizes", description="what transcripts/ records of each message")
+    transcript: Literal["sizes", "payloads", "secrets"] = Field(
+        "sizes",
+        description="what transcripts/ records of each message: its size, or all of it; secrets: also every party's keys, for experiments",
+    )
 
 
 class EncodingSection(Section):

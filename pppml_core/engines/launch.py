@@ -11,6 +11,7 @@ from pppml_core.federation.files import only_writer
 from pppml_core.federation.plan import Plan
 from pppml_core.federation.run import Conductor
 from pppml_core.federation.rundir import RunDir, writing
+from pppml_core.federation.secret_record import SECRETS, SecretRecord
 from pppml_core.federation.server import Server
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.interfaces.engine import Engine, Job
@@ -32,7 +33,7 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
     with (
         writing(folder.path),
         only_writer(folder.id),
-        Transcript(folder.path, plan.config.run.transcript == "payloads") as transcript,
+        Transcript(folder.path, plan.config.run.transcript != "sizes") as transcript,
     ):
         transport = engine.connect(job)
         try:
@@ -50,7 +51,8 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
             def perform(operations: Any, round: int, attempt: int, manifest: Any) -> Any:
                 return courier.perform(operations, Address(job.run, round, attempt), manifest)
 
-            server = Server(parts, job.run, sites, plan.max_weight, privacy, job.home(SERVER), folder.checkpoints, perform, note)
+            record = SecretRecord(folder.sites / SERVER) if plan.config.run.transcript == SECRETS else None
+            server = Server(parts, job.run, sites, plan.max_weight, privacy, job.home(SERVER), folder.checkpoints, perform, note, record)
             result = Conductor(server, folder, transcript, clock, note).run()
             remarks: Callable[[], list[str]] = getattr(transport, "remarks", list)
             for text in remarks():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,27 @@ import numpy.typing as npt
 from pppml_core.engines.courier import Address, Courier
 from pppml_core.federation.identity import KEY_BYTES, Identity, roster_hash
 from pppml_core.federation.policy import Policy
+from pppml_core.federation.secret_record import merged
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.interfaces.aggregation import ServerContext, Session, Sum
-from pppml_core.interfaces.engine import Loss
+from pppml_core.interfaces.engine import Loss, Topology
 from pppml_core.randomness import Secret, entropy
 from pppml_core.values import ValueSpec
 from pppml_core.wire.codec import decode_message, sha256_of
 from pppml_core.wire.manifest import Manifest
-from pppml_core.wire.messages import SERVER, Operation
+from pppml_core.wire.messages import SERVER, Message, Operation
 from pppml_core.wire.transcript import Transcript
 
 Numbers = npt.NDArray[Any]
+
+
+class Recorder(Protocol):
+    """Takes frames as a :class:`~pppml_core.wire.transcript.Transcript` does."""
+
+    def append(self, message: Message, frame: bytes | memoryview, *, carrier: tuple[str, ...] = ()) -> None:
+        """One message, over ``carrier``."""
+
+
 ADDRESS = Address(bytes(16), 1, 1)
 
 
@@ -99,6 +109,9 @@ class Rehearsal:
         policy: of all sites; default: the default one.
         keep_sites: whose requests and states are kept, for :meth:`again_at_site`.
         keep_replies: whether all replies are kept, for :meth:`again_at_server`.
+        transcript: takes every frame; default: nothing does.
+        topology: ``p2p``, or ``star``: the server carries what goes from site to site.
+        remember: whether all parties' secrets are kept, for :meth:`remembered`.
     """
 
     def __init__(
@@ -110,15 +123,23 @@ class Rehearsal:
         policy: Policy | None = None,
         keep_sites: Collection[str] = (),
         keep_replies: bool = False,
+        transcript: Recorder | None = None,
+        topology: Topology = "p2p",
+        remember: bool = False,
     ) -> None:
         self.session, self.vanish = session, dict(vanish or {})
         self.keep_sites, self.keep_replies = keep_sites, keep_replies
+        self.transcript, self.topology, self.remember = transcript or _Unwritten(), topology, remember
         if contributions is None:
             contributions = {site: _ready(numbers_for(session.value, seed)) for seed, site in enumerate(session.cohort)}
         identities = {party: Identity(Secret(entropy(KEY_BYTES))) for party in (*session.cohort, SERVER)}
         roster = {party: identity.public for party, identity in identities.items()}
         binding = sha256_of([ADDRESS.run, ADDRESS.round, ADDRESS.attempt, roster_hash(roster, roster)])
+        #: party -> all that its state ever held anew.
+        self._held: dict[str, list[Mapping[str, Any]]] = {party: [] for party in identities}
         self.context = ServerContext(ADDRESS.run, 1, 1, session.cohort, binding, roster, identities[SERVER].sign)
+        if remember:
+            self.context = replace(self.context, remember=self._held[SERVER].append)
         self.sites = {
             s: Site(s, session.cohort, binding, roster, policy or Policy(), identities[s].sign, contributions[s]) for s in session.cohort
         }
@@ -131,7 +152,8 @@ class Rehearsal:
         """From the first message to the sum. Raises RoundAborted where there is none."""
         room = _Room(self)
         coordinator = self.session.coordinate(self.context)
-        courier, manifest = _courier(room), Manifest(self.session.fields)
+        courier = Courier(room, self.topology, cast("Transcript", self.transcript))
+        manifest = Manifest(self.session.fields)
         stage, began = "begin", time.perf_counter()
         try:
             operations = next(coordinator)
@@ -144,6 +166,14 @@ class Rehearsal:
             return Rehearsed(cast("Sum", stop.value), room.seconds, room.sent)
         finally:
             coordinator.close()
+
+    def remembered(self) -> dict[str, dict[str, Any]]:
+        """Party -> everything its state ever held, as if nothing had been forgotten; of the server the secrets it made."""
+        return {party: merged(held) for party, held in self._held.items()}
+
+    def side(self, site: str) -> SessionSide:
+        """A site's part in the session, from the beginning."""
+        return SessionSide(self.session, self.sites[site], remember=self._held[site].append if self.remember else None)
 
     def again_at_site(self, stage: str, site: str) -> Callable[[], bytes]:
         """A function that answers the request of that stage once more, as the site did in the run: encoded reply, fresh randomness.
@@ -188,9 +218,9 @@ class _Room:
         self.sides: dict[str, SessionSide] = {}
         for party in (*self.rehearsal.sites, SERVER):
             self.seconds[party], self.sent[party] = {}, {}
-        for name, site in self.rehearsal.sites.items():
+        for name in self.rehearsal.sites:
             began = time.perf_counter()
-            self.sides[name] = SessionSide(self.rehearsal.session, site)
+            self.sides[name] = self.rehearsal.side(name)
             self.seconds[name]["open"] = time.perf_counter() - began
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
@@ -257,11 +287,11 @@ class _Replies:
 class _Unwritten:
     """A transcript that is not written."""
 
-    def append(self, message: object, frame: object, *, carrier: tuple[str, ...] = ()) -> None:
+    def append(self, message: Message, frame: bytes | memoryview, *, carrier: tuple[str, ...] = ()) -> None:
         """Nothing."""
 
 
-def _courier(transport: _Room | _Replies) -> Courier:
+def _courier(transport: _Replies) -> Courier:
     return Courier(transport, "p2p", cast("Transcript", _Unwritten()))
 
 

@@ -23,8 +23,7 @@ _REFERENCE = "\0at"
 def encode_view(view: AdversaryView) -> bytes:
     """Bytes of a view, as :mod:`pppml_core.wire.codec` writes them. Equal views give equal bytes."""
     table = _Table()
-    vantage = {name: value for name, value in asdict(view.vantage).items()}
-    vantage |= {name: sorted(vantage[name]) for name in ("sites", "neighbours", "links")}
+    vantage = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(view.vantage).items()}
     rounds = [
         {
             "round": seen.round,
@@ -73,17 +72,16 @@ class _Table:
 
     def pack(self, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: self.pack(item) for key, item in value.items()}
+            return {key: self.pack(value[key]) for key in sorted(value)}
         if isinstance(value, list | tuple):
             return [self.pack(item) for item in value]
-        large = isinstance(value, np.ndarray | bytes) and memoryview(value).nbytes >= _LARGE
-        return {_REFERENCE: self._place(value)} if large else value
+        size = value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, bytes) else 0
+        return {_REFERENCE: self._place(value)} if size >= _LARGE else value
 
     def _place(self, value: Any) -> int:
         if id(value) not in self._seen:
             form = (str(value.dtype), value.shape) if isinstance(value, np.ndarray) else ()
-            plain = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
-            digest = (*form, hashlib.sha256(plain).digest())
+            digest = (*form, hashlib.sha256(value.tobytes() if isinstance(value, np.ndarray) else value).digest())
             if digest not in self._places:
                 self._places[digest] = len(self.values)
                 self.values.append(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ Flat = npt.NDArray[np.float64]
 Known = tuple[frozenset[str], Flat]
 
 
-def flat_of_total(pipeline: Pipeline, total: npt.NDArray[np.generic]) -> Flat:
+def flat_of_total(pipeline: Pipeline, total: npt.NDArray[Any]) -> Flat:
     """Of a sum (or of one contribution) as the session has it: integers, or floating where the arithmetic is approximate or real."""
     values = total.astype(np.float64) if pipeline.real else pipeline.fixed_point.decode(total)
     where = {tensor.name: place for tensor, place in pipeline.layout.slices()}
@@ -48,7 +49,7 @@ def sights_of(
         pipeline: the round's.
         known: sites and their sum; of two over the same sites the first is taken.
         members: of the coalition; what is theirs is subtracted.
-        contributions: member -> what it put into the sum, as the session has it.
+        contributions: site -> what it put into the sum, as the session has it; only the members' are looked at.
         order: of the sites in a sight.
 
     Raises ConfigError where a member's own contribution is needed and missing.

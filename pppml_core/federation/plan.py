@@ -18,6 +18,7 @@ from pppml_core.errors import PlanRefused, PppmlError
 from pppml_core.federation import checks, evaluation
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import METRIC_RANGES, contribution_ranges
+from pppml_core.federation.secret_record import SECRETS, WARNING
 from pppml_core.federation.site import ROUND_FIELDS
 from pppml_core.federation.traffic import predicted_traffic
 from pppml_core.interfaces.aggregation import Guarantees, Session, WireField
@@ -94,6 +95,7 @@ def make_plan(config: RunConfig, registry: Registry, objects: Mapping[str, Any] 
     """Build every part, load the data, and check all of it. Raises only for parts that cannot be built at all."""
     parts = Assembly.build(config, registry, objects)
     plan = Plan(parts.config, assembly=parts)
+    plan.warnings += [WARNING] if parts.config.run.transcript == SECRETS else []
     plan.plugins = [{"kind": r.kind, "name": r.name, "distribution": r.distribution, "version": r.version} for r in registry.rows()]
     plan.versions = _versions(registry)
     checks.check_engine(plan, registry, objects or {})

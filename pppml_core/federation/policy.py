@@ -35,6 +35,9 @@ class Policy(BaseModel):
     )
     min_honest: int = Field(2, ge=2, description="fewest sites besides those whose updates must be mixed")
     min_degree: int = Field(2, ge=1, description="fewest neighbours on a sparse graph of masks")
+    record_secrets: bool = Field(
+        False, description="whether this site's keys and updates may be written down for experiments (run.transcript: secrets)"
+    )
 
     def check(self, terms: Mapping[str, Any]) -> None:
         """Raise PolicyRefusal naming the first rule the terms break."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ def announce(
         if not lost:
             bound = binding(server.run, round, attempt, server.sha256(weights), terms)
             roster = {party: server.roster[party] for party in (*cohort, SERVER)}
-            return ServerContext(server.run, round, attempt, cohort, bound, roster, server.identity.sign)
+            remember = partial(server.remember, round, attempt)
+            return ServerContext(server.run, round, attempt, cohort, bound, roster, server.identity.sign, remember)
         cohort = tuple(s for s in cohort if s in replies)
 
 

@@ -15,6 +15,7 @@ from pppml_core.federation import checkpoint, evaluation
 from pppml_core.federation.assembly import Assembly, fewest_survivors
 from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline, contribution_ranges
+from pppml_core.federation.secret_record import SecretRecord
 from pppml_core.federation.site import ROUND_FIELDS
 from pppml_core.federation.terms import round_terms
 from pppml_core.federation.trainer import plain_state, tensor_state
@@ -78,6 +79,7 @@ class Server:
         checkpoints: Path,
         perform: Perform,
         emit: Emit,
+        record: SecretRecord | None = None,
     ) -> None:
         self.parts, self.run, self.sites, self.max_weight = assembly, run, tuple(sites), max_weight
         self.privacy, self.perform, self.emit = privacy, perform, emit
@@ -85,6 +87,7 @@ class Server:
         if unknown := [party for party in (*self.sites, SERVER) if party not in self.roster]:
             raise ConfigError(f"the server has pinned no identity for {', '.join(unknown)}", place=str(home), hint="pppml site trust")
         self._checkpoints = checkpoints
+        self._record = record
         weights = assembly.initial_weights
         self.state = ServerState(weights, assembly.personalization.server_init(weights))
         self._initial_rms = rms(to_numpy(weights), list(weights))
@@ -130,6 +133,11 @@ class Server:
             keep=self.state.bests,
             roster=roster_hash(self.roster, (*cohort, SERVER)),
         )
+
+    def remember(self, round: int, attempt: int, secrets: Mapping[str, Any]) -> None:
+        """Keep what the server side of a session must not keep: for experiments only, where ``run.transcript`` is ``secrets``."""
+        if self._record is not None:
+            self._record.note(round, attempt, secrets)
 
     def keep_sum(self, which: str, round: int, weights: Mapping[str, torch.Tensor], summed: Sum) -> None:
         """Write a sum to the disk: its sites have released it, and give no second one to a server that was killed before its checkpoint."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ class SessionSide:
 
     Args:
         spool: folder where large replies wait for a possible re-send, so that they do not fill the memory; None: in memory.
+        remember: for experiments only: called with what the state holds anew, after each message; None: nothing is remembered.
     """
 
-    def __init__(self, session: Session, ctx: SiteContext, spool: Path | None = None) -> None:
+    def __init__(
+        self, session: Session, ctx: SiteContext, spool: Path | None = None, remember: Callable[[State], None] | None = None
+    ) -> None:
         self._session, self._ctx, self._spool = session, ctx, spool
         self._manifest = Manifest(session.fields)
         self._state: State = session.open(ctx)
+        self._remember, self._noted = remember, dict[str, Any]()
         self._answered: dict[str, tuple[bytes, bytes]] = {}
 
     def answer(self, message: Message, frame: bytes) -> bytes:
@@ -43,6 +47,8 @@ class SessionSide:
         state, body = self._session.handle(self._state, message, self._ctx)
         self._manifest.check(message.stage, body)
         reply = encode_message(Message(message.run, message.round, message.attempt, "reply", message.stage, self._ctx.site, SERVER, body))
+        for held in (self._state, state):
+            self._note(held)
         self._state = state
         if self._session.repeatable:
             self._answered[message.stage] = (digest, b"")
@@ -52,6 +58,13 @@ class SessionSide:
             write_atomic(self._spooled(message.stage), reply, sync=False)
         self._answered[message.stage] = (digest, b"" if large else reply)
         return reply
+
+    def _note(self, state: State) -> None:
+        """Have remembered what was not before. Texts cannot have changed where they are; anything else is noted again."""
+        if self._remember is not None:
+            same = {name for name, value in state.items() if isinstance(value, bytes | str) and self._noted.get(name) is value}
+            self._remember({name: value for name, value in state.items() if name not in same})
+            self._noted |= state
 
     def forget(self) -> None:
         """Drop the state, and with it all secrets; what was answered is answered again with the same bytes."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pppml_core.federation.assembly import Assembly, fewest_survivors
 from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.policy import Policy, load_policy
+from pppml_core.federation.secret_record import SECRETS, SecretRecord
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.federation.store import SiteStore, sites_digest
 from pppml_core.federation.terms import RELEASED, about_scores, binding, binding_of_sum, check_request, lasting, promises
@@ -64,7 +66,11 @@ class SiteHost:
 
     def site(self, name: str, policy: Policy | None = None) -> Site:
         """The site of that name, with the policy of its home unless another is given. Raises ConfigError where its home is not in order."""
-        return Site(name, self, policy or load_policy(self.job.home(name)))
+        policy = policy or load_policy(self.job.home(name))
+        # A home under the run's folder is that of a simulated site, whose secrets are in the hands of whoever started the run anyway.
+        if self.job.homes is None and "record_secrets" not in policy.model_fields_set:
+            policy = policy.model_copy(update={"record_secrets": True})
+        return Site(name, self, policy)
 
     def keep_model(self, sha256: bytes, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         """Hold a model; only the newest two are needed."""
@@ -123,6 +129,8 @@ class Site:
         #: scores made in the open attempt, where they leave only in a sum. Empty before.
         self._scores: dict[str, Any] = {}
         self._sides: dict[str, SessionSide] = {}
+        #: for experiments only.
+        self._record = SecretRecord(self._store.folder) if host.assembly.config.run.transcript == SECRETS else None
 
     def receive(self, frame: bytes) -> bytes:
         """The reply to one frame. Never raises for anything a peer can cause: it answers ``refused`` or ``failed`` with the reason."""
@@ -168,6 +176,8 @@ class Site:
         """Check the terms, take the model, start the attempt."""
         terms = message.body["terms"]
         self._policy.check(terms)
+        if self._record is not None and not self._policy.record_secrets:
+            raise PolicyRefusal("record_secrets: this run would write down this site's keys and updates (run.transcript: secrets)")
         rounds = self._host.assembly.config.run.rounds
         if not 1 <= message.round <= rounds:
             raise PolicyRefusal(f"round {message.round} is none of the {rounds} rounds of this run")
@@ -251,7 +261,8 @@ class Site:
             roster = {party: self._roster[party] for party in (*cohort, SERVER)}
             ctx = _Context(self, kind, self.name, *place, roster, self._sum_policy(kind))
             session = self._host.assembly.aggregator.plan(self._value(kind), cohort)
-            self._sides[kind] = SessionSide(session, ctx, self._store.folder / f"replies-{kind}")
+            remember = None if self._record is None else partial(self._record.note, self._open["round"], self._open["attempt"])
+            self._sides[kind] = SessionSide(session, ctx, self._store.folder / f"replies-{kind}", remember)
         return self._sides[kind]
 
     def _sum_policy(self, kind: str) -> Policy:
@@ -318,7 +329,10 @@ class Site:
         # An attempt more is the same contribution: the key leaves it out.
         key = binding(self._host.job.run, self._open["round"], 0, self._open["weights"], lasting(self._open["terms"]))
         pipeline = self._pipeline(self._open["terms"])
-        return self._trainer.contribution(self._open["round"], key, weights, pipeline, self._open["terms"]["keep"])
+        values = self._trainer.contribution(self._open["round"], key, weights, pipeline, self._open["terms"]["keep"])
+        if self._record is not None:
+            self._record.note_contribution(self._open["round"], values)
+        return values
 
     def _evaluate(self, message: Message) -> Body:
         weights = self._model(message)

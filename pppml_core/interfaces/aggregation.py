@@ -117,11 +117,16 @@ def _unsigned(statement: bytes) -> bytes:
     raise NotImplementedError("this party has no identity here")
 
 
+def _forgotten(secrets: Mapping[str, Any]) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class ServerContext:
     """What the server side of a session knows: names and the hash that binds model, terms and roster, never a contribution.
 
-    ``roster``: public identities (Ed25519, 32 bytes) of the cohort and of ``server``; ``sign`` signs as the server.
+    ``roster``: public identities (Ed25519, 32 bytes) of the cohort and of ``server``; ``sign`` signs as the server. ``remember`` is to be
+    told the secrets that the server side makes (plain data by name): experiments on curious servers keep them, else nothing happens.
     """
 
     run: bytes
@@ -131,6 +136,7 @@ class ServerContext:
     binding: bytes
     roster: Mapping[str, bytes] = field(default_factory=dict)
     sign: Callable[[bytes], bytes] = _unsigned
+    remember: Callable[[Mapping[str, Any]], None] = field(default=_forgotten, repr=False)
 
 
 class SiteContext(Protocol):

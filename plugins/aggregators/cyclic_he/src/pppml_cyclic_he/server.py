@@ -31,6 +31,7 @@ class Coordination:
     def __init__(self, setting: Setting, ctx: ServerContext) -> None:
         self._setting, self._ctx, self._rings = setting, ctx, setting.rings
         self._private, self._public = agreement_key()
+        ctx.remember({"hop": self._private})
         self._digest = b""
         self._without: tuple[str, ...] = ()
         self._stage = "advertise"
