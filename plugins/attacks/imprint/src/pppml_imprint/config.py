@@ -20,7 +20,7 @@ class ImprintConfig(ComponentConfig):
         "empirical", description="quantiles of the query over public images: as counted, or of the normal distribution with their moments"
     )
     scale: float = Field(
-        0.01, gt=0, le=100, description="size of the planted layer's outputs; the smaller, the larger its share of a clipped gradient"
+        1e-4, gt=0, le=100, description="size of the planted layer's outputs; the smaller, the larger its share of a clipped gradient"
     )
 
 
