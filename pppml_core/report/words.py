@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pppml_core.federation.secret_record import SECRETS, WARNING
 from pppml_core.interfaces.privacy import CONDITIONS
 from pppml_core.known import known
 from pppml_core.report.columns import Column, comparable, shared_sites
@@ -23,11 +24,16 @@ def alerts(main: Column, found: Sequence[Column]) -> list[tuple[str, str]]:
     out = [("bad", unfinished(run)) for column in _main_first(main, found) for run in column.runs if not run.finished]
     asked = sorted({path for column in found for run in column.runs for path in insecure_settings(run)})
     out += [("bad", f"Insecure mode: {path} was asked for. What this run sent protects nobody.") for path in asked]
+    out += [("bad", f"{WARNING}.")] if any(_keeps_secrets(run) for column in found for run in column.runs) else []
     if main.role == "federated" and (seen := guarantees(main.first).get("sees_update")):
         out.append(
             ("bad", f"{capital(_who(seen))} {_verb(seen)} every update: the aggregator hides no site's contribution from {_them(seen)}.")
         )
     return out
+
+
+def _keeps_secrets(run: RunRecords) -> bool:
+    return run.part("config", "run").get("transcript") == SECRETS
 
 
 def unfinished(run: RunRecords) -> str:
