@@ -1,0 +1,126 @@
+"""The last layer of a network, and what its update says of the labels: two numbers for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pppml_core.interfaces.attack import Defence, Images, Knowledge, Sight
+
+Numbers = npt.NDArray[np.float64]
+#: difference of two correct float32 computations of an update, of its root mean square.
+NUMERICS = 1e-4
+
+
+@dataclass(frozen=True)
+class Head:
+    """Names of the weight ``(classes, ...)`` and the bias ``(classes,)`` of the last layer; empty: none, or not shared."""
+
+    weight: str
+    bias: str
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, image: torch.Tensor, classes: int, shared: Mapping[str, Any]) -> Head:
+        """Of the linear layer or convolution that is called last; ``image``: a batch of one, ``shared``: by tensor name."""
+        called: list[str] = []
+        kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+        hooks = [m.register_forward_hook(lambda *_, n=n: called.append(n)) for n, m in model.named_modules() if isinstance(m, kinds)]
+        with torch.no_grad():
+            model(image)
+        for hook in hooks:
+            hook.remove()
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        last = f"{called[-1]}." if called and called[-1] else ""
+        names = [n if n in trained and n in shared and len(trained[n]) == classes else "" for n in (f"{last}weight", f"{last}bias")]
+        return cls(*names)
+
+    @property
+    def shared(self) -> bool:
+        """Whether anything of it is."""
+        return bool(self.weight or self.bias)
+
+    def rows(self, update: Mapping[str, npt.ArrayLike]) -> tuple[Numbers, Numbers]:
+        """Weight ``(classes, inputs)`` and bias ``(classes,)`` of an update; with 0 inputs, or of length 0, where it has none."""
+        bias = np.asarray(update[self.bias], np.float64) if self.bias else np.zeros(0)
+        weight = np.asarray(update[self.weight], np.float64) if self.weight else np.zeros((len(bias), 0))
+        return weight.reshape(len(weight), -1), bias
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read off the last layer's update: its bias, and its weight along one direction of unit length.
+
+    Each class's row of the weight's update is a sum of features, times how far the prediction was off. Features that are never negative
+    resemble each other, so the direction most common to public images collects what a row says, and noise only once.
+    """
+
+    head: Head
+    direction: Numbers
+
+    def of(self, update: Mapping[str, npt.ArrayLike]) -> Numbers:
+        """``(readings,)``: ``2 classes``, or ``classes`` of a layer without bias or weight."""
+        weight, bias = self.head.rows(update)
+        return np.concatenate([bias, weight @ self.direction]) if weight.shape[1] else bias
+
+    def error(self, sight: Sight, ctx: Knowledge) -> Numbers:
+        """Variance of noise, rounding (unbiased, to a grid: a sixth of its step's square) and numerics, ``(readings,)``, above 0."""
+        defence, sites = told(ctx), len(sight.sites)
+        weight, bias = self.head.rows(sight.update)
+
+        def of(name: str, values: Numbers) -> float:
+            numerics = NUMERICS**2 * float(np.square(values).mean()) + 1e-20
+            return (defence.noise / sites) ** 2 + defence.grid.get(name, 0.0) ** 2 / (6 * sites) + numerics
+
+        parts = [np.full(len(bias), of(self.head.bias, bias))] if len(bias) else []
+        if weight.shape[1]:
+            parts.append(np.full(len(weight), of(self.head.weight, weight)))
+        return np.concatenate(parts)
+
+
+def learn(head: Head, updates: list[Mapping[str, npt.ArrayLike]]) -> Reading:
+    """The reading whose direction is the first right singular vector of the rows in these updates of public images."""
+    rows = np.concatenate([head.rows(update)[0] for update in updates])
+    return Reading(head, np.linalg.svd(rows, full_matrices=False)[2][0] if rows.shape[1] else np.zeros(0))
+
+
+def updates_of(ctx: Knowledge, model: torch.nn.Module, images: Images, head: Head) -> list[Mapping[str, npt.ArrayLike]]:
+    """What each image as a batch of one makes of the last layer."""
+    found: list[Mapping[str, npt.ArrayLike]] = []
+    for image, target in zip(torch.from_numpy(images.images), torch.from_numpy(images.targets), strict=True):
+        made = ctx.expected(model, image[None], target[None])
+        found.append({name: made[name].detach().numpy() for name in (head.weight, head.bias) if name})
+    return found
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """``count`` images are in a sum, each with ``weight`` times the update it would make alone; ``own`` of them are the watched site's."""
+
+    weight: float
+    count: int
+    own: int
+
+    @classmethod
+    def of(cls, sight: Sight, ctx: Knowledge) -> Mixture:
+        """Sites weigh the same and make their steps alike; several images of a site count as if each were alone (first order)."""
+        defence, training, sites = told(ctx), ctx.training, len(sight.sites)
+        # A public divisor stands in the update of a single image already; without one a step is a mean over its batch.
+        batch = 1 if defence.clips == "example" and defence.clip is not None and defence.divisor else training.batch
+        own = training.batch * training.steps
+        return cls(1.0 / (sites * batch * training.steps), sites * own, own)
+
+
+def told(ctx: Knowledge) -> Defence:
+    """What the attack is told of the defence."""
+    return ctx.defence if ctx.adaptive else Defence()
+
+
+def spread(images: Images, count: int) -> Images:
+    """At most ``count`` of them, evenly spread over the list, which may be sorted by site."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
+    return Images(images.images[chosen], images.targets[chosen])
