@@ -43,13 +43,14 @@ def expected_update(
     """
     start = {n: p.detach().clone().requires_grad_(True) for n, p in model.named_parameters() if p.requires_grad}
     frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-    at: Tensors = dict(start)
+    # Summed by itself: the difference of weights would be rounded as coarsely as they are, and a sure network's gradient lost.
+    update: Tensors = {}
     for step in range(training.steps):
         first = (step * training.batch) % len(images)
         chosen = slice(first, first + training.batch)
+        at = {n: p + update[n] if update else p for n, p in start.items()}
         made = _gradient(model, loss, {**at, **frozen}, list(start), images[chosen], targets[chosen], defence)
-        at = {n: at[n] - training.learning_rate * made[n] for n in start}
-    update = {n: at[n] - start[n] for n in start}
+        update = {n: (update[n] if update else 0.0) - training.learning_rate * made[n] for n in start}
     if defence.clips == "update" and defence.clip is not None:
         factor = _factor(update, defence.clip)
         update = {n: factor * u for n, u in update.items()}

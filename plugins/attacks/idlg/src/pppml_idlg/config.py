@@ -1,0 +1,57 @@
+"""Settings of the four attacks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pppml_core import ComponentConfig
+
+Rule = Literal["auto", "row-sum", "bias", "matched-filter"]
+
+_IMAGES = "distinct images behind one site's update; default: local steps times batch size"
+_MOST = "images behind the whole sum above which the attack does not apply"
+_SECONDS = "wall-clock limit of one answer, beside the one it is called with; default: none of its own"
+
+
+class _Common(ComponentConfig):
+    images: int | None = Field(None, ge=1, description=_IMAGES)
+    most_images: int = Field(64, ge=1, description=_MOST)
+    seconds: float | None = Field(None, gt=0, description=_SECONDS)
+
+
+class DlgConfig(_Common):
+    """`dlg`: image and soft label jointly, L-BFGS without line search."""
+
+    steps: int = Field(300, ge=1, description="outer steps of L-BFGS, each of at most 20 inner ones")
+
+
+class IdlgPublishedConfig(_Common):
+    """`idlg-published`: label by the sign rule, then the image, L-BFGS without line search."""
+
+    steps: int = Field(300, ge=1, description="outer steps of L-BFGS, each of at most 20 inner ones")
+
+
+class IdlgConfig(_Common):
+    """`idlg`: normalized objective, box constraint, strong Wolfe, restarts, defence inside the loss."""
+
+    steps: int = Field(300, ge=1, description="outer steps of L-BFGS in all, over all restarts, each of at most 20 inner ones")
+    restarts: int = Field(3, ge=1, description="starting points; after `trial` steps each, the one of least loss goes on")
+    trial: int = Field(2, ge=1, description="outer steps of each starting point before one is chosen")
+    read_error: bool = Field(True, description="read the network's error from the last bias where it is exact: one image, no noise")
+    smooth: float = Field(1.0, ge=0, description="weight of the smoothness prior under noise, 1 as public images have it; 0: none")
+    double: bool = Field(True, description="compute in float64, which saturated networks need; float32 takes about half the time")
+    rule: Rule = Field("auto", description="of label inference; auto: matched filter under noise, else the bias, else row sums")
+
+
+class InvertingGradientsConfig(_Common):
+    """`inverting-gradients`: cosine distance and total variation, signed Adam."""
+
+    steps: int = Field(4800, ge=8, description="steps of Adam of each restart")
+    restarts: int = Field(1, ge=1, description="starting points; the answer of least loss is kept")
+    rate: float = Field(
+        0.1, gt=0, description="learning rate, in widths of the pixel range; divided by 10 at 3/8, 5/8 and 7/8 of the steps"
+    )
+    smooth: float = Field(0.1, ge=0, description="weight of total variation (mean absolute difference of neighbours)")
+    rule: Rule = Field("auto", description="of label inference; auto: matched filter under noise, else the bias, else row sums")
