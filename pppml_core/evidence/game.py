@@ -35,8 +35,8 @@ class Game:
     """How a game ended.
 
     Args:
-        result: ``told_apart``: the messages give their world away; ``no_better_than_guessing``: one half lies in the interval, and the key holder
-            could tell; ``inconclusive``: nothing was found, and no key holder showed that there was anything to find.
+        result: ``told_apart``: the messages give their world away; ``no_better_than_guessing``: one half lies in the interval, and the key
+            holder could tell; ``inconclusive``: nothing was found, and no key holder showed that there was anything to find.
         accuracy: share of the tested messages whose world was named right, with the exact interval of Clopper and Pearson.
         told_by: the statistic that did best while learning: ``length``, ``repeats``, ``byte counts`` or ``positions``.
         key_holder: the same with the key; None where none played.

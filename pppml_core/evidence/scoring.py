@@ -165,7 +165,10 @@ def _nothing(answers: Answer, truth: Truth, knowledge: Knowledge) -> Any:
 def _measured(kind: Answer, guess: Guess, truth: Truth, knowledge: Knowledge) -> Metrics:
     """What is measured of this kind of answer alone, without comparing it with blind guesses."""
     if kind == "images":
-        return _pictures(_unit(guess["images"], knowledge), truth, knowledge)
+        given, wanted = np.asarray(guess["images"]), truth.images.images.shape[1:]
+        if given.shape[1:] != wanted:
+            raise PppmlError(f"reconstructions of shape {given.shape} for images of shape {wanted}", place="scoring of images")
+        return _pictures(_unit(given, knowledge), truth, knowledge)
     if kind == "labels":
         return measures.named(guess.get("labels"), guess.get("counts"), labels_of(truth.images), len(knowledge.spec.classes))
     if kind == "area":
