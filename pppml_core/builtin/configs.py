@@ -56,3 +56,11 @@ class TinyNetConfig(ComponentConfig):
 
     width: int = Field(8, ge=1, le=2048, description="channels of the first convolution; the second has twice as many")
     norm: Literal["group", "batch"] = Field("group", description="normalization after the first convolution")
+
+
+class DistinguishConfig(ComponentConfig):
+    """`distinguish`: whether the messages of a secure sum tell who gave what."""
+
+    sums: int = Field(200, ge=200, le=100_000, description="sums that are held; half are learned from, half are tested")
+    length: int = Field(64, ge=1, le=1_000_000, description="numbers of each site in a sum")
+    seed: int = Field(0, ge=0, description="of the coins that choose the worlds; keys and masks are the operating system's")

@@ -45,6 +45,19 @@ def pppml_privacy_mechanisms() -> Sequence[Component]:
 
 
 @hookimpl
+def pppml_attacks() -> Sequence[Component]:
+    """``distinguish``."""
+    return [
+        Component(
+            "distinguish",
+            configs.DistinguishConfig,
+            "pppml_core.builtin.distinguish:Distinguish",
+            "whether the messages of a secure sum tell which of two sites gave what; all keys together as control",
+        )
+    ]
+
+
+@hookimpl
 def pppml_tasks() -> Sequence[Component]:
     """``tiny``."""
     return [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.evidence.guesses import blind_images
+from pppml_core.evidence.guesses import blind_images, labels_of
 from pppml_core.evidence.images import matched, to_unit
 from pppml_core.federation.files import write_atomic
 
@@ -48,7 +48,7 @@ def panels(picture: Picture) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.ND
     original, guess, public = (
         to_unit(x, picture.low, picture.high) for x in (picture.original.images, picture.guess, picture.public.images)
     )
-    blind = np.concatenate(list(blind_images(public, picture.public.targets, picture.original.targets).values()))
+    blind = np.concatenate(list(blind_images(public, labels_of(picture.public), labels_of(picture.original)).values()))
     nearest = blind[int(((blind - original) ** 2).reshape(len(blind), -1).mean(axis=1).argmin())]
     place, _ = matched(guess, original)
     made = guess[int(place[0])] if len(guess) else np.full_like(original[0], 0.5)
