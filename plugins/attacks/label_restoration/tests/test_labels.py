@@ -93,6 +93,31 @@ def test_one_image_through_clip_and_noise(classifier, images):
     assert right >= bias + 3
 
 
+def test_a_whole_update_is_clipped(classifier, images):
+    """Eight gradients are clipped together, to a hundredth; each alone would be clipped less. Fixed seeds."""
+    world, generator = classifier(8), np.random.default_rng(8)
+    ctx = world.knowledge(images(generator, np.arange(80) % 4), defence=Defence("clip-only", 0.01, "update"))
+    got = []
+    for labels in drawn(generator, 8, 4):
+        update = world.update(images(generator, labels))
+        norm = np.sqrt(sum(np.square(u).sum() for u in update.values()))
+        assert norm > 0.05
+        view = world.view([{n: u * 0.01 / norm for n, u in update.items()}])
+        got.append(accuracy(guess(view, ctx)["counts"], np.bincount(labels, minlength=4)))
+    assert np.mean(got) >= 0.85
+
+
+def test_recorded_rounds_are_read_as_first_order(classifier, images):
+    """Ten small steps on batches of 8: counts of all 80 images, as one site's. Fixed seed."""
+    world, generator = classifier(9), np.random.default_rng(9)
+    ctx = world.knowledge(images(generator, np.arange(80) % 4), Training(0.01, 10, 8, exact=False))
+    labels = np.repeat([0, 1, 2, 3], [40, 20, 20, 0])
+    update = {n: 10 * u for n, u in world.update(images(generator, labels), 0.01).items()}
+    found = guess(world.view([update]), ctx)
+    assert found["counts"].sum() == pytest.approx(80)
+    assert accuracy(found["counts"], np.bincount(labels, minlength=4)) >= 0.9
+
+
 def test_a_sum_of_sites_gives_the_cohort_away(classifier, images):
     world, generator = classifier(3), np.random.default_rng(3)
     ctx = world.knowledge(images(generator, np.arange(80) % 4))

@@ -8,7 +8,7 @@ weights, other losses and the defence's clip are in it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ import torch
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Images, Knowledge, Reconstruction, Sight
 from pppml_label_restoration.config import LabelRestorationConfig, LesionAreaConfig
 from pppml_label_restoration.counts import Numbers, classes_of, posterior_counts, two_stages, whole
-from pppml_label_restoration.head import Head, Mixture, Reading, learn, spread, updates_of
+from pppml_label_restoration.head import Head, Mixture, Reading, learn, spread, unit, updates_of
+
+#: steps on public images by which is measured what a batch adds up to.
+BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,35 @@ class _Read:
         assert sight is not None
         model, images = ctx.model(view.last), spread(ctx.public, public)
         head = Head.of(model, torch.from_numpy(images.images[:1]), len(ctx.spec.classes), sight.update)
-        updates = updates_of(ctx, model, images, head)
+        updates = updates_of(unit(ctx), model, images, head)
         reading = learn(head, updates)
         readings = np.stack([reading.of(update) for update in updates])
-        return cls(sight, model, reading, reading.of(sight.update), images, readings, updates, Mixture.of(sight, ctx))
+        mixture = Mixture.of(sight, ctx)
+        mixture = replace(mixture, weight=mixture.weight * _together(ctx, model, images, reading, readings, mixture))
+        return cls(sight, model, reading, reading.of(sight.update), images, readings, updates, mixture)
 
     def scope(self) -> str:
         """Of whom the answer speaks."""
         sites = len(self.sight.sites)
         return "the watched site" if sites == 1 else f"all {sites} sites of the sum together; of the watched one, their mean"
+
+
+def _together(ctx: Knowledge, model: torch.nn.Module, images: Images, reading: Reading, readings: Numbers, mixture: Mixture) -> float:
+    """How much a site's images add up to, of what each would add alone: below 1 where the whole update is clipped, or after many steps.
+
+    From steps on batches of public images; 1 for recorded rounds, whose steps are too many to try.
+    """
+    size, alone = mixture.own, mixture.weight * mixture.count / mixture.own
+    if size == 1 or not ctx.training.exact:
+        return 1.0
+    generator, made, added = np.random.default_rng(ctx.seed), 0.0, 0.0
+    for _ in range(BATCHES):
+        chosen = generator.choice(len(images), size, replace=size > len(images))
+        step = ctx.expected(model, torch.from_numpy(images.images[chosen]), torch.from_numpy(images.targets[chosen]))
+        together = reading.of({name: step[name].detach().numpy() for name in (reading.head.weight, reading.head.bias) if name})
+        apart = alone * readings[chosen].sum(axis=0)
+        made, added = made + float(together @ apart), added + float(apart @ apart)
+    return made / added if made > 0 else 1.0
 
 
 def _misfit(attack: Attack, view: AdversaryView, ctx: Knowledge) -> str:
@@ -120,8 +143,8 @@ class LabelRestoration(Attack):
             others = [public[labels != c, c].mean() if (labels != c).any() else 0.0 for c in range(classes)]
             offset, factor = read.mixture.weight * count * np.array(others), 1 + 1 / classes
         impact = float(seen[seen < 0].sum()) / count * factor
-        found: Numbers | None = two_stages(seen, count, impact, offset)
-        return np.bincount(labels, minlength=classes) * (count / len(labels)) if found is None else found
+        found = two_stages(seen, count, impact, offset)
+        return np.asarray(np.bincount(labels, minlength=classes) * (count / len(labels)) if found is None else found)
 
 
 def _relabelled(read: _Read, ctx: Knowledge, missing: list[int], classes: int) -> tuple[Numbers, int]:
@@ -129,7 +152,7 @@ def _relabelled(read: _Read, ctx: Knowledge, missing: list[int], classes: int) -
     found, few = np.zeros((classes, read.readings.shape[1])), spread(read.public, 16)
     for c in missing:
         images = Images(few.images, np.full_like(few.targets, c))
-        found[c] = np.mean([read.reading.of(u) for u in updates_of(ctx, read.model, images, read.reading.head)], axis=0)
+        found[c] = np.mean([read.reading.of(u) for u in updates_of(unit(ctx), read.model, images, read.reading.head)], axis=0)
     return found, len(missing) * len(few)
 
 

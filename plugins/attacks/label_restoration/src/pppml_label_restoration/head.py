@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,13 @@ class Mixture:
         # A public divisor stands in the update of a single image already; without one a step is a mean over its batch.
         batch = 1 if defence.clips == "example" and defence.clip is not None and defence.divisor else training.batch
         own = training.batch * training.steps
-        return cls(1.0 / (sites * batch * training.steps), sites * own, own)
+        # A batch of one image is stepped upon in every step, an image of the batch in one.
+        return cls(1.0 / (sites * batch * unit(ctx).training.steps), sites * own, own)
+
+
+def unit(ctx: Knowledge) -> Knowledge:
+    """Under which the update of a single image is computed: of recorded rounds with one step, as theirs are too many."""
+    return ctx if ctx.training.exact else replace(ctx, training=replace(ctx.training, steps=1))
 
 
 def told(ctx: Knowledge) -> Defence:
