@@ -1,4 +1,4 @@
-"""A site's own policy: checked against a round's announced terms before any plugin code sees them.
+"""A site's own policy: checked against a round's announced terms, and the weights it begins with, before any plugin code sees them.
 
 It is held in the site's home as ``policy.yaml``, a map of the settings of :class:`Policy`; without the file the defaults hold.
 """
@@ -21,7 +21,10 @@ POLICY_FILE = "policy.yaml"
 
 
 class Policy(BaseModel):
-    """What a site insists on, held locally; the server cannot change it. The defaults accept everything a configuration may say."""
+    """What a site insists on, held locally; the server cannot change it.
+
+    The defaults accept everything a configuration may say, and no weights that look made to read images.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,6 +38,7 @@ class Policy(BaseModel):
     )
     min_honest: int = Field(2, ge=2, description="fewest sites besides those whose updates must be mixed")
     min_degree: int = Field(2, ge=1, description="fewest neighbours on a sparse graph of masks")
+    vet_weights: bool = Field(True, description="whether weights are refused that no training makes, but a server that reads images does")
     record_secrets: bool = Field(
         False, description="whether this site's keys and updates may be written down for experiments (run.transcript: secrets)"
     )

@@ -26,6 +26,7 @@ from pppml_core.federation.session_side import SessionSide
 from pppml_core.federation.store import SiteStore, sites_digest
 from pppml_core.federation.terms import RELEASED, about_scores, binding, binding_of_sum, check_request, lasting, promises
 from pppml_core.federation.trainer import Trainer
+from pppml_core.federation.vetting import suspicious
 from pppml_core.interfaces.engine import Job
 from pppml_core.learning.arrays import to_numpy
 from pppml_core.randomness import entropy
@@ -60,6 +61,7 @@ class SiteHost:
         self.clock: dict[str, float] = {}
         #: the newest models by hash, shared by the sites of this process.
         self.models: dict[bytes, Mapping[str, npt.NDArray[Any]]] = {}
+        self._suspicions: dict[bytes, list[str]] = {}
         self.privacy = self.assembly.mechanism.plan(self.assembly.privacy_setting(job.sizes))
         shared = self.assembly.config.run.metrics
         self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(self.assembly.spec, job.sites, shared)))
@@ -77,6 +79,13 @@ class SiteHost:
         self.models.setdefault(sha256, weights)
         for old in list(self.models)[:-2]:
             del self.models[old]
+            self._suspicions.pop(old, None)
+
+    def suspicions(self, sha256: bytes) -> list[str]:
+        """What does not look like a trained network in a model that is held; looked at once for all sites of this process."""
+        if sha256 not in self._suspicions:
+            self._suspicions[sha256] = suspicious(self.models[sha256], to_numpy(self.assembly.initial_weights))
+        return self._suspicions[sha256]
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,7 @@ class Site:
             raise WireError(f"round {message.round}, attempt {message.attempt} is not open at this site", place=self.name)
 
     def _model(self, message: Message) -> Mapping[str, npt.NDArray[Any]] | None:
-        """The weights a message speaks of: sent along, or already here. Their hash, names and shapes are checked."""
+        """The weights a message speaks of: sent along, or already here. Their hash, names, shapes and (by policy) values are checked."""
         sha256 = message.body["sha256"]
         # Whoever shares this process may have taken in this very model, checked against this very hash.
         if "weights" in message.body and sha256 not in self._host.models:
@@ -244,6 +253,11 @@ class Site:
             if {n: (a.shape, a.dtype) for n, a in weights.items()} != {n: (a.shape, a.dtype) for n, a in expected.items()}:
                 raise InconsistentModel("the model has other tensors than this site's configuration", place=self.name)
             self._host.keep_model(sha256, weights)
+        # Not only when it arrives: another site of this process, with another policy, may have taken it in.
+        if self._policy.vet_weights and sha256 in self._host.models and (found := self._host.suspicions(sha256)):
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            hint = "if it is honest, lower the learning rate, or set vet_weights: false in policy.yaml"
+            raise PolicyRefusal(f"vet_weights: {found[0]}{more}", place=self.name, hint=hint)
         return self._host.models.get(sha256)
 
     def _pipeline(self, terms: Mapping[str, Any]) -> Pipeline | None:

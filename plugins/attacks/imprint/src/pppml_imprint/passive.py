@@ -56,7 +56,7 @@ def together(rows: Rows, chosen: npt.NDArray[np.bool_]) -> Numbers:
     scale = direction[-1] * rows.bias_error
     if scale == 0.0:
         return np.zeros((0, values.shape[1] - 1))
-    return (direction[:-1] * rows.weight_error / scale)[None]
+    return np.asarray(direction[:-1] * rows.weight_error / scale)[None]
 
 
 def _agreeing(ratios: Numbers, tolerance: Numbers) -> list[npt.NDArray[np.int64]]:

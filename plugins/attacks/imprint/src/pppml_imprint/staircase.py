@@ -6,7 +6,8 @@ which are then lost). Fowl et al. 2022 take neighbouring rows alone, which is th
 
 With an error of standard deviation ``s`` on each coordinate, an image with the factor ``c`` between steps of ``a`` and ``b`` rows is read
 with a mean squared error of ``s^2 (1/a + 1/b) / c^2`` a pixel. One image alone, whose gradient of norm ``C`` (the clip) lies in ``a``
-rows of this layer, has ``a c^2 (|x|^2 + 1) = C^2``: ``s^2 (|x|^2 + 1) / C^2``, whatever the number of rows. The error of the factor adds up to ``mean(x^2)`` times as much along ``x``.
+rows of this layer, has ``a c^2 (|x|^2 + 1) = C^2``: ``s^2 (|x|^2 + 1) / C^2``, whatever the number of rows. The error of its factor adds
+up to ``mean(x^2)`` times as much, along ``x``.
 """
 
 from __future__ import annotations
