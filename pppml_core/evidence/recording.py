@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,20 @@ class Recording:
         """
         wanted = set(kinds)
         return [self._passage(hop) for hop in self._hops if hop.round == round and (not wanted or hop.kind in wanted)]
+
+    def model(self, sha256: bytes) -> Mapping[str, Any]:
+        """The model of this hash; empty where no message carried it. Each is sent once: before a round, or to be scored after one."""
+        for hop in self._hops:
+            if bytes(sha256) in self._models:
+                break
+            if hop.kind in ("open", "evaluate"):
+                self._passage(hop)
+        return self._models.get(bytes(sha256), {})
+
+    def weights_before(self, round: int) -> Mapping[str, Any]:
+        """The shared weights that a round began with; empty where it was not held."""
+        opened = next((hop for hop in self._hops if hop.round == round and hop.kind == "open"), None)
+        return {} if opened is None else self.model(self._passage(opened).message.body["sha256"])
 
     def _passage(self, hop: Hop) -> Passage:
         message = decode_message(read_payload(self._folder, hop.sha256))

@@ -121,16 +121,18 @@ def seen_of(
         averaged = (summed.survivors, float(flat_of_total(pipeline, summed.total)[-1]) * pipeline.max_weight)
         if vantage.server and SERVER in (*session.guarantees.sees_sum, *session.guarantees.sees_update):
             known.append((frozenset(summed.survivors), flat_of_total(pipeline, summed.total)))
+    step: Known | None = None
     modelled = vantage.public or bool(members) or any(SERVER in link for link in vantage.links)
     if modelled and adds and averaged is not None and averaged[0] and weights and after:
-        known.append((frozenset(averaged[0]), flat_of_step(pipeline, weights, after, averaged[1])))
-    order = tuple(dict.fromkeys((*cohort, *(site for sites, _ in known for site in sorted(sites)))))
+        step = (frozenset(averaged[0]), flat_of_step(pipeline, weights, after, averaged[1]))
+    every = [site for sites, _ in (*known, *([step] if step else [])) for site in sorted(sites)]
+    order = tuple(dict.fromkeys((*cohort, *every)))
     return Seen(
         round=round,
         weights=weights if modelled else {},
         after=after if modelled else {},
         cohort=cohort,
-        sights=sights_of(pipeline, known, members, contributions, order),
+        sights=sights_of(pipeline, known, members, contributions, order, step),
         messages=tuple(heard),
         secrets={m: states[m] for m in members if states.get(m)},
     )

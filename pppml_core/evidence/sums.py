@@ -40,8 +40,9 @@ def sights_of(
     pipeline: Pipeline,
     known: Iterable[Known],
     members: Collection[str],
-    contributions: Mapping[str, npt.NDArray[np.generic]],
+    contributions: Mapping[str, npt.NDArray[Any]],
     order: Sequence[str],
+    rough: Known | None = None,
 ) -> tuple[Sight, ...]:
     """All sums over others than ``members`` that follow from the ``known`` ones, smallest first.
 
@@ -51,6 +52,7 @@ def sights_of(
         members: of the coalition; what is theirs is subtracted.
         contributions: site -> what it put into the sum, as the session has it; only the members' are looked at.
         order: of the sites in a sight.
+        rough: one more, less exact, which is passed over where it follows from the others.
 
     Raises ConfigError where a member's own contribution is needed and missing.
     """
@@ -58,50 +60,79 @@ def sights_of(
     for sites, flat in known:
         rest = sites.difference(members)
         if rest and rest not in sums:
-            for member in sorted(sites & set(members)):
-                if member not in contributions:
-                    hint = "run with `run.transcript: secrets`"
-                    raise ConfigError(f"what {member} itself added to the sum was not recorded", place="vantage", hint=hint)
-                flat = flat - flat_of_total(pipeline, contributions[member])
-            sums[rest] = flat
+            sums[rest] = _without(pipeline, sites & set(members), flat, contributions)
     held = list(sums.items())
+    if rough is not None and (rest := rough[0].difference(members)) and rest not in sums:
+        factors = combination([sites for sites, _ in held], rest, order)
+        if factors is None:
+            held.append((rest, _without(pipeline, rough[0] & set(members), rough[1], contributions)))
+            sums[rest] = held[-1][1]
+        else:
+            sums[rest] = _combined(held, factors)
     for sites, factors in eliminated([sites for sites, _ in held], order).items():
         if sites not in sums:
-            sums[sites] = np.sum([float(factor) * held[i][1] for i, factor in factors.items()], axis=0)
+            sums[sites] = _combined(held, factors)
     found = [_sight(pipeline, [site for site in order if site in sites], flat) for sites, flat in sums.items()]
     return tuple(sorted((sight for sight in found if sight is not None), key=lambda sight: len(sight.sites)))
 
 
-def eliminated(sets: Sequence[frozenset[str]], order: Sequence[str]) -> dict[frozenset[str], dict[int, Fraction]]:
-    """Gauss-Jordan elimination of sums over sets of sites: which sums over other sets follow, and with which factors.
+def eliminated(sets: Sequence[frozenset[str]], order: Sequence[str]) -> dict[frozenset[str], Factors]:
+    """Which sums over other sets of sites follow from sums over these, and with which factors: ``{set: {index in sets: factor}}``.
 
-    Only plain sums, in which each site is once or not at all; ``{set: {index in sets: factor}}``.
+    By Gauss-Jordan elimination; only plain sums, in which each site is once or not at all. Every site that can be singled out is.
     """
-    rows = [([Fraction(site in one) for site in order], {i: Fraction(1)}) for i, one in enumerate(sets)]
-    done = 0
+    return {
+        frozenset(site for site, inside in zip(order, row, strict=True) if inside): factors
+        for _, (row, factors) in _reduced(sets, order)
+        if set(row) <= {0, 1}
+    }
+
+
+def combination(sets: Sequence[frozenset[str]], wanted: frozenset[str], order: Sequence[str]) -> Factors | None:
+    """Factors with which sums over ``sets`` make the one over ``wanted``; None: it does not follow from them."""
+    left: _Row = ([Fraction(site in wanted) for site in order], {})
+    for pivot, row in _reduced(sets, order):
+        left = _plus(left, row, -left[0][pivot])
+    return None if any(left[0]) else {i: -factor for i, factor in left[1].items()}
+
+
+Factors = dict[int, Fraction]
+_Row = tuple[list[Fraction], Factors]
+
+
+def _reduced(sets: Sequence[frozenset[str]], order: Sequence[str]) -> list[tuple[int, _Row]]:
+    """The reduced rows of the matrix of which site is in which set, each with its pivot column and the factors that make it."""
+    rows: list[_Row] = [([Fraction(site in one) for site in order], {i: Fraction(1)}) for i, one in enumerate(sets)]
+    pivots: list[int] = []
     for column in range(len(order)):
-        pivot = next((r for r in range(done, len(rows)) if rows[r][0][column]), None)
-        if pivot is None:
+        done = len(pivots)
+        found = next((r for r in range(done, len(rows)) if rows[r][0][column]), None)
+        if found is None:
             continue
-        rows[done], rows[pivot] = rows[pivot], rows[done]
+        rows[done], rows[found] = rows[found], rows[done]
         rows[done] = _plus(([Fraction(0)] * len(order), {}), rows[done], 1 / rows[done][0][column])
-        for r in range(len(rows)):
-            if r != done and rows[r][0][column]:
-                rows[r] = _plus(rows[r], rows[done], -rows[r][0][column])
-        done += 1
-    out = {}
-    for row, factors in rows[:done]:
-        if set(row) <= {0, 1}:
-            out[frozenset(site for site, inside in zip(order, row, strict=True) if inside)] = factors
-    return out
-
-
-_Row = tuple[list[Fraction], dict[int, Fraction]]
+        rows = [_plus(row, rows[done], -row[0][column]) if r != done and row[0][column] else row for r, row in enumerate(rows)]
+        pivots.append(column)
+    return list(zip(pivots, rows, strict=False))
 
 
 def _plus(row: _Row, other: _Row, factor: Fraction) -> _Row:
     factors = {i: row[1].get(i, Fraction(0)) + factor * other[1].get(i, Fraction(0)) for i in row[1].keys() | other[1].keys()}
     return [a + factor * b for a, b in zip(row[0], other[0], strict=True)], {i: f for i, f in factors.items() if f}
+
+
+def _without(pipeline: Pipeline, own: Collection[str], flat: Flat, contributions: Mapping[str, npt.NDArray[Any]]) -> Flat:
+    for member in sorted(own):
+        if member not in contributions:
+            text = f"what {member} itself added to the sum was not recorded"
+            raise ConfigError(text, place="vantage", hint="run with `run.transcript: secrets`")
+        flat = flat - flat_of_total(pipeline, contributions[member])
+    return flat
+
+
+def _combined(held: Sequence[Known], factors: Factors) -> Flat:
+    total: Flat = np.sum([float(factor) * held[i][1] for i, factor in sorted(factors.items())], axis=0)
+    return total
 
 
 def _sight(pipeline: Pipeline, sites: Sequence[str], flat: Flat) -> Sight | None:

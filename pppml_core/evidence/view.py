@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pppml_core.errors import ConfigError
@@ -19,7 +18,6 @@ from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import Pipeline, levels_of, rounded_weight
 from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.secret_record import SECRETS, SecretRecord
-from pppml_core.interfaces.aggregation import Sum
 from pppml_core.interfaces.attack import AdversaryView, Arrays, Seen, Vantage
 from pppml_core.wire.messages import SERVER
 
@@ -61,8 +59,7 @@ class _Run:
         self.held: int = 0 if found is None else found[0]
         self._state: Mapping[str, Any] = {} if found is None else found[1]["server"]
         self._adds = adds_plainly(parts)
-        #: hash -> model; and the hashes of models that passed through the hands of whoever looks.
-        self._models: dict[bytes, Arrays] = {}
+        #: hashes of models that passed through the hands of whoever looks.
         self._told: set[bytes] = set()
         self._read = 0
 
@@ -85,17 +82,14 @@ class _Run:
             raise ConfigError(text, place="round", hint="look at another round")
         announced = opened[max(numbers or opened)]
         terms, cohort = announced["terms"], tuple(announced["terms"]["cohort"])
-        weights, after = self._weights(vantage, members, announced["sha256"]), self._after(vantage, members, round, passages)
+        weights, after = self._weights(vantage, announced["sha256"]), self._after(vantage, round, passages)
         if not numbers:  # nothing was summed
             return Seen(round, weights, after, cohort, (), tuple(heard_by(vantage, members, passages)))
         pipeline = self.parts.pipeline(round, tuple(terms["ranges"]), terms["max_weight"], self._privacy)
         attempts = [self._attempt(round, number, opened[number]["terms"]["cohort"], members, pipeline) for number in numbers]
-        contributions = {s: values for s in self._sizes if (values := self._record(s).contribution(round)) is not None}
+        # Of the members alone: no other party's secrets are so much as read.
+        contributions = {m: values for m in members if (values := self._record(m).contribution(round)) is not None}
         survivors = tuple(self._state["survivors"].get(str(round), ()))
-        summed = None
-        if survivors and set(survivors) <= set(contributions):
-            wide = np.float64 if pipeline.real else np.int64
-            summed = Sum(np.sum([contributions[s] for s in survivors], axis=0, dtype=wide), survivors)
         return seen_of(
             vantage,
             passages,
@@ -107,7 +101,7 @@ class _Run:
             cohort=cohort,
             states=attempts[-1].states,
             contributions=contributions,
-            summed=summed,
+            summed=None,
             averaged=(survivors, sum(self._weight(pipeline, site) for site in survivors)),
             adds=self._adds,
             earlier=attempts[:-1],
@@ -131,23 +125,20 @@ class _Run:
         """Take in the messages up to that round that speak of a model; it is sent but once to each site."""
         for round in range(self._read + 1, until + 1):
             spoken = self.recording.passages(round=round, kinds=("open", "evaluate"))
-            for passage in spoken:
-                if "weights" in passage.message.body:
-                    self._models.setdefault(bytes(passage.message.body["sha256"]), passage.message.body["weights"])
             self._told |= {bytes(m.body["sha256"]) for m in heard_by(vantage, members, spoken) if "sha256" in m.body}
         self._read = max(self._read, until)
 
-    def _weights(self, vantage: Vantage, members: Sequence[str], sha256: bytes) -> Arrays:
+    def _weights(self, vantage: Vantage, sha256: bytes) -> Arrays:
         """A model by its hash; empty where nobody told this adversary."""
-        return self._models.get(bytes(sha256), {}) if vantage.public or bytes(sha256) in self._told else {}
+        return self.recording.model(sha256) if vantage.public or bytes(sha256) in self._told else {}
 
-    def _after(self, vantage: Vantage, members: Sequence[str], round: int, passages: Sequence[Passage]) -> Arrays:
+    def _after(self, vantage: Vantage, round: int, passages: Sequence[Passage]) -> Arrays:
         """The model after a round: what the next one begins with, or what was scored after it, or of the last one the checkpoint's."""
         following = self.recording.passages(round=round + 1, kinds=("open",))
         scored = [p for p in passages if p.message.kind == "evaluate" and p.message.body["state"] == round]
         for passage in (*following, *scored):
             if "sha256" in passage.message.body:
-                return self._weights(vantage, members, passage.message.body["sha256"])
+                return self._weights(vantage, passage.message.body["sha256"])
         return self._state["weights"] if round == self.held and (vantage.public or vantage.server) else {}
 
 
