@@ -6,11 +6,11 @@ No attacker who has this view, this gallery and the same model of the rest picks
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Defence, Knowledge, Reconstruction, Seen, Sight
+from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Defence, Images, Knowledge, Reconstruction, Seen, Sight
 from pppml_gallery.config import GalleryConfig
 from pppml_gallery.likelihood import Likelihood, Numbers, others_like
 from pppml_gallery.updates import flat, in_batches, of_each, of_model, spread
@@ -48,15 +48,17 @@ class Gallery(Attack):
             sight = seen.of(ctx.site)
             if sight is None or not seen.weights or (rounds and time.perf_counter() - began > budget.seconds):
                 continue
-            found, used = self._round(seen, sight, ctx)
+            found, used = self._round(seen, sight, ctx, ctx.candidates)
             scores, evaluations, rounds = scores + found, evaluations + used, rounds + 1
         effort = {"evaluations": evaluations, "rounds": rounds, "seconds": time.perf_counter() - began, "loss": float(-scores.max())}
         return Reconstruction({"candidate": scores}, effort)
 
-    def _round(self, seen: Seen, sight: Sight, ctx: Knowledge) -> tuple[Numbers, int]:
+    def _round(self, seen: Seen, sight: Sight, ctx: Knowledge, candidates: Images) -> tuple[Numbers, int]:
         """Scores of one round, and how many updates were computed for it."""
-        assert ctx.candidates is not None
         model = ctx.model(seen)
+        if not ctx.training.exact:
+            # Many steps on one image are not what a recorded round did with it.
+            ctx = replace(ctx, training=replace(ctx.training, steps=1))
         names = of_model(model, sight)
         observed = flat(sight.update, names)
         mixture = Mixture.of(sight, ctx)
@@ -64,12 +66,12 @@ class Gallery(Attack):
         held = np.stack(list(of_each(ctx, model, spread(ctx.public, self.config.public, len(observed)), names))) if known else None
         if not ctx.training.exact:
             assert held is not None
-            found = [batch @ observed for batch in in_batches(ctx, model, ctx.candidates, names)]
-            return against(held @ observed, np.concatenate(found)), len(ctx.candidates) + len(held)
+            found = [batch @ observed for batch in in_batches(ctx, model, candidates, names)]
+            return against(held @ observed, np.concatenate(found)), len(candidates) + len(held)
         others = None if held is None else others_like(held, shrink=self.config.others == "shrunk")
         likelihood = Likelihood(observed, mixture.weight, error_variance(sight, ctx, names), others, mixture.unknown)
-        found = [likelihood.of(batch) for batch in in_batches(ctx, model, ctx.candidates, names)]
-        return np.concatenate(found), len(ctx.candidates) + (0 if held is None else len(held))
+        found = [likelihood.of(batch) for batch in in_batches(ctx, model, candidates, names)]
+        return np.concatenate(found), len(candidates) + (0 if held is None else len(held))
 
 
 @dataclass(frozen=True)
