@@ -273,6 +273,11 @@ class Run:
         """Rows of metrics.jsonl: round, site, split, weights, values."""
         return Rows(self._directory.rows("metrics.jsonl"))
 
+    @property
+    def assembly(self) -> Any:
+        """The run's components, built: a :class:`pppml_core.federation.assembly.Assembly`."""
+        return self._assembly
+
     @cached_property
     def _assembly(self) -> Any:
         from pppml_core.federation.assembly import Assembly

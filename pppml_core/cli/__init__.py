@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "Make one HTML page of one or several runs.",
     "sweep": "Run a grid of settings and seeds, and tabulate it.",
     "attack": "Attack a finished run from a named vantage.",
+    "evidence": "Attack several defences from several vantages, and report who learns what.",
     "bench": "Time the parts of a round.",
     "site": "Set up a real site: identity, trust, policy.",
     "plugins": "List what is installed, with version and state.",

@@ -21,6 +21,7 @@ from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.rundir import RunDir
 from pppml_core.interfaces.attack import AdversaryView, Attack, AttackContext, Vantage, Verdict
+from pppml_core.wire.codec import sha256_of
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -39,6 +40,14 @@ class Target:
         self.folder, self.result, self.parts, self.live = folder, result, parts, live
         self.sizes = _sizes(RunDir(folder), parts)
         self.rounds = int(result["rounds"])
+
+    def key(self, round: int | None) -> str:
+        """The same for runs whose staged rounds differ in nothing but the defence: task, network, learning rate and weights."""
+        weights = weights_before(self.folder, self.parts, self.rounds + 1 if round is None else round, self.rounds)
+        config = self.parts.config
+        about = {name: to_plain(config)[name] for name in ("task", "model", "training", "encoding")}
+        digest = sha256_of({"weights": weights, "about": json.dumps(about, sort_keys=True, default=str), "round": round or 0})
+        return digest.hex()
 
     def vantage(self, text: str) -> Vantage:
         """Who looks; see :func:`.read_vantage`."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pppml_core.component import ComponentConfig
 from pppml_core.config import resolve, to_plain
+from pppml_core.errors import ConfigError
 from pppml_core.evidence.attacker import Attacker
 from pppml_core.evidence.deciding import controls_needed
 from pppml_core.evidence.knowledge import known
@@ -164,7 +165,11 @@ class Evaluation:
 
     def _one(self, one: Found, number: int, victim: Victim, held: Staged, open_: _Once, attacker: Attacker, blind: dict[str, Any]) -> None:
         """One victim of one cell, with its controls."""
-        seen = held.seen(one.cell.vantage)
+        try:
+            seen = held.seen(one.cell.vantage)
+        except ConfigError as error:  # e.g. neighbours where there is no ring
+            one.misfit = error.message
+            return
         view = AdversaryView(one.cell.vantage, (seen,))
         sight = seen.of(self.site)
         knowledge = self._knowledge(one.attack, victim, len(sight.sites) if sight else len(held.cohort), number, self.stage, held)
