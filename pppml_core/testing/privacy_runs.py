@@ -26,7 +26,7 @@ from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.registry import Registry
 from pppml_core.testing.chances import cosine, cosine_limit, variance_interval
 from pppml_core.testing.privacy_bench import PrivacyBench, Vector
-from pppml_core.testing.privacy_doubles import IdealSum, NothingToLearn, Stops, Watching
+from pppml_core.testing.privacy_doubles import IdealSum, NothingToLearn, QuicklyScored, Stops, Watching
 from pppml_core.wire.codec import decode_message
 from pppml_core.wire.messages import SERVER
 from pppml_core.wire.transcript import read_payload, read_transcript
@@ -63,14 +63,14 @@ class PrivacyRuns(PrivacyBench):
 
     # -- helpers ------------------------------------------------------------------------------------------------------------------------
 
-    def experiment(self, *, task: type[TinyTask] = TinyTask, rounds: int = ROUNDS, **sections: Any) -> Experiment:
+    def experiment(self, *, task: type[TinyTask] = QuicklyScored, rounds: int = ROUNDS, **sections: Any) -> Experiment:
         """A run of four sites, one step a round, by FedAvg at a learning rate of 1."""
         return Experiment(
             task=task(TinyTaskConfig(sites=SITES, examples=48)),
             aggregator=IdealSum(ComponentConfig()),
             privacy=self.mechanism(),
             training={"steps": 1, "batch_size": 12, "optimizer": {"use": "sgd", "lr": 1.0}, "device": "cpu"},
-            run={"rounds": rounds, "seed": 8, "transcript": "payloads"},
+            run={"rounds": rounds, "seed": 8, "transcript": "payloads", "evaluate_every": 2},
             encoding={"range": 100.0, "bits": 24},
             registry=Registry.only(),
             **sections,

@@ -13,7 +13,7 @@ from scipy import stats
 from pppml_dp.config import DpUpdateConfig
 from pppml_dp.dp_update import DpUpdatePlan, make_update_plan, paper_sd
 
-FALSE_ALARM = 1e-6
+FALSE_ALARM = 1e-7
 PAPER = {"use": "dp-update", "preset": "paper"}
 
 

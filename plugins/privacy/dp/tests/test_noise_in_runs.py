@@ -1,7 +1,7 @@
 """The noise in what really leaves a site and in the sum that is decoded, over whole runs.
 
 Gradients are replaced by zeros, so that what moves the model is noise alone; its variance is then within an interval that a correct
-mechanism leaves with probability below 1e-6. Computing noise and throwing it away, sizing it for a mean, or losing a share would fail here.
+mechanism leaves with probability 1e-7. Computing noise and throwing it away, sizing it for a mean, or losing a share would fail here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import stats
 from pppml_core.registry import Registry
 from pppml_dp.dp_sgd import DpSgdPlan
 
-FALSE_ALARM = 1e-6
+FALSE_ALARM = 1e-7
 INSTALLED = Registry.discover()
 DP = {"use": "dp-sgd", "clip": 2.0, "epsilon": 6, "delta": 1e-5}
 
@@ -36,9 +36,9 @@ def moved(run):
     return torch.cat([(final[n].double() - first[n].double()).flatten() for n in first]).numpy()
 
 
-def assert_variance(noise, expected):
-    low, high = (stats.chi2.ppf(p, noise.size) / noise.size for p in (FALSE_ALARM / 2, 1 - FALSE_ALARM / 2))
-    assert low < np.mean(noise**2) / expected < high
+def interval(noise):
+    """Where the mean square of so many normal numbers of variance 1 lies."""
+    return (stats.chi2.ppf(p, noise.size) / noise.size for p in (FALSE_ALARM / 2, 1 - FALSE_ALARM / 2))
 
 
 def in_clips(run, privacy, survivors):
@@ -58,12 +58,11 @@ def test_the_decoded_sum_has_the_noise_of_its_survivors_and_never_less_than_is_c
     about = privacy["details"]
     assert about["honest_shares"] == 6, "of ten sites seven must survive, and one of them may collude"
     noise = in_clips(run, about, len(survivors))
-    steps = about["integer_sensitivity"]
-    share = about["share_variance"] / (steps / 1.001) ** 2  # in clips squared, to within the one percent of rounding
-    assert_variance(noise, len(survivors) * share)
-    charged = about["noise_multiplier"] ** 2
-    low = stats.chi2.ppf(FALSE_ALARM, noise.size) / noise.size
-    assert np.mean(noise**2) > charged * low
+    # The sensitivity is 1.001 clips and a step of rounding for each coordinate (L2).
+    clip = (about["integer_sensitivity"] - np.sqrt(noise.size)) / 1.001
+    low, high = interval(noise)
+    assert low < np.mean(noise**2) / (len(survivors) * about["share_variance"] / clip**2) < high
+    assert np.mean(noise**2) > about["noise_multiplier"] ** 2 * low
     assert (run.result["privacy"]["epsilon"], privacy["unit"], privacy["accountant"]) == (6, "example", "pld")
 
 
@@ -77,14 +76,14 @@ def test_local_and_server_noise_reach_the_model(experiment, no_gradients, tmp_pa
     sums = sites if placement == "local" else 1
     # The grid rounds the sensitivity up by one percent at most; the noise is sized for that.
     ratio = np.mean(noise**2) / (sums * whole)
-    low, high = (stats.chi2.ppf(p, noise.size) / noise.size for p in (FALSE_ALARM / 2, 1 - FALSE_ALARM / 2))
+    low, high = interval(noise)
     assert low < ratio < high * 1.03
 
 
 def test_two_runs_of_one_seed_have_other_noise(experiment, no_gradients, tmp_path):
     made = experiment({**DP, "placement": "local"}, run={"rounds": 1, "seed": 4})
     first, second = (moved(made.run(tmp_path / name, reporters=False, report=False)) for name in "ab")
-    assert abs(np.corrcoef(first, second)[0, 1]) < stats.norm.ppf(1 - FALSE_ALARM) / np.sqrt(first.size)
+    assert abs(np.corrcoef(first, second)[0, 1]) < stats.norm.isf(FALSE_ALARM / 2) / np.sqrt(first.size)
 
 
 def test_noise_of_different_steps_is_uncorrelated(experiment, no_gradients, tmp_path):
@@ -94,7 +93,7 @@ def test_noise_of_different_steps_is_uncorrelated(experiment, no_gradients, tmp_
     assert [json.loads(line)["round"] for line in (run.folder / "ledger.jsonl").read_text().splitlines()] == [1, 2]
     about = run.result["privacy"]["details"]
     both = in_clips(run, about, 5)
-    low, high = (stats.chi2.ppf(p, both.size) / both.size for p in (FALSE_ALARM / 2, 1 - FALSE_ALARM / 2))
+    low, high = interval(both)
     # Independent noise of two rounds adds up to twice the variance; the same noise twice would make it four times.
     assert low < np.mean(both**2) / (2 * about["noise_multiplier"] ** 2) < high * 1.03
 
