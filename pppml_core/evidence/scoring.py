@@ -28,7 +28,7 @@ __all__ = ["Metrics", "Truth", "blind_scores", "decide", "score", "summarize"]
 Rules = Mapping[str, Metrics]
 #: an image counts as redrawn below this mean squared error (20 dB), and only if ...
 REDRAWN_MSE = 1e-2
-#: ... its error is at most half (3 dB below) that of the best blind guess for this very victim.
+#: ... its error is at most half (3 dB below) that of the best blind guess for this very victim, and no look-alike fits as well.
 REDRAWN_SHARE = 0.5
 #: an update counts as decoded up to this relative error (L2), or within the scheme's own error, and only if ...
 DECODED_ERROR = 0.01
@@ -87,8 +87,9 @@ def score(answers: Answer, guess: Guess, truth: Truth, knowledge: Knowledge, bli
         ``update``: :func:`.decoded` and ``decoded``.
         And ``blind``: kind -> rule -> the same metrics of that blind guess.
 
-        ``redrawn``: the error is below 1e-2 *and* at most half of the best blind guess's for this victim: patients look alike, so a picture
-        of 25 dB may be one of nobody. With more pictures than victims, as many public images are among the blind guesses.
+        ``redrawn``: the error is below 1e-2 *and* at most half of the best blind guess's for this victim *and*, with a gallery, the victim
+        is picked by it: patients look alike, so a picture of 25 dB may be one of nobody, or of another. With more pictures than victims, as
+        many public images are among the blind guesses.
         ``decoded``: the relative error is at most 1 %, or no coordinate is off by more than the scheme's own error; and it is at most a
         tenth of the best blind guess's.
 
@@ -108,7 +109,8 @@ def score(answers: Answer, guess: Guess, truth: Truth, knowledge: Knowledge, bli
         if found["tries"] > len(truth.images) and len(several := as_many(_unit(knowledge.public.images, knowledge), found["tries"])):
             rules["images"]["as many public images"] = measures.drawn(several, _unit(truth.images.images, knowledge))
         best = np.min([b["mse"] for b in rules["images"].values() if "mse" in b], axis=0).tolist()
-        found["redrawn"] = [e < REDRAWN_MSE and e <= REDRAWN_SHARE * b for e, b in zip(found["mse"], best, strict=True)]
+        close = [e < REDRAWN_MSE and e <= REDRAWN_SHARE * b for e, b in zip(found["mse"], best, strict=True)]
+        found["redrawn"] = [c and p for c, p in zip(close, found.get("picked", close), strict=True)]
     if "update" in kinds:
         close = found["relative_error"] <= DECODED_ERROR or found["max_error"] <= truth.tolerance
         least = min([1.0, *(b["relative_error"] for b in rules["update"].values())])

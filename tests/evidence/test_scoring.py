@@ -112,6 +112,19 @@ def test_an_image_is_redrawn_only_below_20_decibel_and_at_half_of_the_best_blind
         assert score("images", {"images": picture[None]}, truth, alike.knowledge)["redrawn"] == [counts]
 
 
+def test_a_picture_that_fits_a_look_alike_better_is_not_of_the_victim() -> None:
+    clinic = Clinic(own=0.6)
+    twin = clinic.gallery[0] + 0.1 * clinic.rng.standard_normal((1, 12, 12)).astype(np.float32)
+    truth = clinic.truth(0)
+    without = Truth(truth.images, clinic.gallery, (0,))
+    clinic.gallery[1] = twin  # in the gallery of both
+    found = score("images", {"images": twin[None]}, without, clinic.knowledge)
+    assert found["mse"][0] < 0.5 * min(b["mse"][0] for b in found["blind"]["images"].values() if "mse" in b)
+    assert (found["rank"], found["redrawn"]) == ([2], [False])
+    alone = score("images", {"images": twin[None]}, Truth(truth.images), clinic.knowledge)
+    assert alone["redrawn"] == [True], "without a gallery nothing says that there is another"
+
+
 def test_several_pictures_for_one_victim_compete_with_as_many_public_images(clinic: Clinic) -> None:
     truth = clinic.truth(3)
     many = np.concatenate([clinic.people(40), clinic.gallery[3:4]])
@@ -160,7 +173,13 @@ def test_lesions_are_read_from_both_images_by_the_same_reader() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "accuracy", "right", "prevalence"),
-    [([2, 0, 0, 1], 1.0, True, 0.0), ([0, 0, 0, 0], 0.5, False, 0.5), ([0, 1], 0.5, False, 0.25), ([0, 0, 1, 9], 0.75, False, 0.25)],
+    [
+        ([2, 0, 0, 1], 1.0, True, 0.0),
+        ([0, 0, 0, 0], 0.5, False, 0.5),
+        ([0, 1], 0.5, False, 0.25),
+        ([0, 0, 1, 9], 0.75, False, 0.25),
+        ([0, 0, 1, 2, 2, 2], 4 / 6, False, 0.25),
+    ],
 )
 def test_labels_of_a_batch_are_a_multiset(labels: list[int], accuracy: float, right: bool, prevalence: float) -> None:
     found = measures.named(labels, None, np.array([0, 1, 0, 2]), 3)
