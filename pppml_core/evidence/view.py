@@ -41,7 +41,8 @@ def read_view(folder: Path, parts: Assembly, vantage: Vantage, round: int, *, fi
     if not 1 <= first <= round <= run.held:
         raise ConfigError(f"there is no round {round} to look at", place="round", hint=f"this run has held rounds 1 to {run.held}")
     members = coalition(vantage, run.recording.passages(round=round))
-    run.check_secrets(members)
+    if members and parts.config.run.transcript != SECRETS:
+        raise _unrecorded(members[0])
     fixed = replace(vantage, server=SERVER in members, sites=frozenset(members) - {SERVER}, neighbours=frozenset())
     return AdversaryView(vantage, tuple(run.seen(fixed, members, r) for r in range(first, round + 1)))
 
@@ -63,14 +64,6 @@ class _Run:
         self._told: set[bytes] = set()
         self._read = 0
 
-    def check_secrets(self, members: Sequence[str]) -> None:
-        """Raise ConfigError unless these parties' secrets were recorded."""
-        for member in members:
-            recorded = self.parts.config.run.transcript == SECRETS
-            if not recorded or (member != SERVER and not self._record(member).folder.is_dir()):
-                text = f"what {member} held itself is not recorded here, and an adversary who is {member} has it"
-                raise ConfigError(text, place="vantage", hint="run with `run.transcript: secrets`")
-
     def seen(self, vantage: Vantage, members: Sequence[str], round: int) -> Seen:
         """Of one round."""
         self._hear_of_models(vantage, members, round + 1)
@@ -85,6 +78,10 @@ class _Run:
         weights, after = self._weights(vantage, announced["sha256"]), self._after(vantage, round, passages)
         if not numbers:  # nothing was summed
             return Seen(round, weights, after, cohort, (), tuple(heard_by(vantage, members, passages)))
+        asked = {p.message.recipient for p in passages if p.message.kind == "session"}
+        for member in sorted(asked.intersection(members)):
+            if not self._record(member).folder.is_dir():  # it lived on another machine
+                raise _unrecorded(member)
         pipeline = self.parts.pipeline(round, tuple(terms["ranges"]), terms["max_weight"], self._privacy)
         attempts = [self._attempt(round, number, opened[number]["terms"]["cohort"], members, pipeline) for number in numbers]
         # Of the members alone: no other party's secrets are so much as read.
@@ -140,6 +137,11 @@ class _Run:
             if "sha256" in passage.message.body:
                 return self._weights(vantage, passage.message.body["sha256"])
         return self._state["weights"] if round == self.held and (vantage.public or vantage.server) else {}
+
+
+def _unrecorded(member: str) -> ConfigError:
+    text = f"what {member} held itself is not recorded here, and an adversary who is {member} has it"
+    return ConfigError(text, place="vantage", hint="run with `run.transcript: secrets`")
 
 
 def adds_plainly(parts: Assembly) -> bool:
