@@ -48,6 +48,7 @@ KNOWN: tuple[Known, ...] = (
         )
     ),
     Known("attack", "imprint", "pppml-imprint", "plugins/attacks/imprint", "images read out of linear layers, through sums"),
+    Known("model", "imprint-front", "pppml-imprint", "plugins/attacks/imprint", "another network behind a linear layer on the whole image"),
     Known("attack", "label-restoration", "pppml-label-restoration", "plugins/attacks/label_restoration", "label counts and lesion area"),
     Known("attack", "membership", "pppml-membership", "plugins/attacks/membership", "whether an image was trained on"),
     Known("attack", "site-inference", "pppml-site-inference", "plugins/attacks/site_inference", "which hospital an image is from"),

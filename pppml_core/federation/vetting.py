@@ -33,8 +33,10 @@ DEAD = 1e-6
 SATURATED = 30.0
 #: share of rows, dead, constant or saturated, from which on a layer is.
 MOST = 0.5
-#: growth of a row's root mean square over the initial tensor's, which counts as at least so much in matrices and in vectors.
-GROWTH, LEAST_MATRIX, LEAST_VECTOR = 100.0, 0.01, 1.0
+#: growth of a row's root mean square over the initial tensor's, which counts as at least so much: of a matrix, and of a vector. Rounds of
+#: heavy noise may make weights of 0.01 a hundred times as large.
+MATRIX_GROWTH, LEAST_MATRIX = 1000.0, 0.01
+VECTOR_GROWTH, LEAST_VECTOR = 100.0, 1.0
 #: running statistics are measured, not learned: their size is that of the images.
 _MEASURED = ("running_mean", "running_var")
 #: kinds of traces, the plainest first.
@@ -69,7 +71,8 @@ def _traces(name: str, weights: Arrays, begin: npt.NDArray[Any]) -> dict[str, st
     sizes = _sizes(rows)
     usual = float(_sizes(np.asarray(begin, np.float32).reshape(1, -1))[0])
     found = {}
-    if (grown := float(sizes.max()) / max(usual, LEAST_MATRIX if array.ndim > 1 else LEAST_VECTOR)) > GROWTH:
+    most, least = (MATRIX_GROWTH, LEAST_MATRIX) if array.ndim > 1 else (VECTOR_GROWTH, LEAST_VECTOR)
+    if (grown := float(sizes.max()) / max(usual, least)) > most:
         found["huge"] = f"is {grown:.3g} times as large as in the initial model: training diverged, or logits are to single out an image"
     if not name.endswith("bias") and (dead := int((sizes < DEAD * usual).sum())) >= MOST * len(rows):
         found["dead"] = f"is dead: {dead} of {len(rows)} rows are zero, so that other sites' updates could be silenced"
