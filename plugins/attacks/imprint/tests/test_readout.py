@@ -151,7 +151,7 @@ def test_the_error_under_noise_is_the_closed_form(world, draw, planted):
 
     The interval leaves 1e-9 on each side, widened by 3 % for terms of second order in the noise.
     """
-    here = world(batch=1, rows=32)
+    here = world(batch=1, rows=32, defence=Defence("dp", 0.02, "example", divisor=1.0))
     attack = Imprint(ImprintConfig(planted=planted))
     weights = attack.plant(here.weights(), here.ctx)
     image = draw(1, np.random.default_rng(7))
@@ -175,7 +175,7 @@ def test_the_error_under_noise_is_the_closed_form(world, draw, planted):
 
 def test_knowing_the_noise_is_worth_something(world, draw):
     """The median over 12 images of a sum under noise, each with its best reading."""
-    here = world(batch=1, rows=64)
+    here = world(batch=1, rows=64, defence=Defence("dp", 0.02, "example", divisor=1.0))
     attack = Imprint(ImprintConfig())
     weights = attack.plant(here.weights(), here.ctx)
     rng, mean = np.random.default_rng(3), {True: [], False: []}

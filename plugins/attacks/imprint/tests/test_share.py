@@ -65,6 +65,13 @@ def test_bins(draw):
             assert abs(p - 1 / 50).max() <= 1 / 500 + 1e-12
         # By hand: an image is in bin i between its two thresholds.
         assert p[3] == ((values > thresholds[3]) & (values <= thresholds[4])).mean()
+    # All principal components alike: the query's variance is shared by those of any half, whatever their size.
+    centred = images.reshape(500, -1).astype(np.float64) - images.reshape(500, -1).mean(axis=0)
+    _, spreads, components = np.linalg.svd(centred, full_matrices=False)
+    shares = np.square(components[:10] @ query_of(images, "whitened", 0) * spreads[:10]) / 500
+    assert spreads[0] > 3 * spreads[9]
+    assert shares.max() < 0.5
+    assert abs(query_of(images, "random", 0).mean()) < 1e-12
     # Images that are all equally bright are sorted by a random direction.
     flat = images - images.mean(axis=(1, 2, 3), keepdims=True)
     assert len(np.unique(query_of(flat, "brightness", 0))) > 100
@@ -74,9 +81,9 @@ def test_bins(draw):
 @pytest.mark.parametrize(
     ("n", "rows", "bits", "batches", "settings"),
     [
-        (8, 64, 16, 16, {}),
-        (16, 64, 24, 10, {"bins": "normal"}),
-        (32, 128, 20, 6, {"query": "random"}),
+        (8, 64, 16, 16, {"query": "brightness", "bins": "empirical"}),
+        (16, 64, 24, 10, {"query": "brightness"}),
+        (32, 128, 20, 6, {"query": "random", "bins": "empirical"}),
         (64, 256, 16, 4, {}),
         (64, 256, 20, 4, {}),
         (64, 256, 24, 4, {}),

@@ -9,21 +9,36 @@ import numpy.typing as npt
 from scipy.stats import norm
 
 Numbers = npt.NDArray[np.float64]
+Query = Literal["whitened", "random", "brightness"]
+#: principal components with less than this share of the first one's spread are left out: they are noise, to which rounding adds.
+_FINEST = 0.02
 #: below every image: the first row is always active, or what lies below the public images would be lost. In standard deviations.
 _BELOW = 30.0
 
 
-def query_of(images: npt.NDArray[np.floating], kind: Literal["brightness", "random"], seed: int) -> Numbers:
+def query_of(images: npt.NDArray[np.floating], kind: Query, seed: int) -> Numbers:
     """A direction ``h``, ``(pixels,)``, with ``<h, x>`` of standard deviation 1 over ``images``, ``(n, channels, *size)``.
 
-    Where all images are equally bright (each was standardized by itself) a random direction takes the place of brightness.
+    ``brightness``: the mean of all pixels (the paper's). ``random``: normal entries of mean zero, so that a scanner's brightness does not
+    put all images of a site into one bin. ``whitened``: a sum of the images' principal components with normal factors, each divided by
+    its spread, so that no property by which sites differ decides alone. Where all images are equally bright, or are copies of one, a
+    random direction takes the place of the others.
     """
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
-    query = np.ones(flat.shape[1]) / flat.shape[1]
-    if kind == "random" or (flat @ query).std() < 1e-4 * np.sqrt(np.square(flat).mean()):
-        query = np.random.default_rng([seed, 1]).normal(size=flat.shape[1])
+    rng = np.random.default_rng([seed, 1])
+    usual = float(np.sqrt(np.square(flat).mean())) or 1.0
+    query = np.zeros(flat.shape[1])
+    if kind == "brightness":
+        query = np.ones(flat.shape[1]) / flat.shape[1]
+    elif kind == "whitened":
+        _, spreads, components = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
+        kept = spreads > max(_FINEST * spreads[0], 1e-9 * usual)
+        query = (rng.normal(size=int(kept.sum())) / spreads[kept]) @ components[kept]
+    if (flat @ query).std() <= 1e-4 * usual * float(np.abs(query).sum()):
+        query = rng.normal(size=flat.shape[1])
+        query -= query.mean()
     spread = float((flat @ query).std())
-    return query / spread if spread > 0 else query
+    return np.asarray(query / spread if spread > 0 else query)
 
 
 def thresholds_of(values: Numbers, bins: int, kind: Literal["empirical", "normal"]) -> Numbers:

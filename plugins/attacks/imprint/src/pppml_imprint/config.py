@@ -13,14 +13,17 @@ class ImprintConfig(ComponentConfig):
     """`imprint`: the server plants the first linear layer, and everybody who decodes a sum reads images out of its update."""
 
     planted: bool = Field(True, description="whether a lying server plants the layer; false: it is read as it is")
-    query: Literal["brightness", "random"] = Field(
-        "brightness", description="what sorts images into bins: their mean, or a random direction"
+    query: Literal["whitened", "random", "brightness"] = Field(
+        "whitened", description="what sorts images into bins: a direction in which public images differ, a random one, or their mean"
     )
-    bins: Literal["empirical", "normal"] = Field(
-        "empirical", description="quantiles of the query over public images: as counted, or of the normal distribution with their moments"
+    bins: Literal["normal", "empirical"] = Field(
+        "normal", description="quantiles of the query over public images: of the normal distribution with their moments, or as counted"
     )
-    scale: float = Field(
-        1e-4, gt=0, le=100, description="size of the planted layer's outputs; the smaller, the larger its share of a clipped gradient"
+    scale: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="size of the planted layer's outputs; the smaller, the larger its share of a gradient; default: 1e-4, with a clip 1e-7",
     )
 
 

@@ -26,20 +26,25 @@ def planted(weights: Arrays, layer: FirstLayer, config: ImprintConfig, ctx: Know
     out = {name: np.array(array) for name, array in weights.items()}
     if layer.after is None or layer.after[0] not in out or layer.weight not in out or layer.bias not in out:
         return out
-    images = ctx.public.images
+    images, scale = ctx.public.images, config.scale or _scale(ctx)
     query = query_of(images, config.query, ctx.seed)
     values = np.asarray(images, np.float64).reshape(len(images), -1) @ query
     thresholds = thresholds_of(values, len(out[layer.bias]), config.bins)
-    _write(out, layer.weight, np.broadcast_to(config.scale * query, out[layer.weight].shape))
-    _write(out, layer.bias, -config.scale * thresholds)
+    _write(out, layer.weight, np.broadcast_to(scale * query, out[layer.weight].shape))
+    _write(out, layer.bias, -scale * thresholds)
     # What the layer behind gets of an image is one number, the sum of the rows; it passes it on as a pattern of the images' own size.
-    sums = config.scale * np.maximum(values[:, None] - thresholds, 0.0).sum(axis=1)
+    sums = scale * np.maximum(values[:, None] - thresholds, 0.0).sum(axis=1)
     name, bias = layer.after
     pattern = np.random.default_rng([ctx.seed, 2]).normal(size=out[name].shape[0]) * images.std() / max(float(sums.std()), 1e-30)
     _write(out, name, np.broadcast_to(pattern[:, None], out[name].shape))
     if bias is not None and bias in out:
         _write(out, bias, -pattern * sums.mean())
     return out
+
+
+def _scale(ctx: Knowledge) -> float:
+    """Without a clip an update should stay in the encoding's range; with one this layer should take all of the norm that is allowed."""
+    return 1e-4 if ctx.defence.clip is None or not ctx.adaptive else 1e-7
 
 
 def is_planted(weights: Arrays, layer: FirstLayer) -> bool:
