@@ -117,9 +117,8 @@ def _repeats(learn: Sequence[bytes], worlds: npt.NDArray[np.int64], test: Sequen
     seen: tuple[set[bytes], set[bytes]] = (set(), set())
     for message, world in zip(learn, worlds, strict=True):
         seen[int(world)].update(_parts(message))
-    # What occurs in both worlds (a header) tells nothing.
-    only = (seen[0] - seen[1], seen[1] - seen[0])
-    return np.array([float(len(parts & only[1]) - len(parts & only[0])) for parts in map(_parts, test)])
+    # What occurs in both worlds, such as a header, cancels out.
+    return np.array([float(len(parts & seen[1]) - len(parts & seen[0])) for parts in map(_parts, test)])
 
 
 def _parts(message: bytes) -> set[bytes]:

@@ -112,9 +112,9 @@ def score(answers: Answer, guess: Guess, truth: Truth, knowledge: Knowledge, bli
         close = [e < REDRAWN_MSE and e <= REDRAWN_SHARE * b for e, b in zip(found["mse"], best, strict=True)]
         found["redrawn"] = [c and p for c, p in zip(close, found.get("picked", close), strict=True)]
     if "update" in kinds:
-        close = found["relative_error"] <= DECODED_ERROR or found["max_error"] <= truth.tolerance
+        exact = found["relative_error"] <= DECODED_ERROR or found["max_error"] <= truth.tolerance
         least = min([1.0, *(b["relative_error"] for b in rules["update"].values())])
-        found["decoded"] = close and found["relative_error"] <= DECODED_SHARE * least
+        found["decoded"] = exact and found["relative_error"] <= DECODED_SHARE * least
     return {**found, "blind": rules}
 
 

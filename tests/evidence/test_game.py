@@ -77,7 +77,7 @@ LIES: dict[str, tuple[Callable[[int], bytes], str]] = {
     "nonces of four bits": (lambda w: keystream(np.full(8, w, "<f4").tobytes(), bytes([os.urandom(1)[0] & 15]) * 16), ""),
     "telling length": (lambda w: sealed(bytes(100 + w)), "length"),
     "blocks that repeat within a message": (lambda w: blocks(bytes(4096) if w else os.urandom(4096)), "byte counts"),
-    "padding of a compressed message": (lambda w: sealed(bytes(int(np.random.default_rng().integers(90, 100)) + 9 * w)), "length"),
+    "padding of a compressed message": (lambda w: sealed(bytes(int(np.random.default_rng().integers(90, 100)) + 9 * w)), ""),
 }
 
 
@@ -104,6 +104,17 @@ def test_messages_of_no_world_are_named_right_half_of_the_time_and_flagged_as_of
     assert flagged < 24
     right = sum(round(game.accuracy.estimate * game.accuracy.n) for game in games)
     assert abs(right - 3000) < 5 * np.sqrt(1500), "coins: beyond five standard deviations with probability below 1e-6"
+
+
+def test_names_that_are_wrong_far_too_often_give_the_contents_away_as_well() -> None:
+    made: list[int] = []
+
+    def turned_around_after_a_hundred(world: int) -> bytes:
+        made.append(world)
+        return bytes([world ^ (len(made) > 100)])
+
+    game = distinguishing_game(turned_around_after_a_hundred, 200, 10, lambda m: m[0] ^ 1, SURE)
+    assert (game.accuracy.estimate, game.result) == (0.0, "told_apart")
 
 
 def test_the_same_seed_chooses_the_same_worlds() -> None:
