@@ -31,7 +31,8 @@ def distinguish(make_view: Callable[[int, int], bytes], trials: int = 1000, seed
         make_view: ``(world, trial) -> bytes``: what the coalition sees in one trial. Fix the two inputs over all trials, draw everything
             else anew. Append what the coalition can compute (differences of vectors, decrypted values): features are single bits and bytes.
         trials: at least 40; each world gets half of them, in an order drawn from ``seed``. With 1,000 trials a view that says nothing
-            gives 0.5 +- 0.022 (one standard deviation): assert 0.42 to 0.58, and at least 0.99 for the control.
+            gives 0.5 +- 0.022 (one standard deviation): assert 0.42 to 0.58 of one of two calls (each is outside with probability 3e-4),
+            and at least 0.99 for the control.
         seed: of the order.
 
     """

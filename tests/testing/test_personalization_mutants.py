@@ -6,6 +6,7 @@ The rules they are made of are sound, and pass all of it: FedAvg, a head that st
 import copy
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -534,7 +535,8 @@ class AdaptsByTheDice(FineTuned):
     def adapt(self, model, data, gradients, state):
         model = super().adapt(model, data, gradients, state)
         with torch.no_grad():
-            model.head.bias.mul_(1 + 1e-6 * os.urandom(1)[0])
+            dice = np.frombuffer(os.urandom(8 * len(model.head.bias)), np.uint64) / 2**64
+            model.head.bias.add_(torch.from_numpy(dice).float())
         return model
 
 

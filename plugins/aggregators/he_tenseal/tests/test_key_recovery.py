@@ -79,9 +79,13 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_the_papers_parameters_give_the_key_and_an_update(seal: Any) -> None:
     config = TenSEALConfig(scheme="ckks", preset="paper")
-    params, secret, updates, encrypted, total, decrypted = world(config, lambda g, d: g.normal(size=d), None)
-    reader = seal(params)
-    key = recover(reader, reader.ciphertexts(total), list(decrypted.reshape(2, -1)))
+    # Of the 4,096 pairs of equations modulo a prime of 31 bits one cannot be solved with probability 2e-6; then another sum is attacked.
+    for _ in range(2):
+        params, secret, updates, encrypted, total, decrypted = world(config, lambda g, d: g.normal(size=d), None)
+        reader = seal(params)
+        key = recover(reader, reader.ciphertexts(total), list(decrypted.reshape(2, -1)))
+        if set(key) == {-1, 0, 1}:
+            break
     assert set(key) == {-1, 0, 1}
     assert agreement(key, true_key(reader, secret)) == 1.0
     found = read_update(reader, encrypted[0], key)
@@ -107,4 +111,4 @@ def test_the_release_rule_leaves_nothing_to_solve(bound: int, seal: Any) -> None
     assert agreement(key, own) < 0.01
     assert np.abs(key.astype(np.float64)).mean() > reader.ring.primes[0] / 8, "uniform below the prime"
     found = read_update(reader, encrypted[0], key)
-    assert abs(np.corrcoef(found, updates[0][: len(found)])[0, 1]) < 0.1
+    assert abs(np.corrcoef(found, updates[0][: len(found)])[0, 1]) < 6 / np.sqrt(len(found)), "by chance with probability 2e-9"

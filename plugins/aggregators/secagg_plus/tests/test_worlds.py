@@ -92,7 +92,8 @@ def test_the_server_and_one_of_three_see_a_fair_coin() -> None:
             + result.unmasked("b", "c").tobytes()
         )
 
-    assert 0.42 <= distinguish(view, TRIALS) <= 0.58
+    # 500 fair coins are outside of this with probability 2.8e-4, twice with 8e-8.
+    assert any(0.42 <= distinguish(view, TRIALS) <= 0.58 for _ in range(2))
 
 
 def test_the_control_tells_the_worlds_apart() -> None:
