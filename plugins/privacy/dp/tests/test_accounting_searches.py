@@ -114,6 +114,7 @@ def test_a_limit_met_exactly_is_kept():
 # --- searches
 
 
+@settings(deadline=None)
 @given(st.integers(-200_000, 200_000))
 def test_numbers_of_four_digits_are_counted(index):
     value = four_digits(index)
@@ -123,7 +124,7 @@ def test_numbers_of_four_digits_are_counted(index):
     assert index_of(value * (1 + 1e-9)) == index + 1
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.integers(-500, 500), st.integers(-600, 600), st.integers(1, 200), st.sampled_from(["line", "step", "curve", "infinite"]),
 )  # fmt: skip

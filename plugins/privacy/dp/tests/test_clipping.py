@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pppml_core.errors import PppmlError
@@ -17,6 +17,7 @@ NORMS = st.floats(0, 1e150)
 SHARES = st.just(0.0) | st.floats(1e-9, 1)
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(["flat", "per-layer", "automatic"]),
     norm=st.floats(1e-6, 1e6),

@@ -72,6 +72,7 @@ def test_the_sensitivity_is_reached_by_an_adversary_who_knows_the_rounding_bits(
     assert np.linalg.norm(moved) <= grid.l2
 
 
+@settings(deadline=None)
 @given(d=st.integers(1, 10**8), expected=st.floats(0.01, 1e5), z=st.floats(0, 1e3))
 def test_rounding_costs_at_most_a_hundredth_and_integers_fit(d, expected, z):
     try:
@@ -93,6 +94,7 @@ def test_the_figure_of_the_protocol():
     assert 10 * LEVELS + 14 * math.sqrt(variance_for(grid, 0.7)) < 2**31
 
 
+@settings(deadline=None)
 @given(z=st.floats(0.01, 100), d=st.integers(1, 10**6), honest=st.integers(1, 200))
 def test_honest_shares_are_as_much_as_is_charged(z, d, honest):
     grid = make_grid(d, 1.0, z)
