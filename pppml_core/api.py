@@ -81,7 +81,12 @@ class Experiment:
     def _plan(self) -> Plan:
         from pppml_core.federation.plan import make_plan
 
-        return make_plan(self.config, self.registry, self.objects)
+        plan = make_plan(self.config, self.registry, self.objects)
+        if plan.config.attacks and plan.assembly is not None:
+            from pppml_core.evidence.scheduled import misfits
+
+            plan.misfits += misfits(plan)
+        return plan
 
     def changed(self, changes: Mapping[str, Any]) -> Experiment:
         """A copy with ``{"a.b": value}`` laid over it; a live object may stand for a whole section."""
@@ -104,7 +109,6 @@ class Experiment:
             reporters: False runs silently.
             report: write ``report.html`` (and a few test images with predictions for it) at the end.
         """
-        from pppml_core.engines.launch import launch
         from pppml_core.federation.rundir import RunDir, writing
 
         directory = RunDir(Path(folder) if folder is not None else Path("runs") / self.config.run.name)
@@ -133,12 +137,31 @@ class Experiment:
         if not directory.finished:
             engine = self.registry.build("engine", plan.config.engine, self.objects)
             listeners = [self.registry.build("reporter", c, self.objects) for c in _once(plan.config.reporters)] if reporters else []
-            _report(lambda emit: launch(plan, directory, engine, emit, self.objects), listeners, directory.path)
+            _report(lambda emit: self._launch(plan, directory, engine, emit), listeners, directory.path)
         if report and not directory.reported:
             with writing(directory.path):
                 run.write_examples()
                 run.report()
         return run
+
+    def _launch(self, plan: Plan, directory: RunDir, engine: Any, emit: Any) -> None:
+        """The run, and the attacks that its config asks for."""
+        from pppml_core.engines.launch import launch
+
+        if not plan.config.attacks:
+            launch(plan, directory, engine, emit, self.objects)
+            return
+        from pppml_core.evidence.scheduled import Scheduled
+
+        assert plan.assembly is not None
+        attacks = Scheduled(directory.path, plan.assembly, emit, live=bool(self.objects))
+
+        def told(event: Mapping[str, Any]) -> None:
+            emit(event)
+            attacks.handle(event)
+
+        launch(plan, directory, engine, told, self.objects)
+        attacks.finish(directory.read_json("result.json"))
 
     def _repr_html_(self) -> str:
         import html
@@ -390,6 +413,7 @@ class Run:
         seconds: float = 10.0,
         gallery: int = 100,
         seed: int = 0,
+        recorded: bool | None = None,
         emit: Any = None,
         **settings: Any,
     ) -> dict[str, Any]:
@@ -407,6 +431,7 @@ class Run:
             seconds: budget for each victim.
             gallery: images among which each victim is to be picked.
             seed: of victims and galleries.
+            recorded: attack the round as it was recorded (``run.transcript: secrets``); default: where the attack needs it.
             emit: called with an event before each victim.
             settings: of the attack.
 
@@ -421,9 +446,8 @@ class Run:
         effort = Effort(**count, seconds=seconds, gallery=gallery, seed=seed)
         told = emit or (lambda event: None)
         live = bool(self._objects)
-        return run_attack(
-            self.folder, self.result, self._assembly, use, vantage, round, settings, site=site, effort=effort, live=live, emit=told
-        )
+        more: Any = {"site": site, "effort": effort, "recorded": recorded, "live": live, "emit": told}
+        return run_attack(self.folder, self.result, self._assembly, use, vantage, round, settings, **more)
 
     @property
     def task(self) -> Any:

@@ -13,12 +13,23 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--use", required=True, metavar="NAME", help="The attack; {use: dp-audit, canaries: 5000} with settings.")
 @click.option("--vantage", default="server", show_default=True, metavar="V", help="server, site:A, public ..., joined by +.")
-@click.option("--round", "round_", type=int, metavar="R", help="The round; an audit covers all up to it.  [default: the last]")
+@click.option("--round", "round_", type=int, metavar="R", help="Whose model; an audit covers all rounds up to it.  [default: the last]")
+@click.option("--site", metavar="A", help="The site that is attacked.  [default: the largest outside of the coalition]")
+@click.option("--victims", type=click.IntRange(min=1), help="How many.  [default: 100 of an attack that takes milliseconds, else 3]")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Budget for each victim.")
+@click.option("--gallery", type=click.IntRange(min=2), default=100, show_default=True, help="Images among which a victim is picked.")
+@click.option("--recorded/--staged", default=None, help="The round as it was, or held again for the attack.  [default: as it needs]")
 @click.option("--json", "as_json", is_flag=True, help="Print the record instead of a table.")
-def command(run: Path, use: str, vantage: str, round_: int | None, as_json: bool) -> None:
+def command(run: Path, use: str, vantage: str, round_: int | None, as_json: bool, **options: Any) -> None:
     """Attack the finished run folder RUN from a named vantage. The record is written to RUN/attacks.
 
+    Most attacks are made on a staged round: it is held again with one image as one training step of the site, through the run's own clip,
+    noise and secure sum. What an attack gets is what that vantage saw, and public knowledge. --recorded takes the round as it happened
+    (run.transcript: secrets).
+
     \b
+      pppml attack runs/a --use gallery --vantage server+site:hospital_b --round 1
+      pppml attack runs/a --use idlg --site hospital_a --victims 3 --seconds 60
       pppml attack runs/a --use dp-audit --vantage server
       pppml attack runs/a --use "{use: dp-audit, guesses: 400}" --vantage server+site:hospital_a --round 5 --json
 
@@ -29,7 +40,7 @@ def command(run: Path, use: str, vantage: str, round_: int | None, as_json: bool
     from pppml_core import api
 
     name, settings = _chosen(use)
-    record = api.open(run).attack(name, vantage=vantage, round=round_, **settings)
+    record = api.open(run).attack(name, vantage=vantage, round=round_, **options, **settings)
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:

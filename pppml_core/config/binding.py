@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from pppml_core.adhoc import AttributeConfig, ObjectConfig, choice_of
 from pppml_core.component import OF_ANY_TASK, Choice, Component, ComponentConfig
-from pppml_core.config.run_config import RunConfig
+from pppml_core.config.run_config import OF_ANY_ATTACK, RunConfig
 from pppml_core.config.schema import ChoiceSchema, finished
 from pppml_core.config.source import ConfigPath
 from pppml_core.errors import ConfigError, PluginError, PppmlError
@@ -99,12 +99,13 @@ class Binding:
     def _variant(self, kind: str, component: Component) -> type[ComponentConfig]:
         """The component's config with ``use: <its name>``."""
         if (kind, component.name) not in self.variants:
+            common = OF_ANY_ATTACK if kind == "attack" else {}
             self.variants[kind, component.name] = create_model(
                 component.config.__name__,
                 __base__=component.config,
                 __module__=component.config.__module__,
                 __doc__=component.config.__doc__ if component.config.__doc__ != ComponentConfig.__doc__ else component.summary,
-                **{"use": (Literal[component.name], Field(description=component.summary)), **self._fields(component.config)},
+                **{"use": (Literal[component.name], Field(description=component.summary)), **common, **self._fields(component.config)},
             )
         return self.variants[kind, component.name]
 

@@ -60,6 +60,18 @@ class RunSection(Section):
     )
 
 
+#: Settings that every attack takes beside its own: where and when a run makes it.
+OF_ANY_ATTACK: dict[str, Any] = {
+    "vantage": (str, Field("server", description="who looks: server, site:A, neighbours:A, link:A-B, public, joined by +")),
+    "rounds": (
+        list[Annotated[int, Field(ge=1)]],
+        Field(
+            default_factory=list, description="rounds whose model is attacked, during the run; none: at its end, its result"
+        ),
+    ),
+}
+
+
 class EncodingSection(Section):
     """How real updates become what the aggregator sums."""
 

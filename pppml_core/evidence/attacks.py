@@ -14,7 +14,8 @@ from pppml_core.component import ComponentConfig
 from pppml_core.config import resolve, to_plain
 from pppml_core.errors import ConfigError, check_site
 from pppml_core.evidence.evaluate import Cell, Control, Effort, Evaluation, Found
-from pppml_core.evidence.record import finite, record_of
+from pppml_core.evidence.record import NOT_ITS_OWN, finite, record_of
+from pppml_core.evidence.recorded import Recorded
 from pppml_core.evidence.rounds import weights_before
 from pppml_core.evidence.vantage import file_part, read_vantage
 from pppml_core.federation.assembly import Assembly
@@ -94,6 +95,22 @@ class Target:
             records.append(self._write(record, found))
         return records
 
+    def recorded(
+        self, cells: Sequence[Cell], round: int | None, effort: Effort, site: str | None = None, *, emit: Emit = lambda event: None
+    ) -> list[dict[str, Any]]:
+        """Attack a round as it was recorded; returns the records that were written. ``round`` None: the last."""
+        self.checked(round)
+        watched, at = self.watched(site, [cell.vantage for cell in cells]), self.rounds if round is None else round
+        evaluation = Recorded(self.folder, self.parts, self.sizes, at, watched, effort, live=self.live, emit=emit)
+        about = (
+            f"Recorded: round {at} of this run as it happened, on the {self.sizes[watched]} training images of {watched}. Control: its own "
+            "update in the open, made again with plain gradients."
+        )
+        return [
+            self._write(record_of(found, evaluation.privacy, watched, at, about=about, staged=False), found)
+            for found in evaluation.run(cells)
+        ]
+
     def audit(self, config: ComponentConfig, who: Vantage, round: int | None) -> dict[str, Any]:
         """An attack that reads no view and returns a verdict."""
         self.checked(round)
@@ -117,7 +134,7 @@ class Target:
             "control": dict(verdict.control),
             "best_guess": dict(verdict.best_guess),
             "effort": {"seconds": time.perf_counter() - began, **verdict.effort},
-            "settings": {name: value for name, value in config.model_dump(mode="json").items() if name != "use"},
+            "settings": {name: value for name, value in config.model_dump(mode="json").items() if name not in NOT_ITS_OWN},
         }
         return self._write(record, None)
 
@@ -143,6 +160,7 @@ def run_attack(
     *,
     site: str | None = None,
     effort: Effort | None = None,
+    recorded: bool | None = None,
     live: bool = False,
     emit: Emit = lambda event: None,
 ) -> dict[str, Any]:
@@ -158,6 +176,7 @@ def run_attack(
         settings: of the attack.
         site: the watched one; None: the largest outside of the coalition.
         effort: victims, seconds, gallery, seed.
+        recorded: attack the round as it was recorded, not one that is staged; None: as the attack needs it.
         live: whether live Python objects are among the parts.
         emit: gets ``victim`` events.
 
@@ -168,7 +187,15 @@ def run_attack(
     who = target.vantage(vantage)
     if not parts.registry.build("attack", config).reads_view:
         return target.audit(config, who, round)
-    return target.attack([Cell(config, who)], round, effort or Effort(), site, emit=emit)[0]
+    cell, spent = Cell(config, who), effort or Effort()
+    if needs_recording(parts, config) if recorded is None else recorded:
+        return target.recorded([cell], round, spent, site, emit=emit)[0]
+    return target.attack([cell], round, spent, site, emit=emit)[0]
+
+
+def needs_recording(parts: Assembly, config: ComponentConfig) -> bool:
+    """Whether an attack asks about all images of a round, so that none is staged for it."""
+    return parts.registry.build("attack", config).answers in ("members", "site")
 
 
 def record_path(folder: Path, use: str, vantage: str, round: int) -> Path:

@@ -15,6 +15,9 @@ from pppml_core.evidence.evaluate import Found
 from pppml_core.evidence.summary import best_guess, summarize, total_effort
 from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
 
+#: what a config says of every attack, which is no setting of the attack itself.
+NOT_ITS_OWN = ("use", "vantage", "rounds")
+
 
 def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: str, staged: bool = True, cells: int = 1) -> dict[str, Any]:
     """The record of a cell.
@@ -29,7 +32,7 @@ def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: 
         cells: how many bounds are judged together.
     """
     attack, cell = found.attack, found.cell
-    settings = {name: value for name, value in cell.attack.model_dump(mode="json").items() if name != "use"}
+    settings = {name: value for name, value in cell.attack.model_dump(mode="json").items() if name not in NOT_ITS_OWN}
     record: dict[str, Any] = {
         "attack": cell.attack.use,  # type: ignore[attr-defined]
         "vantage": cell.vantage.text,

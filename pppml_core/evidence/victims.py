@@ -51,6 +51,14 @@ def draw_victims(parts: Assembly, site: str, count: int, batch: int, seed: int, 
     return [_victim(train, int(i), batch, pool, gallery, Seeds(seed).generator("victims", site, n)) for n, i in enumerate(order)]
 
 
+def held_out_victims(parts: Assembly, site: str, count: int, seed: int, gallery: int = GALLERY) -> list[Victim]:
+    """Training images of ``site``, each among held-out images on which nobody trained: of the same site and label first."""
+    train = parts.load(site).train
+    order = _patients_first(train.groups, Seeds(seed).generator("victims", site))[:count]
+    pool = _Pool(parts, site, held_out=True)
+    return [_victim(train, int(i), 1, pool, gallery, Seeds(seed).generator("victims", site, n)) for n, i in enumerate(order)]
+
+
 def public_images(parts: Assembly, site: str, seed: int, count: int = PUBLIC) -> Images:
     """Images the adversary has from elsewhere: validation and test images of other sites; of ``site`` itself where there is no other."""
     others = [s.slug for s in parts.task.sites() if s.slug != site] or [site]
@@ -94,12 +102,12 @@ def _patients_first(groups: npt.NDArray[np.generic], generator: np.random.Genera
 class _Pool:
     """All images from which galleries are made: site, group, label of each."""
 
-    def __init__(self, parts: Assembly, site: str) -> None:
+    def __init__(self, parts: Assembly, site: str, *, held_out: bool = False) -> None:
         self.entries: list[tuple[Examples, int]] = []
         sites, groups, labels = list[str](), list[str](), list[int]()
         for other in (site, *(s.slug for s in parts.task.sites() if s.slug != site)):
             data = parts.load(other)
-            for part in (data.train, data.validation, data.test):
+            for part in _held_out(data) if held_out else (data.train, *_held_out(data)):
                 self.entries += [(part, i) for i in range(len(part))]
                 sites += [other] * len(part)
                 groups += [f"{other}/{g}" for g in part.groups]

@@ -56,7 +56,7 @@ def test_hit_rate_of_a_clipped_gaussian_mechanism(one_hot, sites, rounds):
         seen = [
             world.seen(sites, {n: u + generator.normal(0, noise / sites, u.shape) for n, u in clean.items()}, r + 1) for r in range(rounds)
         ]
-        hits += attack(world.view(*seen), ctx, rounds="all").argmax() == trial % 16
+        hits += attack(world.view(*seen), ctx, history="all").argmax() == trial % 16
     mu = clip * rate / noise * rounds**0.5
     expected = quad(lambda t: norm.pdf(t - mu) * norm.cdf(t) ** 15, mu - 12, mu + 12)[0]
     assert binom.ppf(5e-7, trials, expected) <= hits <= binom.isf(5e-7, trials, expected), (hits / trials, expected)
@@ -151,11 +151,11 @@ def test_several_rounds_add_up(convolutional, images):
     clean = world.update(of(candidates, 4))
     seen = [world.seen(1, {n: u + generator.normal(0, 0.05, u.shape) for n, u in clean.items()}, r) for r in (1, 2)]
     alone = [attack(world.view(one), ctx) for one in seen]
-    np.testing.assert_allclose(attack(world.view(*seen), ctx, rounds="all"), alone[0] + alone[1])
+    np.testing.assert_allclose(attack(world.view(*seen), ctx, history="all"), alone[0] + alone[1])
     np.testing.assert_array_equal(attack(world.view(*seen), ctx), alone[1])
     # A round without the watched site says nothing of it.
     without = Seen(3, seen[0].weights, {}, ("site_2",), (Sight(("site_2",), seen[0].sights[0].update, 1.0),))
-    np.testing.assert_array_equal(attack(world.view(without, seen[1]), ctx, rounds="all"), alone[1])
+    np.testing.assert_array_equal(attack(world.view(without, seen[1]), ctx, history="all"), alone[1])
 
 
 def test_misfits(convolutional, images):

@@ -153,7 +153,7 @@ def test_rounds_are_averaged(network, trained):
     rounds = [noisy(), noisy()]
     alone = [sites_of(view(one), ctx) for one in rounds]
     np.testing.assert_allclose(sites_of(view(*rounds), ctx), (alone[0] + alone[1]) / 2)
-    np.testing.assert_allclose(sites_of(view(*rounds), ctx, rounds="last"), alone[1])
+    np.testing.assert_allclose(sites_of(view(*rounds), ctx, history="last"), alone[1])
     # A round in which only the sum of all was decoded says nothing.
     np.testing.assert_allclose(sites_of(view(seen(network, ("abc", mean(updates))), rounds[1]), ctx), alone[1])
 

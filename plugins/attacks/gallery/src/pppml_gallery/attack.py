@@ -44,7 +44,7 @@ class Gallery(Attack):
         began, evaluations, rounds = time.perf_counter(), 0, 0
         assert ctx.candidates is not None
         scores = np.zeros(len(ctx.candidates))
-        for seen in reversed(view.rounds if self.config.rounds == "all" else view.rounds[-1:]):
+        for seen in reversed(view.rounds if self.config.history == "all" else view.rounds[-1:]):
             sight = seen.of(ctx.site)
             if sight is None or not seen.weights or (rounds and time.perf_counter() - began > budget.seconds):
                 continue

@@ -12,7 +12,7 @@ from pppml_core import ComponentConfig
 class GalleryConfig(ComponentConfig):
     """`gallery`: scores each candidate image by the likelihood of what was seen if it is the victim."""
 
-    rounds: Literal["last", "all"] = Field(
+    history: Literal["last", "all"] = Field(
         "last", description="the attacked round, or every round of the view: for views in which the victim was in each of them"
     )
     others: Literal["shrunk", "diagonal"] = Field(

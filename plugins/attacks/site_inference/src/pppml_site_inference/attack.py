@@ -52,7 +52,7 @@ class SiteInference(Attack):
         return Reconstruction({"site": total / np.maximum(rounds, 1)}, effort)
 
     def _rounds(self, view: AdversaryView) -> tuple[Seen, ...]:
-        return view.rounds if self.config.rounds == "all" else view.rounds[-1:]
+        return view.rounds if self.config.history == "all" else view.rounds[-1:]
 
     def _round(self, seen: Seen, ctx: Knowledge, queries: Images) -> tuple[Numbers, Numbers, int]:
         """Scores ``(queries, sites)``, which sites were seen ``(sites,)``, and how many updates were computed."""

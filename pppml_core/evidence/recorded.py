@@ -1,0 +1,190 @@
+"""Attacks on a round of the run as it happened: what went over the wire then, with all images that the sites trained on.
+
+With the defence off, as a control, the adversary would have the watched site's own update of that round: it is made again from the run's
+seeds, with plain gradients. Members are images the site trained on; the others are held-out images of the same site, on which nobody did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pppml_core.errors import ConfigError
+from pppml_core.evidence.attacker import Attacker
+from pppml_core.evidence.evaluate import Cell, Effort, Emit, Found, trimmed
+from pppml_core.evidence.knowledge import known
+from pppml_core.evidence.scoring import Truth, blind_scores, score
+from pppml_core.evidence.victims import held_out_victims, images_of, public_images
+from pppml_core.evidence.view import read_view
+from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.trainer import plain_rule
+from pppml_core.interfaces.attack import AdversaryView, Arrays, Images, Knowledge, Seen, Sight, Training
+from pppml_core.learning.arrays import load_state, to_torch
+from pppml_core.learning.training import LocalTraining, learning_rate_factor, steps_per_round
+from pppml_core.randomness import Seeds, seeded
+
+#: images of a site that are asked about, members and others each.
+ASKED = 100
+
+
+class Recorded:
+    """Attacks on one recorded round.
+
+    Args:
+        folder: of the run, with ``run.transcript: secrets``.
+        parts: of the run.
+        sizes: training examples of each site.
+        round: counted from 1.
+        site: the watched one.
+        effort: what is spent.
+        live: whether the config holds live objects.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: Assembly,
+        sizes: Mapping[str, int],
+        round: int,
+        site: str,
+        effort: Effort,
+        *,
+        live: bool = False,
+        emit: Emit = lambda event: None,
+    ) -> None:
+        self._folder, self._parts, self._sizes, self._round, self.site = folder, parts, sizes, round, site
+        self._effort, self._live, self._emit = effort, live, emit
+        self.privacy = parts.mechanism.plan(parts.privacy_setting(sizes))
+        self._public = public_images(parts, site, effort.seed)
+
+    def run(self, cells: Sequence[Cell]) -> list[Found]:
+        """All cells, in their order."""
+        found = []
+        with Attacker(self._parts, self._live) as attacker:
+            for cell in cells:
+                one = Found(cell, self._parts.registry.build("attack", cell.attack))
+                found.append(one)
+                try:
+                    view = read_view(self._folder, self._parts, cell.vantage, self._round, first=self._round)
+                except ConfigError as error:
+                    one.misfit = str(error)
+                    continue
+                self._one(one, view, attacker)
+        return found
+
+    def _one(self, one: Found, view: AdversaryView, attacker: Attacker) -> None:
+        sight = view.of(self.site)
+        base = self._knowledge(len(sight.sites) if sight else len(self._sizes))
+        control = self.control(view)
+        trials = self._trials(one, base)
+        for number, (knowledge, truth) in enumerate(trials):
+            self._emit({"event": "victim", "number": number + 1, "of": len(trials), "round": self._round})
+            answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
+            if answered["misfit"]:
+                one.misfit = answered["misfit"]
+                one.seen.append(trimmed(view.last))
+                return
+            if answered["error"]:
+                one.errors.append(answered["error"])
+            blind = blind_scores(one.attack.answers, truth, knowledge)
+            one.scores.append(score(one.attack.answers, answered["guess"], truth, knowledge, blind))
+            one.efforts.append(answered["effort"])
+            one.seen.append(trimmed(view.last))
+            for other, kept in ((control, one.control), (self.random(view, number), one.negative)):
+                again = attacker.answer(one.cell.attack, other, self._effort.seconds, knowledge)
+                kept.append(score(one.attack.answers, again["guess"], truth, knowledge, blind))
+
+    def _knowledge(self, sites: int) -> Knowledge:
+        training, run = self._parts.config.training, self._parts.config.run
+        rate = training.optimizer.lr * learning_rate_factor(training, self._round, run.rounds)
+        steps = steps_per_round(training, self._sizes[self.site], self._parts.personalization.batches_per_step, self.privacy.sample_rate)
+        return known(
+            self._parts,
+            self.site,
+            training=Training(rate, steps, min(training.batch_size, self._sizes[self.site]), exact=False),
+            defence=self.privacy.defence(self._round, sites),
+            public=self._public,
+            seed=self._effort.seed,
+        )
+
+    def _trials(self, one: Found, base: Knowledge) -> list[tuple[Knowledge, Truth]]:
+        """What is asked, and what is true."""
+        parts, site, effort = self._parts, self.site, self._effort
+        nobody = Truth(Images(base.public.images[:1], base.public.targets[:1]))
+        if one.attack.answers == "members":
+            queries, inside = self._members(site)
+            return [(replace(base, queries=queries), replace(nobody, members=inside))]
+        if one.attack.answers == "site":
+            asked = [self._some(s, "train") for s in base.sites]
+            queries = Images(np.concatenate([a.images for a in asked]), np.concatenate([a.targets for a in asked]))
+            whose = np.repeat(np.arange(len(asked)), [len(a) for a in asked])
+            order = Seeds(effort.seed).generator("queries").permutation(len(queries))
+            known_from = {s: self._some(s, "validation") for s in base.sites}
+            told = replace(base, queries=Images(queries.images[order], queries.targets[order]), sites_public=known_from)
+            return [(told, replace(nobody, sites=whose[order]))]
+        victims = held_out_victims(parts, site, effort.victims(one.attack), effort.seed, effort.gallery)
+        one.alike += [v.look_alikes for v in victims]
+        return [
+            (
+                replace(base, candidates=v.candidates if one.attack.answers == "candidate" else None),
+                Truth(v.batch, v.candidates.images, (v.place,), v.place),
+            )
+            for v in victims
+        ]
+
+    def _members(self, site: str) -> tuple[Images, npt.NDArray[np.bool_]]:
+        """Training images of the site and as many others of it, in an order that says nothing."""
+        inside, outside = self._some(site, "train"), self._some(site, "test", "validation")
+        few = min(len(inside), len(outside))
+        images = np.concatenate([inside.images[:few], outside.images[:few]])
+        targets = np.concatenate([inside.targets[:few], outside.targets[:few]])
+        order = Seeds(self._effort.seed).generator("members", site).permutation(2 * few)
+        return Images(images[order], targets[order]), np.arange(2 * few)[order] < few
+
+    def _some(self, site: str, *splits: Any) -> Images:
+        """At most ``ASKED`` images of these parts of a site, drawn by the seed."""
+        data = self._parts.load(site)
+        held = [(data.part(split), i) for split in splits for i in range(len(data.part(split)))]
+        order = Seeds(self._effort.seed).generator("asked", site, *splits).permutation(len(held))[:ASKED]
+        return images_of([held[i] for i in order])
+
+    def control(self, view: AdversaryView) -> AdversaryView:
+        """The same round where every site's own update, made with plain gradients, is in the open."""
+        weights = view.last.weights
+        every = tuple(Sight((site,), self.update(site, weights), float(self._sizes[site])) for site in self._sizes)
+        own = next(s for s in every if self.site in s.sites)
+        after = {n: (np.asarray(w) + own.update[n]).astype(np.asarray(w).dtype) if n in own.update else w for n, w in weights.items()}
+        return AdversaryView(view.vantage, (replace(view.last, sights=every, after=after, messages=(), secrets={}),))
+
+    def update(self, site: str, weights: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+        """A site's update of the round by the run's own rule and order of examples, without privacy mechanism."""
+        parts, model = self._parts, self._parts.model
+        load_state(model, to_torch(dict(weights)), parts.initial_personal)
+        examples, run = parts.load(site).train, parts.config.run
+        data = LocalTraining(examples, parts.config.training, parts.seeds, site=site, round=self._round, rounds=run.rounds)
+        with seeded(parts.seeds.integer("round", self._round, "site", site, "update")):
+            state = parts.personalization.init(model)
+            made, _ = parts.personalization.local_update(model, data, plain_rule(parts, examples), state)
+        return {n: made.delta[n].numpy().astype(np.float32) for n in weights if n in made.delta}
+
+    def random(self, view: AdversaryView, number: int) -> AdversaryView:
+        """The same view with random updates of the same size, tensor by tensor, and the model that follows from one."""
+        generator = Seeds(self._effort.seed).generator("random round", number)
+        seen: Seen = view.last
+
+        def like(update: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+            out = {}
+            for name, tensor in update.items():
+                drawn = generator.standard_normal(np.shape(tensor))
+                out[name] = (drawn * (float(np.linalg.norm(tensor)) / (float(np.linalg.norm(drawn)) or 1.0))).astype(np.float32)
+            return out
+
+        moved = like({n: np.asarray(a, np.float64) - np.asarray(seen.weights[n]) for n, a in seen.after.items()}) if seen.weights else {}
+        after = {n: (np.asarray(seen.weights[n]) + d).astype(np.asarray(seen.weights[n]).dtype) for n, d in moved.items()}
+        sights = tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights)
+        return AdversaryView(view.vantage, (replace(seen, sights=sights, after=after, messages=(), secrets={}),))
