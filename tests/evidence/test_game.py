@@ -73,7 +73,7 @@ LIES: dict[str, tuple[Callable[[int], bytes], str]] = {
     "one plain tensor in the middle": (lambda w: sealed(update(w, 2000)) + update(w, 100) + os.urandom(8000), ""),
     "deterministic encryption": (lambda w: keystream(np.full(500, w, "<f4").tobytes()), "repeats"),
     "deterministic in one part": (lambda w: os.urandom(256) + keystream(bytes([w]) * 16) + os.urandom(64), ""),
-    "a nonce that is used again": (lambda w: keystream(update(w)), "positions"),
+    "a nonce that is used again": (lambda w: keystream(update(w)), ""),
     "nonces of four bits": (lambda w: keystream(np.full(8, w, "<f4").tobytes(), bytes([os.urandom(1)[0] & 15]) * 16), ""),
     "telling length": (lambda w: sealed(bytes(100 + w)), "length"),
     "blocks that repeat within a message": (lambda w: blocks(bytes(4096) if w else os.urandom(4096)), "byte counts"),
