@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,7 @@ def answer(
     images = evidence.images(unit.detach()).to(torch.float32).numpy()
     told = {
         "evaluations": float(effort.evaluations),
-        "seconds": time.monotonic() - effort.began,
+        "seconds": effort.spent,
         "loss": float(loss),
         "restarts": float(restarts),
     }

@@ -37,10 +37,11 @@ class IdlgConfig(_Common):
     """`idlg`: normalized objective, box constraint, strong Wolfe, restarts, defence inside the loss."""
 
     steps: int = Field(300, ge=1, description="outer steps of L-BFGS in all, over all restarts, each of at most 20 inner ones")
-    restarts: int = Field(3, ge=1, description="starting points; after `trial` steps each, the one of least loss goes on")
-    trial: int = Field(2, ge=1, description="outer steps of each starting point before one is chosen")
+    restarts: int = Field(3, ge=1, description="starting points; after `trial` steps each the better half goes on, and so on")
+    trial: int = Field(2, ge=1, description="outer steps of each starting point before half of them are dropped")
+    orders: int = Field(24, ge=1, description="starting points where several local steps leave the order of the labels open")
     read_error: bool = Field(True, description="read the network's error from the last bias where it is exact: one image, no noise")
-    smooth: float = Field(1.0, ge=0, description="weight of the smoothness prior under noise, 1 as public images have it; 0: none")
+    prior: float = Field(1.0, ge=0, description="weight under noise of what public images say of images; 1: as learned, 0: none")
     double: bool = Field(True, description="compute in float64, which saturated networks need; float32 takes about half the time")
     rule: Rule = Field("auto", description="of label inference; auto: matched filter under noise, else the bias, else row sums")
 

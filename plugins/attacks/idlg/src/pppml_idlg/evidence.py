@@ -87,8 +87,8 @@ def behind(ctx: Knowledge, images: int | None) -> int:
     return images or ctx.training.steps * ctx.training.batch
 
 
-def misfit(view: AdversaryView, ctx: Knowledge, images: int | None, most: int) -> str:
-    """Why no sight of this view can be matched; empty: it can."""
+def misfit(view: AdversaryView, ctx: Knowledge, images: int | None, most: int, labels: bool) -> str:
+    """Why no sight of this view can be matched, or, if ``labels`` are to be read first, none can be read; empty: it can."""
     sight = view.of(ctx.site)
     if sight is None:
         return "this adversary decodes no sum that the watched site is in"
@@ -99,6 +99,8 @@ def misfit(view: AdversaryView, ctx: Knowledge, images: int | None, most: int) -
     count = behind(ctx, images) * len(sight.sites)
     if count > most:
         return f"{count} images are behind this sum, and matching is tried for at most {most}"
+    if labels and head_of(ctx.model(view.last), len(ctx.spec.classes), sight.update) is None:
+        return "the last layer is not in the sum: it stays at the site, or is not linear"
     return ""
 
 

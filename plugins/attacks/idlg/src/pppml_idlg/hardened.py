@@ -2,7 +2,7 @@
 
 The objective is relative to what was seen; pixels stay in their range; the line search is strong Wolfe without absolute tolerances; several
 starting points are tried, and the one of least loss goes on. Clip, steps and sums are in the forward model. Under noise of known variance
-the objective is minus the logarithm of the posterior: Gaussian likelihood, and a prior of smoothness fitted to public images.
+the objective is minus the logarithm of the posterior: Gaussian likelihood, and a prior learned from public images.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import numpy.typing as npt
 import torch
 
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Knowledge, Reconstruction
+from pppml_core.randomness import seeded
 from pppml_idlg.answers import answer, seconds_of
 from pppml_idlg.config import IdlgConfig
 from pppml_idlg.evidence import Evidence, misfit, update_evidence
 from pppml_idlg.labels import Rule, chosen_rule, errors_by, expected_of, labels_of
 from pppml_idlg.matching import Effort, Leaves, Likelihood, OutOfTime, Run, lbfgs
+from pppml_idlg.prior import learned, unit_public
 
 #: candidates may leave the range of pixels by this share of it, so that darkest and brightest pixels are reached; the answer is cut.
 MARGIN = 0.02
@@ -28,8 +30,6 @@ MARGIN = 0.02
 FLOOR = 1e-12
 #: relative loss from which on nothing is left to find: float32 updates agree no better.
 CONVERGED = 1e-14
-#: mean difference of neighbouring pixels, on the unit scale, where there are no public images to take it from.
-ROUGH = 0.05
 
 
 class Idlg(Attack):
@@ -39,25 +39,28 @@ class Idlg(Attack):
 
     def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
         """No sum, masks, no model, too many images, or no last layer from which to read the label."""
-        reason = misfit(view, ctx, self.config.images, self.config.most_images)
-        if reason:
-            return reason
-        evidence = update_evidence(view, ctx, self.config.images, torch.float32)
-        return "" if evidence.head else "the last layer is not in the sum: it stays at the site, or is not linear"
+        return misfit(view, ctx, self.config.images, self.config.most_images, labels=True)
 
     def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         """Images and labels."""
+        with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
+            return self._run(view, budget, ctx)
+
+    def _run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         config = self.config
         effort = Effort(seconds_of(budget, config.seconds))
         evidence = update_evidence(view, ctx, config.images, torch.float64 if config.double else torch.float32)
         labels, rule = inferred(evidence, config.rule)
-        targets = torch.from_numpy(labels)
-        loss = objective(by_read_error(evidence) if config.read_error else evidence, targets, config)
-        runs = [Run([start], loss, effort) for start in starts(evidence, labels, config.restarts)]
-        steps = [lbfgs(run, robust=True) for run in runs]
-        _advance(runs, steps, config, effort)
-        best = min(runs, key=lambda run: run.lowest)
-        return answer(evidence, to_unit(best.best[0]).clamp(0, 1), labels, effort, best.lowest, rule, len(runs))
+        matched = by_read_error(evidence) if config.read_error else evidence
+        orders = orders_of(labels, evidence, config)
+        costs = [objective(matched, torch.from_numpy(order), config) for order in orders]
+        runs = [Run([start], cost, effort) for start, cost in zip(starts(evidence, orders), costs, strict=True)]
+        _advance(runs, config, effort)
+        best = min(range(len(runs)), key=lambda number: runs[number].lowest)
+        unit = to_unit(runs[best].best[0]).clamp(0, 1)
+        # In the order of the images; but the surest first where only some of them are the watched site's.
+        told = orders[best] if evidence.parts == 1 else labels
+        return answer(evidence, unit, told, effort, runs[best].lowest, rule, len(runs))
 
 
 def inferred(evidence: Evidence, rule: str) -> tuple[npt.NDArray[np.int64], Rule]:
@@ -88,15 +91,14 @@ def objective(evidence: Evidence, targets: torch.Tensor, config: IdlgConfig) -> 
     squares = {n: float(s.square().mean()) for n, s in evidence.seen.items()}
     variances = {n: max(v, FLOOR * squares[n], 1e-60) for n, v in evidence.noise.items()} if evidence.noisy else dict.fromkeys(squares, 1.0)
     likelihood = Likelihood.of(evidence.seen, variances, evidence.noisy)
-    rough = roughness(evidence) if evidence.noisy and config.smooth else None
+    cost = learned(evidence.ctx, evidence.dtype) if evidence.noisy and config.prior else None
 
     def loss(leaves: Leaves) -> torch.Tensor:
         unit = to_unit(leaves[0])
         value = likelihood(evidence.made(unit, targets))
-        if rough is not None:
-            value = value + config.smooth * unlikely(unit, rough)
-        value = value / likelihood.scale
-        return value
+        if cost is not None:
+            value = value + config.prior * cost(unit)
+        return value / likelihood.scale
 
     return loss
 
@@ -119,65 +121,65 @@ def by_read_error(evidence: Evidence) -> Evidence:
     return linear if bool(seen.any()) and torch.allclose(made, seen, rtol=1e-3) else evidence
 
 
-def roughness(evidence: Evidence) -> list[float]:
-    """Mean absolute difference of neighbouring pixels of public images along each spatial axis, on the unit scale."""
-    ctx = evidence.ctx
-    if not len(ctx.public):
-        return [ROUGH] * len(ctx.spec.size)
-    span = np.maximum(np.asarray(ctx.high, np.float64) - ctx.low, 1e-12)
-    unit = (ctx.public.images - ctx.low) / span
-    return [max(float(np.abs(np.diff(unit, axis=2 + axis)).mean()), 1e-3) for axis in range(len(ctx.spec.size))]
-
-
-def unlikely(unit: torch.Tensor, rough: list[float]) -> torch.Tensor:
-    """Minus the logarithm of a Laplace density of neighbours' differences, but for a constant; rounded at 0, for L-BFGS."""
-    total = unit.sum() * 0.0
-    for axis, scale in enumerate(rough):
-        soft = scale / 10
-        total = total + (torch.sqrt(unit.diff(dim=2 + axis).square() + soft**2) - soft).sum() / scale
-    return total / 2  # a pixel has neighbours along every axis: the differences are not independent
-
-
 # -- the search -----------------------------------------------------------------------------------------------------------------------
 
 
-def starts(evidence: Evidence, labels: npt.NDArray[np.int64], count: int) -> list[torch.Tensor]:
-    """Starting points, in unbounded variables: mid-grey, then the mean of public images, then mid-grey again; each under its own noise."""
+def orders_of(labels: npt.NDArray[np.int64], evidence: Evidence, config: IdlgConfig) -> list[npt.NDArray[np.int64]]:
+    """The labels of each starting point: the same everywhere for one step, in which no order is told.
+
+    Over several steps it matters which label came first, and only the loss can tell: up to ``orders`` different orders are tried.
+    """
+    if evidence.ctx.training.steps == 1 or len(set(labels.tolist())) == 1:
+        return [labels] * config.restarts
+    generator, found = np.random.default_rng(evidence.ctx.seed), {tuple(labels.tolist()): labels}
+    for _ in range(8 * config.orders):
+        if len(found) < max(config.orders, config.restarts):
+            order = generator.permutation(labels)
+            found.setdefault(tuple(order.tolist()), order)
+    return list(found.values())
+
+
+def starts(evidence: Evidence, orders: list[npt.NDArray[np.int64]]) -> list[torch.Tensor]:
+    """Starting points, in unbounded variables: mid-grey, then the mean of public images, then mid-grey again; each under its own noise.
+
+    For several orders of labels all are mid-grey, so that the order alone decides.
+    """
     generator = torch.Generator().manual_seed(evidence.ctx.seed)
-    out = []
-    for number in range(count):
+    alike, out = all(order is orders[0] for order in orders), []
+    for number, order in enumerate(orders):
         base = torch.zeros(evidence.shape, dtype=evidence.dtype)
-        if number == 1 and len(evidence.ctx.public):
-            base = base + from_unit(public_means(evidence, labels))
+        if alike and number == 1 and len(evidence.ctx.public):
+            base = base + from_unit(public_means(evidence, order))
         noise = torch.randn(evidence.shape, generator=generator, dtype=torch.float64).to(evidence.dtype)
-        out.append(base + (0.1 if number < 2 else 0.5) * noise)
+        out.append(base + (0.5 if alike and number > 1 else 0.1) * noise)
     return out
 
 
 def public_means(evidence: Evidence, labels: npt.NDArray[np.int64]) -> torch.Tensor:
     """For each label the mean of public images of it (of all, where there are none), on the unit scale."""
-    public, ctx = evidence.ctx.public, evidence.ctx
-    span = np.maximum(np.asarray(ctx.high, np.float64) - ctx.low, 1e-12)
+    public, classes = unit_public(evidence.ctx), evidence.ctx.public.targets
     means = []
     for label in labels:
-        own = public.targets == label
-        mean = public.images[own if own.any() else slice(None)].mean(axis=0, dtype=np.float64)
-        means.append(np.clip((mean - ctx.low) / span, 0.01, 0.99))
+        own = classes == label
+        means.append(public[own if own.any() else slice(None)].mean(axis=0).clip(0.01, 0.99))
     return torch.from_numpy(np.stack(means)).to(evidence.dtype)
 
 
-def _advance(runs: list[Run], steps: list[Callable[[], None]], config: IdlgConfig, effort: Effort) -> None:
-    """``trial`` steps of every starting point, the rest for the best of them; when that one is stuck, for the next."""
-    left = config.steps
+def _advance(runs: list[Run], config: IdlgConfig, effort: Effort) -> None:
+    """``trial`` steps of every run, then of the better half, and so on; the rest for the best one, and when it is stuck, for the next."""
+    steps = {id(run): lbfgs(run, robust=True) for run in runs}
+    left, alive = config.steps, list(runs)
     try:
-        for step in steps:
-            for _ in range(min(config.trial, left)):
-                step()
-                left -= 1
-        for run, step in sorted(zip(runs, steps, strict=True), key=lambda pair: pair[0].lowest):
+        while len(alive) > 1:
+            for run in alive:
+                for _ in range(min(config.trial, left)):
+                    steps[id(run)]()
+                    left -= 1
+            alive = sorted(alive, key=lambda run: run.lowest)[: len(alive) // 2]
+        for run in sorted(runs, key=lambda run: (run is not alive[0], run.lowest)):
             while left > 0 and run.lowest > CONVERGED:
                 before = run.lowest
-                step()
+                steps[id(run)]()
                 left -= 1
                 if not run.lowest < before or not math.isfinite(run.last):
                     break

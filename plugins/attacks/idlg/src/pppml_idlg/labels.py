@@ -105,11 +105,13 @@ def errors_by(rule: Rule, head: Head, gradient: Mapping[str, npt.NDArray[Any]], 
     rows = np.asarray(gradient[head.weight], np.float64).reshape(len(expected.probabilities), -1)
     a = expected.features
     if rule == "row-sum":
-        return rows.sum(axis=1) / max(abs(float(a.sum())), 1e-12)
+        sums: Numbers = rows.sum(axis=1)
+        return sums / max(abs(float(a.sum())), 1e-12)
     if rule == "bias":
         assert head.bias is not None
         return np.asarray(gradient[head.bias], np.float64)
-    filtered, energy = rows @ a, float(a @ a)
+    filtered: Numbers = rows @ a
+    energy = float(a @ a)
     if head.bias is not None:
         filtered, energy = filtered + np.asarray(gradient[head.bias], np.float64), energy + 1.0
     return filtered / max(energy, 1e-12)

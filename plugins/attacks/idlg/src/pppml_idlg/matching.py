@@ -70,7 +70,8 @@ class Likelihood:
         length = torch.sqrt(a.square().sum() + 1e-60)
         # 1 - cos, without its cancellation
         turned = (a / length - b / b.norm().clamp_min(1e-30)).square().sum() / 2
-        return self.scale * turned + (self.length * torch.log(length / self.length)).square() / 2
+        away: torch.Tensor = self.scale * turned + (self.length * torch.log(length / self.length)).square() / 2
+        return away
 
 
 def cosine(made: Tensors, seen: Tensors) -> torch.Tensor:
@@ -108,9 +109,14 @@ class Effort:
         self.evaluations += 1
 
     @property
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began
+
+    @property
     def over(self) -> bool:
         """Whether the time is up."""
-        return time.monotonic() - self.began >= self.seconds
+        return self.spent >= self.seconds
 
 
 class Run:
@@ -132,11 +138,11 @@ class Run:
         self.leaves = [t.detach().clone().requires_grad_(True) for t in start]
         self.best = [t.detach().clone() for t in start]
         self.lowest = self.last = math.inf
-        self._loss, self._effort = loss, effort
+        self._loss, self.effort = loss, effort
 
     def evaluate(self) -> torch.Tensor:
         """Loss and gradients where the leaves are; what is not finite is told as it is."""
-        self._effort.count()
+        self.effort.count()
         loss = self._loss(self.leaves)
         gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
@@ -153,8 +159,10 @@ def lbfgs(run: Run, *, robust: bool) -> Callable[[], None]:
     ``robust``: strong Wolfe line search and no absolute tolerances, which end a search whose gradient is merely small. Otherwise rate 1
     and all of torch's defaults, as in the authors' code.
     """
-    extra = {"line_search_fn": "strong_wolfe", "tolerance_grad": 0.0, "tolerance_change": 0.0} if robust else {}
-    optimizer = torch.optim.LBFGS(run.leaves, lr=1.0, **extra)
+    if robust:
+        optimizer = torch.optim.LBFGS(run.leaves, lr=1.0, line_search_fn="strong_wolfe", tolerance_grad=0.0, tolerance_change=0.0)
+    else:
+        optimizer = torch.optim.LBFGS(run.leaves, lr=1.0)
 
     def step() -> None:
         optimizer.step(run.evaluate)
@@ -162,22 +170,24 @@ def lbfgs(run: Run, *, robust: bool) -> Callable[[], None]:
     return step
 
 
-def signed_adam(run: Run, rate: float, steps: int, low: float, high: float) -> Callable[[], None]:
-    """A step of Adam on the sign of the gradient, then projection to [low, high]; the rate falls tenfold at 3/8, 5/8 and 7/8 of ``steps``."""
+def signed_adam(run: Run, rate: float, way: Callable[[], float], low: torch.Tensor, high: torch.Tensor) -> Callable[[], None]:
+    """A step of Adam on the sign of the gradient, then projection to [low, high].
+
+    ``way``: the share of the search that is behind, from 0 to 1; the rate falls tenfold at 3/8, 5/8 and 7/8.
+    """
     optimizer = torch.optim.Adam(run.leaves, lr=rate)
-    milestones = [steps * k // 8 for k in (3, 5, 7)]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
     def step() -> None:
         run.evaluate()
+        done = way()
+        optimizer.param_groups[0]["lr"] = rate * 0.1 ** sum(done >= k / 8 for k in (3, 5, 7))
         with torch.no_grad():
             for leaf in run.leaves:
                 assert leaf.grad is not None
                 leaf.grad = leaf.grad.nan_to_num().sign()
         optimizer.step()
-        schedule.step()
         with torch.no_grad():
             for leaf in run.leaves:
-                leaf.clamp_(low, high)
+                leaf.copy_(torch.minimum(torch.maximum(leaf, low), high))
 
     return step

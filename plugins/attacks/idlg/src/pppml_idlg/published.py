@@ -1,7 +1,7 @@
 """`dlg` and `idlg-published`: the recipes of the authors' code, with which a failure proves nothing.
 
-Sum of squared differences of gradients, start N(0, 1), no box, torch's L-BFGS at rate 1 with its defaults; every tenth outer step the search
-ends if the loss is below 1e-6. The answer is where the search ended, not where it was best. A defence is ignored.
+Sum of squared differences of gradients, start N(0, 1), no box, torch's L-BFGS at rate 1 with its defaults; every tenth outer step the
+search ends if the loss is below 1e-6. The answer is where the search ended, not where it was best. A defence is ignored.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Knowledge, Reconstruction
+from pppml_core.randomness import seeded
 from pppml_idlg.answers import answer, seconds_of
 from pppml_idlg.config import DlgConfig, IdlgPublishedConfig
 from pppml_idlg.evidence import Evidence, gradient_evidence, misfit
@@ -29,10 +30,14 @@ class Dlg(Attack):
 
     def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
         """No sum, masks, no model, or too many images."""
-        return misfit(view, ctx, self.config.images, self.config.most_images)
+        return misfit(view, ctx, self.config.images, self.config.most_images, labels=False)
 
     def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         """Images and labels."""
+        with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
+            return self._run(view, budget, ctx)
+
+    def _run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         effort = Effort(seconds_of(budget, self.config.seconds))
         evidence = gradient_evidence(view, ctx, self.config.images, torch.float32)
         generator = torch.Generator().manual_seed(ctx.seed)
@@ -52,14 +57,14 @@ class IdlgPublished(Attack):
 
     def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
         """No sum, masks, no model, too many images, or no last layer from which to read the label."""
-        reason = misfit(view, ctx, self.config.images, self.config.most_images)
-        if reason:
-            return reason
-        evidence = gradient_evidence(view, ctx, self.config.images, torch.float32)
-        return "" if evidence.head else "the last layer is not in the sum: it stays at the site, or is not linear"
+        return misfit(view, ctx, self.config.images, self.config.most_images, labels=True)
 
     def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         """Images and labels."""
+        with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
+            return self._run(view, budget, ctx)
+
+    def _run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         effort = Effort(seconds_of(budget, self.config.seconds))
         evidence = gradient_evidence(view, ctx, self.config.images, torch.float32)
         assert evidence.head is not None
