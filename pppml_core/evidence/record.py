@@ -64,7 +64,7 @@ def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: 
         reason = f"The attack failed for {len(found.errors)} of {len(found.scores)} victims ({found.errors[0]}). {reason}"
     made = claims(attack.answers, found.scores, found.control, found.negative)
     shown = {claim.name: claim.verdict for claim in made}
-    passed = bool(made) and any(claim.verdict in ("shown", "not_shown") for claim in made)
+    passed = succeeds(found)
     bound, violated = judged(found, plan, site, staged, cells)
     if violated:
         outcome = "recovered"
@@ -82,6 +82,11 @@ def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: 
     }
     plain: dict[str, Any] = finite(record)
     return plain
+
+
+def succeeds(found: Found) -> bool:
+    """Whether the same attack shows any of its claims with the defence off."""
+    return any(c.verdict == "shown" for c in claims(found.attack.answers, found.control, found.control, found.negative))
 
 
 def judged(found: Found, plan: PrivacyPlan, site: str, staged: bool, cells: int) -> tuple[Bound | None, bool]:
