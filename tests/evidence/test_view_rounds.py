@@ -85,6 +85,20 @@ def test_the_attempts_of_a_round_are_looked_at_together(go):
     assert sets(seen("neighbours:site_1")) == {frozenset(["site_1", "site_3"])}
 
 
+def test_what_an_earlier_attempt_showed_stays_seen(go):
+    """Two of four sites answer, too few; the next attempt is without one of them, whose update the server has had since the first."""
+    faults = [{"site": s, "stage": "contribute", "round": 1, "attempt": 1, "do": "drop"} for s in ("site_3", "site_4")]
+    faults.append({"site": "site_1", "stage": "open", "round": 1, "attempt": 2, "do": "drop"})
+    run, seen = go(aggregator="plain", engine={"use": "local", "faults": faults}, run={"min_cohort": 3, "retries": 1})
+    assert run.result["survivors"]["1"] == ["site_2", "site_3", "site_4"]
+    found, truth = seen("server"), _means(run, 1)
+    assert found.cohort == ("site_2", "site_3", "site_4")
+    assert sets(found) == {*map(frozenset, zip(SITES, strict=True)), ALL - {"site_1"}}
+    for name, update in truth(["site_1"]).items():
+        np.testing.assert_allclose(found.of("site_1").update[name], update, rtol=2e-7, atol=1e-9)
+    assert found.of("site_1").weight == pytest.approx(24, rel=1e-3)
+
+
 def test_a_smaller_cohort_is_announced_where_a_site_does_not_come(go):
     run, seen = go(aggregator="plain", engine=lost("site_3", stage="open", times=9))
     assert run.result["survivors"]["1"] == ["site_1", "site_2", "site_4"]
