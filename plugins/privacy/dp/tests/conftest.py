@@ -12,6 +12,7 @@ from scipy import stats
 import pppml_core as pppml
 from pppml_core.interfaces.privacy import PrivacySetting
 from pppml_core.registry import Registry
+from pppml_dp.budget import Budget
 
 INSTALLED = Registry.discover()
 HAS_SECAGG = any(c.name == "secagg-plus" for c in INSTALLED.components("aggregator"))
@@ -72,6 +73,12 @@ def secagg():
 def rule_is():
     """What a personalization says of itself to a mechanism."""
     return lambda **says: SimpleNamespace(**{"shares": True, **says})
+
+
+@pytest.fixture
+def stated_epsilon_alone(monkeypatch):
+    """Plans without what other accountants find: that is a test of its own, and takes longer than all the rest of a plan."""
+    monkeypatch.setattr(Budget, "cross_checks", lambda self: {})
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import pytest
+
 from pppml_core.component import Component
 from pppml_core.testing import PrivacySuite
 from pppml_core.testing.privacy_bench import Stated
 from pppml_dp.plugin import pppml_privacy_mechanisms
+
+pytestmark = pytest.mark.usefixtures("stated_epsilon_alone")
 
 
 def component(name: str) -> Component:

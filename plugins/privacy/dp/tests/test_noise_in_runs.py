@@ -17,6 +17,8 @@ from scipy import stats
 from pppml_core.registry import Registry
 from pppml_dp.dp_sgd import DpSgdPlan
 
+pytestmark = pytest.mark.usefixtures("stated_epsilon_alone")
+
 FALSE_ALARM = 1e-7
 INSTALLED = Registry.discover()
 DP = {"use": "dp-sgd", "clip": 2.0, "epsilon": 6, "delta": 1e-5}

@@ -15,6 +15,8 @@ from pppml_core.learning.gradients import plain_gradients
 from pppml_dp.config import DpSgdConfig
 from pppml_dp.dp_sgd import DpSgdPlan, make_sgd_plan
 
+pytestmark = pytest.mark.usefixtures("stated_epsilon_alone")
+
 DP = {"use": "dp-sgd", "epsilon": 6, "delta": 1e-5}
 
 

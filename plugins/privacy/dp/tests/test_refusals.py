@@ -16,6 +16,8 @@ from pppml_dp.config import DpSgdConfig, DpUpdateConfig
 from pppml_dp.dp_sgd import DpSgd
 from pppml_dp.dp_update import DpUpdate
 
+pytestmark = pytest.mark.usefixtures("stated_epsilon_alone")
+
 INSTALLED = Registry.discover()
 #: 200 + 201 + 202 + 203 + 204 training examples.
 TASK = {"use": "tiny", "sites": 5, "examples": 200}

@@ -11,6 +11,8 @@ from pppml_core.builtin.tiny import TinyTask
 from pppml_core.registry import Registry
 from pppml_dp.dp_sgd import DpSgdPlan
 
+pytestmark = pytest.mark.usefixtures("stated_epsilon_alone")
+
 INSTALLED = {c.name for c in Registry.discover().components("personalization")}
 DP = {"use": "dp-sgd", "epsilon": 6, "delta": 1e-5}
 
