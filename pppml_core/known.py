@@ -65,6 +65,7 @@ KNOWN: tuple[Known, ...] = (
             ("scale-resnet9", "ResNet-9 with ScaleNorm"),
         )
     ),
+    Known("model", "sigmoid-lenet", "pppml-idlg", "plugins/attacks/idlg", "the network of the gradient matching papers"),
     Known("model", "densenet", "pppml-monai-nets", "plugins/models/monai_nets", "MONAI's DenseNet, 2-D and 3-D"),
     Known("model", "monai", "pppml-monai-nets", "plugins/models/monai_nets", "any MONAI network by name"),
     Known("model", "small-cnn", "pppml-monai-nets", "plugins/models/monai_nets", "small convolutional network"),

@@ -13,7 +13,7 @@ import numpy as np
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Defence, Images, Knowledge, Reconstruction, Seen, Sight
 from pppml_gallery.config import GalleryConfig
 from pppml_gallery.likelihood import Likelihood, Numbers, others_like
-from pppml_gallery.updates import flat, in_batches, of_each, of_model, spread
+from pppml_gallery.updates import flat, in_batches, of_model, remembered, spread
 
 #: difference of two correct float32 computations of an update, of its root mean square.
 NUMERICS = 1e-4
@@ -63,7 +63,7 @@ class Gallery(Attack):
         observed = flat(sight.update, names)
         mixture = Mixture.of(sight, ctx)
         known = mixture.unknown or not ctx.training.exact
-        held = np.stack(list(of_each(ctx, model, spread(ctx.public, self.config.public, len(observed)), names))) if known else None
+        held = remembered(ctx, model, spread(ctx.public, self.config.public, len(observed)), names) if known else None
         if not ctx.training.exact:
             assert held is not None
             found = [batch @ observed for batch in in_batches(ctx, model, candidates, names)]

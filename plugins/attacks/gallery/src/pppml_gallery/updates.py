@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pppml_core.interfaces.attack import Arrays, Images, Knowledge, Sight
+from pppml_core.interfaces.attack import Arrays, Defence, Images, Knowledge, Sight
 
 #: numbers that are held at a time of many images' updates: 160 MB.
 HELD = 20_000_000
@@ -21,8 +23,39 @@ def of_each(ctx: Knowledge, model: torch.nn.Module, images: Images, names: tuple
         yield flat({name: made[name].detach().numpy() for name in names}, names)
 
 
+def remembered(ctx: Knowledge, model: torch.nn.Module, images: Images, names: tuple[str, ...]) -> npt.NDArray[np.float64]:
+    """The same of all images, ``(images, coordinates)``. The last few are kept: who looks from several places makes them once."""
+    if not isinstance(ctx.loss, partial):  # of another loss nothing is known that could name it
+        return np.stack(list(of_each(ctx, model, images, names)))
+    digest = hashlib.sha256(repr((names, ctx.training, _forward(ctx))).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    digest.update(images.images.tobytes() + images.targets.tobytes())
+    key = digest.digest()
+    if key not in _MADE:
+        _MADE[key] = np.stack(list(of_each(ctx, model, images, names)))
+        while len(_MADE) > 1 and sum(made.size for made in _MADE.values()) > HELD:
+            _MADE.pop(next(iter(_MADE)))
+    else:
+        _MADE[key] = _MADE.pop(key)  # the newest is dropped last
+    return _MADE[key]
+
+
+#: what :func:`remembered` keeps; it depends on nothing but its key.
+_MADE: dict[bytes, npt.NDArray[np.float64]] = {}
+
+
+def _forward(ctx: Knowledge) -> tuple[object, ...]:
+    """All that an expected update depends on besides model and image."""
+    defence = ctx.defence if ctx.adaptive else Defence()
+    return (defence.clip, defence.clips, defence.divisor, ctx.loss.func, ctx.loss.args) if isinstance(ctx.loss, partial) else ()
+
+
 def in_batches(ctx: Knowledge, model: torch.nn.Module, images: Images, names: tuple[str, ...]) -> Iterator[npt.NDArray[np.float64]]:
     """The same, so many images at a time as fit: ``(images, coordinates)``."""
+    if len(images) * sum(model.get_parameter(name).numel() for name in names) <= HELD:
+        yield remembered(ctx, model, images, names)
+        return
     rows: list[npt.NDArray[np.float64]] = []
     for row in of_each(ctx, model, images, names):
         rows.append(row)

@@ -56,3 +56,10 @@ class InvertingGradientsConfig(_Common):
     )
     smooth: float = Field(0.1, ge=0, description="weight of total variation (mean absolute difference of neighbours)")
     rule: Rule = Field("auto", description="of label inference; auto: matched filter under noise, else the bias, else row sums")
+
+
+class SigmoidLenetConfig(ComponentConfig):
+    """`sigmoid-lenet`: three convolutions with sigmoids and a linear head; 2-D classification."""
+
+    channels: int = Field(12, ge=1, le=256, description="of each convolution")
+    width: float = Field(0.5, gt=0, le=10, description="weights and biases begin uniform between minus this and this")

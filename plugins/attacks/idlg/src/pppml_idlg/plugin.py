@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pppml_core import Component, hookimpl
-from pppml_idlg.config import DlgConfig, IdlgConfig, IdlgPublishedConfig, InvertingGradientsConfig
+from pppml_idlg.config import DlgConfig, IdlgConfig, IdlgPublishedConfig, InvertingGradientsConfig, SigmoidLenetConfig
 
 _DLG = "Zhu, Liu and Han 2019, Deep Leakage from Gradients, arXiv:1906.08935"
 _IDLG = "Zhao, Mopuri and Bilen 2020, iDLG: Improved Deep Leakage from Gradients, arXiv:2001.02610"
@@ -43,5 +43,19 @@ def pppml_attacks() -> Sequence[Component]:
             target="pppml_idlg.inverting:InvertingGradients",
             summary="redraws images by the direction of the update and a smoothness prior",
             cites=(_GEIPING,),
+        ),
+    )
+
+
+@hookimpl
+def pppml_models() -> Sequence[Component]:
+    """``sigmoid-lenet``."""
+    return (
+        Component(
+            name="sigmoid-lenet",
+            config=SigmoidLenetConfig,
+            target="pppml_idlg.lenet:SigmoidLenet",
+            summary="the small sigmoid network on which gradient matching was published: the attacker's best case",
+            cites=(_DLG, _IDLG),
         ),
     )
