@@ -1,8 +1,13 @@
-"""A strip of pictures of one cell: original, best blind guess, reconstruction; of the median victim and of the worst, never of the best."""
+"""A strip of pictures of one cell: original, best blind guess, reconstruction; of the median victim and of the worst, never of the best.
+
+The PNG carries its captions as text (key ``Description``, JSON: a list with ``name``, ``psnr`` in dB, and where the victim was ranked
+among look-alikes ``rank`` and ``gallery``, a row each), so that a page can set them in its own type and read them aloud.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,31 +21,45 @@ from pppml_core.federation.files import write_atomic
 if TYPE_CHECKING:
     from pppml_core.evidence.evaluate import Found, Picture
 
+HEADS = ("original", "best blind guess", "reconstruction")
+
 
 def write_strip(path: Path, found: Found) -> str:
     """Write a PNG; returns its file name. The worst victim is the one of whom the picture shows most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    errors = [float(s["mse"][0]) for s in found.scores[: len(found.pictures)]]
-    order = np.argsort(errors)
-    chosen = {"median victim": int(order[len(order) // 2]), "worst victim (most was seen)": int(order[0])}
-    if len(set(chosen.values())) == 1:
-        chosen = {"the victim": int(order[0])}
-    figure = Figure(figsize=(6.0, 2.2 * len(chosen)), layout="constrained")
-    grid = np.asarray(figure.subplots(len(chosen), 3, squeeze=False))
-    for row, (name, index) in zip(grid, chosen.items(), strict=True):
-        score = found.scores[index]
-        identity = f", rank {score['rank'][0]} of {score['gallery'][0]}" if "rank" in score else ""
-        titles = (name, "best guess without attack", f"reconstruction\n{score['psnr'][0]:.1f} dB{identity}")
-        for axes, image, title in zip(row, panels(found.pictures[index]), titles, strict=True):
+    told = captions(found)
+    figure = Figure(figsize=(6.0, 0.35 + 2.0 * len(told)), layout="constrained")
+    grid = np.asarray(figure.subplots(len(told), 3, squeeze=False))
+    for place, (row, one) in enumerate(zip(grid, told, strict=True)):
+        for axes, image, head in zip(row, panels(found.pictures[one["victim"]]), HEADS, strict=True):
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_title(title, fontsize=8)
-            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if place == 0:
+                axes.set_title(head, fontsize=13)
+        row[0].set_ylabel(one["name"], fontsize=13)
     out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)  # type: ignore[no-untyped-call]
+    shown = [{k: v for k, v in one.items() if k != "victim"} for one in told]
+    FigureCanvasAgg(figure).print_png(out, metadata={"Description": json.dumps(shown)})  # type: ignore[no-untyped-call]
     write_atomic(path, out.getvalue())
     return path.name
+
+
+def captions(found: Found) -> list[dict[str, Any]]:
+    """A caption for each row: of the median victim and of the worst; of one where both are the same."""
+    scores = found.scores[: len(found.pictures)]
+    order = np.argsort([float(s["mse"][0]) for s in scores])
+    chosen = {"median victim": int(order[len(order) // 2]), "worst victim": int(order[0])}
+    if len(set(chosen.values())) == 1:
+        chosen = {"the victim": int(order[0])}
+    return [{"name": name, "victim": place, **_caption(scores[place])} for name, place in chosen.items()]
+
+
+def _caption(score: Any) -> dict[str, Any]:
+    ranked = {"rank": int(score["rank"][0]), "gallery": int(score["gallery"][0])} if "rank" in score else {}
+    return {"psnr": round(float(score["psnr"][0]), 1), **ranked}
 
 
 def panels(picture: Picture) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:

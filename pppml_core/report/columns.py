@@ -145,6 +145,16 @@ def columns(runs: Sequence[RunRecords]) -> tuple[list[Column], list[str]]:
     return _distinct(found), remarks
 
 
+def by_run_name(found: list[Column]) -> list[Column]:
+    """Columns called by their runs' names, where these differ and the method alone tells none from another: runs of one method with
+    several defences.
+    """
+    names, plain = [c.first.name for c in found], [_label(c.first) for c in found]
+    if len(set(names)) < len(names) or len(set(plain)) == len(plain):
+        return found
+    return [replace(c, label=c.first.name if c.finished else f"{c.first.name} (unfinished)") for c in found]
+
+
 def main_column(found: Sequence[Column]) -> Column:
     """The column the page is about: the first federated one."""
     return next((c for c in found if c.role == "federated"), found[0])

@@ -63,7 +63,7 @@ def curves(run: RunRecords, metric: str) -> tuple[list[Picture], tuple[Key, ...]
     values = [v for found in series.values() for _, ys in found.values() for v in ys if math.isfinite(v)]
     pictures = []
     for weights, found in series.items():
-        with _axes(3.6, 2.3) as (axes, svg):
+        with chart(3.6, 2.3) as (axes, svg):
             for site in found:
                 key = keys[sites.index(site)] if len(sites) <= MANY else Key("", "--rule", width=1)
                 axes.plot(
@@ -93,9 +93,9 @@ def comparison(found: Sequence[Column], metric: str) -> Picture | None:
         return None
     names = {slug: name for c, _ in shown for slug, name in c.first.site_names.items()}
     rows: list[str | None] = [None, *sites]
-    labels = ["mean of sites", *(_shorten(names.get(s, s)) for s in sites)]
+    labels = ["mean of sites", *(shorten(names.get(s, s)) for s in sites)]
     told = []
-    with _axes(4.6, 0.6 + 0.27 * len(rows)) as (axes, svg):
+    with chart(4.6, 0.6 + 0.27 * len(rows)) as (axes, svg):
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), labels, parse_math=False)
         axes.hlines(range(len(rows)), 0, 1, transform=axes.get_yaxis_transform(), color=RULE, linewidth=0.8, zorder=0)
@@ -119,9 +119,9 @@ def forest(found: Sequence[Against], gains: Gains, title: str) -> Picture | None
         return None
     colours = [gains.models.index(against.model) % 8 for against in found]
     step, told, ends = 0.8 / max(len(found), 3), [], [0.0]
-    with _axes(4.6, 0.7 + max(0.27, 0.11 * len(found)) * len(sites)) as (axes, svg):
+    with chart(4.6, 0.7 + max(0.27, 0.11 * len(found)) * len(sites)) as (axes, svg):
         axes.set_ylim(len(sites) - 0.4, -0.6)
-        axes.set_yticks(range(len(sites)), [_shorten(gains.names[s]) for s in sites], parse_math=False)
+        axes.set_yticks(range(len(sites)), [shorten(gains.names[s]) for s in sites], parse_math=False)
         axes.hlines(np.arange(len(sites) - 1) + 0.5, 0, 1, transform=axes.get_yaxis_transform(), color=RULE, linewidth=0.8, zorder=0)
         axes.axvline(0, color=INK, linewidth=1.2, zorder=1)
         for index, (against, colour) in enumerate(zip(found, colours, strict=True)):
@@ -164,7 +164,7 @@ def photograph(image: npt.NDArray[Any], alt: str, title: str) -> Picture:
 
 
 @contextmanager
-def _axes(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
+def chart(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
     """Axes of a chart, and a list that holds the SVG text afterwards."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -275,5 +275,6 @@ def _marker(line: tuple[list[int], list[float]]) -> str:
     return "o" if len(line[0]) == 1 else ""
 
 
-def _shorten(name: str, width: int = 24) -> str:
+def shorten(name: str, width: int = 24) -> str:
+    """A name cut to ``width`` characters."""
     return name if len(name) <= width else name[: width - 1] + "…"

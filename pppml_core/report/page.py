@@ -13,6 +13,7 @@ from typing import Any
 from pppml_core.errors import ConfigError
 from pppml_core.report import columns, personalization, personalization_words, words
 from pppml_core.report.columns import Column
+from pppml_core.report.evidence import evidence
 from pppml_core.report.records import Record, RunRecords, items, read_run
 from pppml_core.report.tables import MISSING, change, number, seconds, size
 
@@ -57,21 +58,22 @@ def render(runs: Sequence[RunRecords]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     found, remarks = columns.columns(runs)
+    found = columns.by_run_name(found) if any(run.attacks for run in runs) else found
     main = columns.main_column(found)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"size": size, "seconds": seconds, "number": number, "change": change, "capital": words.capital}
     environment.globals |= {"place": _Placer(), "verdict": personalization_words.verdict}
-    metric = main.first.primary_metric
+    metric, shown = main.first.primary_metric, evidence(found)
     return environment.get_template("template.html.j2").render(
-        title=_title(main, found),
+        title=_title(main, found, tested=shown["tested"]),
         alerts=words.alerts(main, found),
         main=main,
         columns=found,
         remarks=remarks,
         headline=words.headline(main),
-        planned=main.first.plan.get("headline"),
+        planned=None if shown["tested"] and len(found) > 1 else main.first.plan.get("headline"),
         results=_results(found, main, metric),
         split=words.split_words(main.first),
         brackets=words.bracket_words(found, metric),
@@ -90,7 +92,7 @@ def render(runs: Sequence[RunRecords]) -> str:
         pipeline=items(main.first.plan.get("stages")),
         predicted=main.first.part("plan", "bytes"),
         happenings=_happenings(main, found),
-        attacks=[attack for column in found for run in column.runs for attack in run.attacks],
+        evidence=shown,
         not_evaluated=words.not_evaluated(main, found),
         sites=items(main.first.plan.get("sites")),
         steps=main.first.steps_a_round,
@@ -115,9 +117,11 @@ class _Placer:
         return Markup(with_ids(svg, f"f{self._count}"))
 
 
-def _title(main: Column, found: Sequence[Column]) -> str:
+def _title(main: Column, found: Sequence[Column], *, tested: bool) -> str:
     if len(found) == 1:
         return main.first.name
+    if tested:
+        return f"Who could learn what: {len(found)} runs side by side"
     labels = [column.label for column in found]
     return f"{', '.join(labels[:-1])} and {labels[-1]}, side by side" if len(found) < 5 else f"{len(found)} methods side by side"
 

@@ -25,10 +25,12 @@ def alerts(main: Column, found: Sequence[Column]) -> list[tuple[str, str]]:
     asked = sorted({path for column in found for run in column.runs for path in insecure_settings(run)})
     out += [("bad", f"Insecure mode: {path} was asked for. What this run sent protects nobody.") for path in asked]
     out += [("bad", f"{WARNING}.")] if any(_keeps_secrets(run) for column in found for run in column.runs) else []
+    federated = [column for column in found if column.role == "federated"]
     if main.role == "federated" and (seen := guarantees(main.first).get("sees_update")):
-        out.append(
-            ("bad", f"{capital(_who(seen))} {_verb(seen)} every update: the aggregator hides no site's contribution from {_them(seen)}.")
-        )
+        same = [column.label for column in federated if guarantees(column.first).get("sees_update") == seen]
+        of = "" if len(same) == len(federated) else f" ({', '.join(same)})"
+        hides = f"the aggregator hides no site's contribution from {_them(seen)}{of}"
+        out.append(("bad", f"{capital(_who(seen))} {_verb(seen)} every update: {hides}."))
     return out
 
 

@@ -1,0 +1,138 @@
+"""The evidence of a page: first screen, table of who could learn what, pictures, curves, audits, and what was not tested."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pppml_core.report import evidence_figures as figures
+from pppml_core.report import evidence_words as told
+from pppml_core.report import words
+from pppml_core.report.columns import Column
+from pppml_core.report.evidence_first import Looked, first_screen
+from pppml_core.report.evidence_gaps import gaps
+from pppml_core.report.evidence_rows import QUESTIONS, Row, audits, is_audit, rows, vantage_order
+from pppml_core.report.evidence_strips import strips
+from pppml_core.report.records import Record
+
+#: with more defences than this, their tables are folded.
+OPEN = 3
+
+
+def evidence(found: Sequence[Column]) -> dict[str, Any]:
+    """Everything that the template shows. ``tested``: whether there is a record of an attack on what parties see."""
+    attacked = [c for c in found if any(run.attacks for run in c.runs)]
+    shown = [c for c in found if c in attacked or c.role == "federated"] if attacked else []
+    looked: Looked = [(c, c.label, rows(c)) for c in shown]
+    tested = any(table for _, _, table in looked)
+    spots = figures.points([(label, table) for _, label, table in looked])
+    curves = [p for p in (figures.by_defence(spots), figures.against_noise(spots), figures.against_cohort(spots)) if p is not None]
+    audited = [one for column, label, _ in looked for one in _audited(column, label)]
+    return {
+        "tested": tested,
+        "first": first_screen(looked) if tested else [],
+        "alerts": _refuted(looked),
+        "defences": [_defence(column, label, table) for column, label, table in looked],
+        "overview": _overview(looked),
+        "open": len(looked) <= OPEN,
+        "marks": told.MARKS,
+        "protections": told.PROTECTIONS,
+        "strips": [strip for column, label, _ in looked for strip in strips(column, label)],
+        "curves": curves,
+        "audits": audited,
+        "audit_figure": figures.claims([a for a in audited if not math.isnan(a.claimed)]),
+        "custody": [(label, told.custody(column.first)) for column, label, _ in looked],
+        "gaps": gaps(looked),
+        "records": [(label, record) for column, label, _ in looked for run in column.runs for record in run.attacks],
+    }
+
+
+def _defence(column: Column, label: str, table: Sequence[Row]) -> dict[str, Any]:
+    among = {f.rate.among for row in table for f in row.of("picked") if f.rate and f.rate.among}
+    made = [_row(row) for row in table]
+    verdicts = [row["verdict"] for row in made]
+    return {
+        "label": label,
+        "words": words.capital(told.defence(column.first)),
+        "among": f"{among.pop()}" if len(among) == 1 else "look-alikes",
+        "rows": made,
+        "verdict": min(verdicts, key=WORST.index, default="NOT TESTED"),
+        "others": any(row["others"] for row in made),
+        "about": list(dict.fromkeys(str(r["about"]) for row in table for r in row.records if r.get("about"))),
+        "claim": next((str(r["defence"]) for row in table for r in row.records if r.get("defence")), ""),
+        "assumes": [str(a) for a in words.guarantees(column.first).get("assumes") or ()],
+        "details": [_detail(row, record) for row in table for record in row.records],
+    }
+
+
+#: of several verdicts the one that stands for them all comes first.
+WORST = ("LEAKS", "INCONCLUSIVE", "NOT SHOWN TO LEAK", "PROVEN BOUND", "NOT TESTED", "NO SUCH PARTY")
+
+
+def _row(row: Row) -> dict[str, Any]:
+    verdict = told.verdict(row)
+    return {
+        "who": words.capital(told.who(row)),
+        "answers": {question: told.answer(row, question) for question in QUESTIONS},
+        "others": told.others(row),
+        "guarantee": [] if verdict == "NO SUCH PARTY" else told.guarantee(row),
+        "verdict": verdict,
+        "mark": told.MARKS[verdict],
+        "strength": told.strength(row),
+    }
+
+
+def _detail(row: Row, record: Record) -> dict[str, str]:
+    bound = record.get("bound")
+    limit = ""
+    if isinstance(bound, Mapping):
+        limit = str(bound.get("reason") or f"at most {bound['rate']:.1%} ({bound.get('method')}, adjacency {bound.get('adjacency')})")
+    effort = record.get("effort")
+    spent = {k: v for k, v in effort.items() if isinstance(v, int | float)} if isinstance(effort, Mapping) else {}
+    return {
+        "attack": str(record.get("attack")),
+        "who": told.who_short(row),
+        "round": str(record.get("round", "–")),
+        "kind": told.kind(record) or "–",
+        "outcome": str(record.get("outcome", "not recorded")).replace("_", " "),
+        "reason": str(record.get("reason", "not recorded")),
+        "bound": limit,
+        "effort": ", ".join(f"{value:,.0f} {name}" for name, value in spent.items() if name != "victims"),
+    }
+
+
+def _overview(looked: Looked) -> dict[str, Any]:
+    """Verdicts: a row a defence, a column a party."""
+    if len(looked) < 2:
+        return {}
+    parties = {(row.vantage, row.lying): row for _, _, table in looked for row in table}
+    keys = sorted(parties, key=vantage_order)
+    cells = []
+    for _, label, table in looked:
+        by = {(row.vantage, row.lying): told.verdict(row) for row in table}
+        cells.append((label, [(v := by.get(key, "NOT TESTED"), told.MARKS[v]) for key in keys]))
+    return {"heads": [words.capital(told.who_short(parties[key])) for key in keys], "rows": cells}
+
+
+def _refuted(looked: Looked) -> list[str]:
+    out = []
+    for column, label, _ in looked:
+        bad = [r for run in column.runs for r in run.attacks if r.get("violation") or (is_audit(r) and r.get("outcome") == "recovered")]
+        if bad:
+            text = f"The claim of privacy of {label} is refuted by {told.listed(dict.fromkeys(str(r.get('attack')) for r in bad))}"
+            out.append(f"{text}: something is broken, and none of its promises should be relied on.")
+    return out
+
+
+def _audited(column: Column, label: str) -> list[figures.Audited]:
+    out = []
+    for record, run in audits(column):
+        found = record.get("metrics") or {}
+        values = [found.get(k) for k in ("epsilon_claimed", "epsilon_lower", "epsilon_ceiling")]
+        name = label if len(column.runs) == 1 else f"{label}, seed {run.seed}"
+        if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            out.append(figures.Audited(name, *map(float, values), str(record.get("reason", ""))))  # type: ignore[call-arg, arg-type]
+        elif record.get("outcome") != "not_applicable":
+            out.append(figures.Audited(name, math.nan, math.nan, math.nan, str(record.get("reason", ""))))
+    return out

@@ -1,0 +1,164 @@
+"""Figures of the evidence: patients picked out by defence, against noise and against the number of sites in a sum; epsilon, claimed and
+audited. Colours are the page's; every mark has a shape of its own too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pppml_core.report import evidence_words as told
+from pppml_core.report import words
+from pppml_core.report.evidence_rows import Rate, Row
+from pppml_core.report.figures import INK, MARKS, PAGE, RULE, SERIES, Key, Picture, chart, shorten
+
+
+@dataclass(frozen=True)
+class Point:
+    """One party at one defence: how often it picked the patient out, and what bounds that."""
+
+    who: str
+    label: str
+    row: Row
+    rate: Rate
+    bound: float | None
+
+
+def points(looked: Sequence[tuple[str, Sequence[Row]]]) -> list[Point]:
+    """The test with most victims of each party at each defence. ``looked``: labels with rows."""
+    out = []
+    for label, rows in looked:
+        for row in rows:
+            rates = [(f, f.rate) for f in row.of("picked") if f.rate and f.rate.among and f.standing != "untested"]
+            if rates:
+                found, rate = max(rates, key=lambda pair: (pair[1].n, pair[1].rate))
+                limit = found.record.get("bound") or {}
+                bound = limit.get("rate") if isinstance(limit, Mapping) else None
+                out.append(Point(told.who_short(row), label, row, rate, float(bound) if isinstance(bound, int | float) else None))
+    return out
+
+
+def by_defence(found: Sequence[Point]) -> Picture | None:
+    """How often patients were picked out: a row a defence, a mark a party, chance as a line, bounds as ticks."""
+    labels, parties = _distinct([p.label for p in found]), _distinct([p.who for p in found])[:8]
+    if not found or len(found) < 2:
+        return None
+    step = 0.7 / max(len(parties), 3)
+    with chart(5.2, 0.8 + max(0.34, 0.15 * len(parties)) * len(labels)) as (axes, svg):
+        axes.set(ylim=(len(labels) - 0.4, -0.6), xlim=(-0.03, 1.03))
+        axes.set_yticks(range(len(labels)), [shorten(label) for label in labels], parse_math=False)
+        for chance in {1 / p.rate.among for p in found}:
+            axes.axvline(chance, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        for p in found:
+            if p.who not in parties:
+                continue
+            place = parties.index(p.who)
+            at = labels.index(p.label) + (place - (len(parties) - 1) / 2) * step
+            axes.hlines(at, p.rate.low, p.rate.high, color=SERIES[place], linewidth=1.6)
+            axes.plot(p.rate.rate, at, MARKS[place][0], markersize=5, color=SERIES[place])
+            if p.bound is not None and p.bound < 1:
+                axes.plot(p.bound, at, "|", markersize=9, markeredgewidth=2, color=INK)
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_xlabel("patients picked out")
+    alt = "Patients picked out of look-alikes. " + "; ".join(f"{p.label}, {p.who}: {told.counted(p.rate)}{_limit(p)}" for p in found)
+    return Picture(svg[0], f"{alt}.", "Patients picked out of look-alikes", (*_keys(parties), *_lines(found)))
+
+
+def against_noise(found: Sequence[Point]) -> Picture | None:
+    """The same against the noise on a step, in clips; None without two amounts of noise."""
+    return _against(found, _noise, "noise on a step, in clips (standard deviation)", "Picked out, against noise")
+
+
+def against_cohort(found: Sequence[Point]) -> Picture | None:
+    """The same against the number of sites in the smallest sum that is seen, where there is no noise; None without two numbers."""
+    quiet = [p for p in found if _noise(p) == 0]
+    return _against(quiet, lambda p: p.row.smallest_sum, "sites in the smallest sum that is seen", "Picked out, against the cohort")
+
+
+def _against(found: Sequence[Point], of: Callable[[Point], float | None], axis: str, title: str) -> Picture | None:
+    placed = [(float(x), p) for p in found if (x := of(p)) is not None]
+    if len({x for x, _ in placed}) < 2:
+        return None
+    parties = _distinct([p.who for _, p in placed])[:8]
+    with chart(3.8, 2.7) as (axes, svg):
+        axes.set_ylim(-0.03, 1.05)
+        for chance in {1 / p.rate.among for _, p in placed}:
+            axes.axhline(chance, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        for place, party in enumerate(parties):
+            mine = sorted(((x, p) for x, p in placed if p.who == party), key=lambda pair: pair[0])
+            xs = [x for x, _ in mine]
+            axes.vlines(xs, [p.rate.low for _, p in mine], [p.rate.high for _, p in mine], color=SERIES[place], linewidth=1.4, alpha=0.6)
+            axes.plot(xs, [p.rate.rate for _, p in mine], marker=MARKS[place][0], markersize=5, color=SERIES[place], linewidth=1.5)
+        bounds = sorted({(x, p.bound) for x, p in placed if p.bound is not None})
+        if bounds:
+            axes.plot([x for x, _ in bounds], [b for _, b in bounds], color=INK, linewidth=1.2, marker="_", markersize=9)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_xlabel(axis)
+    alt = f"{title}. " + "; ".join(f"{p.who} at {x:g}: {told.counted(p.rate)}{_limit(p)}" for x, p in placed)
+    return Picture(svg[0], f"{alt}.", title, (*_keys(parties), *_lines([p for _, p in placed])))
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit of the privacy claim measured: lower bound, and the most it could have shown with every guess right."""
+
+    label: str
+    claimed: float
+    lower: float
+    ceiling: float
+    reason: str
+
+
+def claims(found: Sequence[Audited]) -> Picture | None:
+    """Epsilon, claimed and audited, as bars; a tick marks what the audit could certify at most."""
+    if not found:
+        return None
+    with chart(5.2, 0.8 + 0.5 * len(found)) as (axes, svg):
+        axes.set_ylim(len(found) - 0.4, -0.6)
+        axes.set_yticks(range(len(found)), [shorten(a.label) for a in found], parse_math=False)
+        for at, one in enumerate(found):
+            axes.barh(at - 0.17, one.claimed, 0.26, color=PAGE, edgecolor=INK, linewidth=1.2)
+            axes.barh(at + 0.17, one.lower, 0.26, color=SERIES[0])
+            axes.plot(one.ceiling, at + 0.17, "|", markersize=13, markeredgewidth=2, color=SERIES[1])
+        axes.axvline(0, color=RULE, linewidth=0.8)
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("epsilon")
+    alt = "; ".join(
+        f"{a.label}: claimed {a.claimed:g}, measured at least {a.lower:.3g}, at most {a.ceiling:.3g} could be shown" for a in found
+    )
+    keys = (
+        Key("claimed", "--ink", mark="□"),
+        Key("measured: it is at least this", "--c1", mark="■"),
+        Key("most that this audit could show", "--c2", mark="|"),
+    )
+    return Picture(svg[0], f"Epsilon, claimed and audited. {alt}.", "Epsilon, claimed and audited", keys)
+
+
+def _noise(point: Point) -> float | None:
+    """In clips; 0 without a mechanism that adds any; None where it is not recorded."""
+    said = words.privacy(point.row.column.first)
+    if said.get("mechanism") in (None, "none", "clip-only"):
+        return 0.0
+    details = said.get("details")
+    noise = details.get("noise_multiplier") if isinstance(details, Mapping) else None
+    return float(noise) if isinstance(noise, int | float) else None
+
+
+def _limit(point: Point) -> str:
+    return "" if point.bound is None else f", bound {point.bound:.1%}"
+
+
+def _keys(parties: Sequence[str]) -> tuple[Key, ...]:
+    return tuple(Key(party, f"--c{i + 1}", mark=MARKS[i][1]) for i, party in enumerate(parties))
+
+
+def _lines(found: Sequence[Point]) -> tuple[Key, ...]:
+    bound = (Key("no attack can do better (ReRo bound)", "--ink", mark="|"),) if any(p.bound is not None for p in found) else ()
+    return (Key("guessing", "--ink", "4 2", 1.5), *bound)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(names))
