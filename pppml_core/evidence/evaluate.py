@@ -7,9 +7,13 @@ mean anything?). The attack runs in a process that is given the view and public 
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -136,9 +140,19 @@ class Evaluation:
         """All cells, in their order."""
         found = [Found(cell, self._parts.registry.build("attack", cell.attack)) for cell in cells]
         order = sorted(range(len(found)), key=lambda i: self._kind(found[i]))
-        with Attacker(self._parts, self._live) as attacker:
-            for _, group in groupby(order, key=lambda i: self._kind(found[i])):
-                self._group([found[i] for i in group], attacker)
+        # A process for each of two cores; live objects are this process's alone.
+        workers = 1 if self._live else min(2, os.cpu_count() or 1)
+        attackers = [Attacker(self._parts, self._live) for _ in range(workers)]
+        free: Queue[Attacker] = Queue()
+        for attacker in attackers:
+            free.put(attacker)
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                for _, group in groupby(order, key=lambda i: self._kind(found[i])):
+                    self._group([found[i] for i in group], pool, free, workers)
+        finally:
+            for attacker in attackers:
+                attacker.close()
         return found
 
     def _kind(self, one: Found) -> tuple[int, str]:
@@ -146,11 +160,13 @@ class Evaluation:
         lies = type(one.attack).plant is not Attack.plant
         return one.attack.batch, repr(one.cell.attack) if lies else ""
 
-    def _group(self, group: list[Found], attacker: Attacker) -> None:
+    def _group(self, group: list[Found], pool: ThreadPoolExecutor, free: Queue[Attacker], workers: int) -> None:
+        """Rounds are held here, one after another; meanwhile the attackers answer for those that were held before."""
         effort, batch = self._effort, group[0].attack.batch
         most = max(effort.victims(one.attack) for one in group)
         victims = draw_victims(self._parts, self.site, most, batch, effort.seed, effort.gallery)
         weights = group[0].attack.plant(self._weights, self._knowledge(group[0].attack, victims[0], 1, 0, self.stage))
+        pending: deque[Future[list[_Answer]]] = deque()
         for number, victim in enumerate(victims):
             wanted = [one for one in group if number < effort.victims(one.attack) and not one.misfit]
             if not wanted:
@@ -159,75 +175,85 @@ class Evaluation:
             batches = {s: batch_of(self._parts, s, batch, self._round, number) for s in self.stage.sites if s != self.site}
             batches[self.site] = victim.batch
             held, open_ = self.stage.hold(self._round, weights, batches, number), _Once(self._open, self._round, weights, batches, number)
-            blind: dict[str, Any] = {}
-            for one in wanted:
-                self._one(one, number, victim, held, open_, attacker, blind)
+            asked = [one for one in (self._ask(one, number, victim, held, open_) for one in wanted) if one is not None]
+            pending.append(pool.submit(self._answers, asked, free))
+            while len(pending) > workers:
+                self._take(pending.popleft().result())
+        while pending:
+            self._take(pending.popleft().result())
 
-    def _one(self, one: Found, number: int, victim: Victim, held: Staged, open_: _Once, attacker: Attacker, blind: dict[str, Any]) -> None:
-        """One victim of one cell, with its controls."""
+    def _ask(self, one: Found, number: int, victim: Victim, held: Staged, open_: _Once) -> _Asked | None:
+        """What an attacker is given of one victim, and what is true; None where this vantage has no view."""
         try:
             seen = held.seen(one.cell.vantage)
         except ConfigError as error:  # e.g. neighbours where there is no ring
             one.misfit = error.message
-            return
-        view = AdversaryView(one.cell.vantage, (seen,))
+            return None
         sight = seen.of(self.site)
         knowledge = self._knowledge(one.attack, victim, len(sight.sites) if sight else len(held.cohort), number, self.stage, held)
-        truth = truth_of(victim, held, self.site, one.attack)
-        answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
-        if answered["misfit"]:
-            one.misfit = answered["misfit"]
-            one.seen.append(trimmed(seen))
-            return
-        if answered["error"]:
-            one.errors.append(answered["error"])
-        if one.attack.answers not in blind:
-            blind[one.attack.answers] = blind_scores(one.attack.answers, truth, knowledge)
-        known_blind = blind[one.attack.answers]
-        one.scores.append(score(one.attack.answers, answered["guess"], truth, knowledge, known_blind))
-        one.efforts.append(answered["effort"])
-        one.seen.append(trimmed(seen))
-        one.alike.append(victim.look_alikes)
-        if "images" in answered["guess"]:
-            original = Images(victim.batch.images[:1], victim.batch.targets[:1])
-            one.pictures.append(Picture(original, np.asarray(answered["guess"]["images"]), self._public, knowledge.low, knowledge.high))
-        control = self._control(one, number, victim, open_, attacker, known_blind)
-        one.control.append(control.positive)
-        if one.attack.cheap and sight is not None:
-            one.negative.append(self._random(one, seen, knowledge, truth, number, attacker, known_blind))
-        else:
-            one.negative += control.negative
-
-    def _control(self, one: Found, number: int, victim: Victim, open_: _Once, attacker: Attacker, blind: Mapping[str, Metrics]) -> Control:
-        """The same attack on the same victim where nothing stands between the step and the server, and on random updates of that size."""
-        name = f"{one.cell.attack!r} {number}"
-        if name not in self._controls:
+        question = _Question(AdversaryView(one.cell.vantage, (seen,)), knowledge, truth_of(victim, held, self.site, one.attack))
+        control = None
+        if (name := f"{one.cell.attack!r} {number}") not in self._controls:
             staged = open_.staged
-            knowledge = self._knowledge(one.attack, victim, 1, number, self._open, staged)
-            seen = staged.seen(ON_THE_SERVER)
-            answered = attacker.answer(one.cell.attack, AdversaryView(ON_THE_SERVER, (seen,)), self._effort.seconds, knowledge)
-            truth = truth_of(victim, staged, self.site, one.attack)
-            positive = score(one.attack.answers, answered["guess"], truth, knowledge, blind)
-            victims = self._effort.victims(one.attack)
-            trials = 0 if one.attack.cheap else -(-controls_needed(victims) // victims)
-            negative = [self._random(one, seen, knowledge, truth, number + 1000 * i, attacker, blind) for i in range(trials)]
-            self._controls[name] = Control(positive, negative)
-        return self._controls[name]
+            view = AdversaryView(ON_THE_SERVER, (staged.seen(ON_THE_SERVER),))
+            about = self._knowledge(one.attack, victim, 1, number, self._open, staged)
+            control = _Question(view, about, truth_of(victim, staged, self.site, one.attack))
+        return _Asked(one, number, victim, question, name, control)
 
-    def _random(
-        self,
-        one: Found,
-        seen: Seen,
-        knowledge: Knowledge,
-        truth: Truth,
-        number: int,
-        attacker: Attacker,
-        blind: Mapping[str, Metrics],
-    ) -> Metrics:
-        """The score of the attack on a random update of the same size."""
-        view = AdversaryView(one.cell.vantage, (randomized(seen, self._effort.seed, number),))
-        answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
-        return score(one.attack.answers, answered["guess"], truth, knowledge, blind)
+    def _answers(self, asked: Sequence[_Asked], free: Queue[Attacker]) -> list[_Answer]:
+        """Of one victim, by an attacker that is free; scored."""
+        attacker = free.get()
+        try:
+            blind: dict[str, Any] = {}
+            return [self._answer(one, attacker, blind) for one in asked]
+        finally:
+            free.put(attacker)
+
+    def _answer(self, asked: _Asked, attacker: Attacker, blind: dict[str, Any]) -> _Answer:
+        one, question = asked.one, asked.question
+        answered = attacker.answer(one.cell.attack, question.view, self._effort.seconds, question.knowledge)
+        if answered["misfit"]:
+            return _Answer(asked, answered)
+        kind = one.attack.answers
+        if kind not in blind:
+            blind[kind] = blind_scores(kind, question.truth, question.knowledge)
+        found = score(kind, answered["guess"], question.truth, question.knowledge, blind[kind])
+        if asked.control is not None and asked.name not in self._controls:
+            self._controls[asked.name] = self._control(one, asked.control, asked.number, attacker, blind[kind])
+        return _Answer(asked, answered, found, self._controls[asked.name])
+
+    def _control(self, one: Found, control: _Question, number: int, attacker: Attacker, blind: Mapping[str, Metrics]) -> Control:
+        """The same attack on the same victim where nothing stands between the step and the server, and on random updates of that size."""
+        victims = self._effort.victims(one.attack)
+        trials = 1 if one.attack.cheap else -(-controls_needed(victims) // victims)
+        seen = control.view.last
+        wrong = [AdversaryView(control.view.vantage, (randomized(seen, self._effort.seed, number + 1000 * i),)) for i in range(trials)]
+        scores = []
+        for view in (control.view, *wrong):
+            answered = attacker.answer(one.cell.attack, view, self._effort.seconds, control.knowledge)
+            scores.append(score(one.attack.answers, answered["guess"], control.truth, control.knowledge, blind))
+        return Control(scores[0], scores[1:])
+
+    def _take(self, answers: Sequence[_Answer]) -> None:
+        """Note what came of one victim."""
+        for answer in answers:
+            asked, one = answer.asked, answer.asked.one
+            seen = asked.question.view.last
+            one.seen.append(trimmed(seen))
+            if answer.answered["misfit"]:
+                one.misfit = answer.answered["misfit"]
+                continue
+            if answer.answered["error"]:
+                one.errors.append(answer.answered["error"])
+            one.scores.append(answer.score)
+            one.efforts.append(answer.answered["effort"])
+            one.alike.append(asked.victim.look_alikes)
+            one.control.append(answer.control.positive)
+            one.negative += answer.control.negative
+            guess, knowledge = answer.answered["guess"], asked.question.knowledge
+            if "images" in guess:
+                original = Images(asked.victim.batch.images[:1], asked.victim.batch.targets[:1])
+                one.pictures.append(Picture(original, np.asarray(guess["images"]), self._public, knowledge.low, knowledge.high))
 
     def _knowledge(self, attack: Attack, victim: Victim, sites: int, number: int, stage: Stage, held: Staged | None = None) -> Knowledge:
         """``sites``: how many are in the sum that is attacked. Only who picks among candidates is given any."""
@@ -244,6 +270,36 @@ class Evaluation:
             candidates=victim.candidates if attack.answers == "candidate" else None,
             seed=Seeds(self._effort.seed).integer("attack", number) % 2**31,
         )
+
+
+@dataclass(frozen=True)
+class _Question:
+    view: AdversaryView
+    knowledge: Knowledge
+    truth: Truth
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One victim of one cell; ``control``: the same in the open, where no other cell has asked it."""
+
+    one: Found
+    number: int
+    victim: Victim
+    question: _Question
+    name: str
+    control: _Question | None
+
+
+_NOTHING = Control({})
+
+
+@dataclass(frozen=True)
+class _Answer:
+    asked: _Asked
+    answered: Mapping[str, Any]
+    score: Metrics = field(default_factory=dict)
+    control: Control = _NOTHING
 
 
 @dataclass
