@@ -99,7 +99,8 @@ class Binding:
     def _variant(self, kind: str, component: Component) -> type[ComponentConfig]:
         """The component's config with ``use: <its name>``."""
         if (kind, component.name) not in self.variants:
-            common = OF_ANY_ATTACK if kind == "attack" else {}
+            own = component.config.model_fields
+            common = {name: form for name, form in OF_ANY_ATTACK.items() if kind == "attack" and name not in own}
             self.variants[kind, component.name] = create_model(
                 component.config.__name__,
                 __base__=component.config,
