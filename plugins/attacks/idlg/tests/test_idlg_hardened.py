@@ -28,7 +28,7 @@ def test_it_rescues_a_sure_network_of_two_classes(lab):
     view, ctx = lab.world(image, target, classes=2, seed=0)
     published = IdlgPublished(IdlgPublishedConfig(steps=20)).run(view, lab.AMPLE, ctx)
     assert lab.psnr(published.guess["images"], image) < 10
-    found = Idlg(IdlgConfig(steps=15, restarts=1)).run(view, lab.AMPLE, ctx)
+    found = Idlg(IdlgConfig(steps=12, restarts=1)).run(view, lab.AMPLE, ctx)
     assert found.guess["labels"] == target
     assert lab.psnr(found.guess["images"], image) > 20
 
@@ -43,7 +43,7 @@ def test_knowing_the_defence_is_worth_ten_decibel(lab):
                 image, np.array([seed]), seed=seed, public=60, adaptive=adaptive, training=Training(1.0),
                 defence=lab.Defence("x", 1.0, "update", 1e-3), noise_seed=seed,
             )  # fmt: skip
-            found[adaptive] = lab.psnr(Idlg(IdlgConfig(steps=24, restarts=1)).run(view, lab.AMPLE, ctx).guess["images"], image)
+            found[adaptive] = lab.psnr(Idlg(IdlgConfig(steps=20, restarts=1)).run(view, lab.AMPLE, ctx).guess["images"], image)
         gains.append(found[True] - found[False])
     assert np.median(gains) >= 10, gains
 
@@ -51,7 +51,7 @@ def test_knowing_the_defence_is_worth_ten_decibel(lab):
 def test_a_sum_of_two_sites_gives_both_images(lab):
     images, targets = np.concatenate([lab.picture(i, side=8) for i in (1, 2)]), np.array([0, 3])
     view, ctx = lab.world(images, targets, classes=4, make=lab.small, sites=2, seed=1, public=10)
-    found = Idlg(IdlgConfig(steps=40, restarts=2)).run(view, lab.AMPLE, ctx)
+    found = Idlg(IdlgConfig(steps=15, restarts=2)).run(view, lab.AMPLE, ctx)
     assert found.guess["images"].shape == images.shape
     assert best_order(lab, found.guess["images"], images) > 25
     assert len(found.guess["labels"]) == 1  # of the watched site's one image, the surest
@@ -65,7 +65,7 @@ def test_clipped_parts_of_a_sum_are_clipped_one_by_one(lab):
         images, targets, classes=4, make=lab.small, sites=2, seed=1, public=10,
         training=Training(1.0), defence=lab.Defence("x", 0.3, "update"),
     )  # fmt: skip
-    found = Idlg(IdlgConfig(steps=60, restarts=2)).run(view, lab.AMPLE, ctx)
+    found = Idlg(IdlgConfig(steps=15, restarts=2)).run(view, lab.AMPLE, ctx)
     assert best_order(lab, found.guess["images"], images) > 25
 
 
@@ -73,11 +73,11 @@ def test_several_local_steps_are_unrolled(lab):
     """Three steps, between which the weights move: their sum is no gradient, and matched as one it gives no image."""
     images, targets = np.concatenate([lab.picture(i, side=8) for i in range(3)]), np.array([0, 3, 1])
     view, ctx = lab.world(images, targets, classes=4, make=lab.small, seed=1, public=10, training=Training(0.5, 3, 1))
-    found = Idlg(IdlgConfig(steps=60)).run(view, lab.AMPLE, ctx)
+    found = Idlg(IdlgConfig(steps=36)).run(view, lab.AMPLE, ctx)
     assert found.guess["labels"].tolist() == targets.tolist()  # in the order in which the site took its steps
     assert best_order(lab, found.guess["images"], images) > 20
     unaware = replace(ctx, training=Training(1.5, 1, 3))
-    mistaken = Idlg(IdlgConfig(steps=20)).run(view, lab.AMPLE, unaware)
+    mistaken = Idlg(IdlgConfig(steps=12)).run(view, lab.AMPLE, unaware)
     assert best_order(lab, mistaken.guess["images"], images) < 10
 
 
@@ -85,7 +85,7 @@ def test_one_image_of_several_steps_is_one_image(lab):
     """`images`: what is trained on again and again."""
     image, target = lab.picture(1, side=8), np.array([2])
     view, ctx = lab.world(image, target, classes=4, make=lab.small, seed=1, training=Training(0.5, 4, 1))
-    found = Idlg(IdlgConfig(steps=40, restarts=1, images=1)).run(view, lab.AMPLE, ctx)
+    found = Idlg(IdlgConfig(steps=10, restarts=1, images=1)).run(view, lab.AMPLE, ctx)
     assert found.guess["labels"] == target
     assert lab.psnr(found.guess["images"], image) > 25
 
@@ -99,7 +99,7 @@ def test_other_activations(lab, activation):
 
     image, target = lab.picture(1, side=8), np.array([2])
     view, ctx = lab.world(image, target, classes=4, make=make, seed=1)
-    found = Idlg(IdlgConfig(steps=40)).run(view, lab.AMPLE, ctx)
+    found = Idlg(IdlgConfig(steps=12)).run(view, lab.AMPLE, ctx)
     assert found.guess["labels"] == target
     assert lab.psnr(found.guess["images"], image) > (30 if activation is nn.Sigmoid else 13)
 

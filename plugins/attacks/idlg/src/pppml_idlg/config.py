@@ -51,9 +51,7 @@ class InvertingGradientsConfig(_Common):
 
     steps: int = Field(4800, ge=8, description="steps of Adam of each restart")
     restarts: int = Field(1, ge=1, description="starting points; the answer of least loss is kept")
-    rate: float = Field(
-        0.1, gt=0, description="learning rate, in widths of the pixel range; divided by 10 at 3/8, 5/8 and 7/8 of the steps"
-    )
+    rate: float = Field(0.1, gt=0, description="learning rate, in standard deviations of pixels; a tenth after 3/8, 5/8 and 7/8 of the way")
     smooth: float = Field(0.1, ge=0, description="weight of total variation (mean absolute difference of neighbours)")
     rule: Rule = Field("auto", description="of label inference; auto: matched filter under noise, else the bias, else row sums")
 

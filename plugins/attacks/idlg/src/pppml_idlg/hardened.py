@@ -30,6 +30,8 @@ MARGIN = 0.02
 FLOOR = 1e-12
 #: relative loss from which on nothing is left to find: float32 updates agree no better.
 CONVERGED = 1e-14
+#: share of the time after which no more starting points are tried: slow networks allow few evaluations.
+TRYING = 0.25
 
 
 class Idlg(Attack):
@@ -140,15 +142,15 @@ def orders_of(labels: npt.NDArray[np.int64], evidence: Evidence, config: IdlgCon
 
 
 def starts(evidence: Evidence, orders: list[npt.NDArray[np.int64]]) -> list[torch.Tensor]:
-    """Starting points, in unbounded variables: mid-grey, then the mean of public images, then mid-grey again; each under its own noise.
+    """Starting points, in unbounded variables: the mean of public images, then mid-grey, then mid-grey again; each under its own noise.
 
-    For several orders of labels all are mid-grey, so that the order alone decides.
+    For several orders of labels all are alike, so that the order alone decides.
     """
     generator = torch.Generator().manual_seed(evidence.ctx.seed)
     alike, out = all(order is orders[0] for order in orders), []
     for number, order in enumerate(orders):
         base = torch.zeros(evidence.shape, dtype=evidence.dtype)
-        if alike and number == 1 and len(evidence.ctx.public):
+        if (number == 0 or not alike) and len(evidence.ctx.public):
             base = base + from_unit(public_means(evidence, order))
         noise = torch.randn(evidence.shape, generator=generator, dtype=torch.float64).to(evidence.dtype)
         out.append(base + (0.5 if alike and number > 1 else 0.1) * noise)
@@ -170,13 +172,13 @@ def _advance(runs: list[Run], config: IdlgConfig, effort: Effort) -> None:
     steps = {id(run): lbfgs(run, robust=True) for run in runs}
     left, alive = config.steps, list(runs)
     try:
-        while len(alive) > 1:
+        while len(alive) > 1 and effort.spent < TRYING * effort.seconds:
             for run in alive:
                 for _ in range(min(config.trial, left)):
                     steps[id(run)]()
                     left -= 1
             alive = sorted(alive, key=lambda run: run.lowest)[: len(alive) // 2]
-        for run in sorted(runs, key=lambda run: (run is not alive[0], run.lowest)):
+        for run in sorted(runs, key=lambda run: (run not in alive, run.lowest)):
             while left > 0 and run.lowest > CONVERGED:
                 before = run.lowest
                 steps[id(run)]()

@@ -38,7 +38,7 @@ class SigmoidLenet(ModelFactory):
             nn.Flatten(),
         ]
         # Each of the two strides halves, rounding up.
-        height, width = (-(-(-(-s // 2)) // 2) for s in spec.size)
+        height, width = ((s + 3) // 4 for s in spec.size)
         net = nn.Sequential(*body, nn.Linear(c * height * width, len(spec.classes)))
         with torch.no_grad():
             for p in net.parameters():

@@ -56,7 +56,7 @@ def gaussian(public: Numbers, dtype: torch.dtype) -> Cost:
         away = unit.flatten(1) - mean
         parts = away @ basis.T
         rest = (away - parts @ basis).reshape(-1, *shape)
-        for axis, wave in enumerate(waves):
+        for wave in waves:
             rest = torch.tensordot(rest, wave, dims=([2], [1]))  # takes the first spatial axis, and puts its waves last
         return (parts.square() / variances).sum() / 2 + (rest.square() / power).sum() / 2
 
