@@ -12,7 +12,7 @@ from pppml_core.report import words
 from pppml_core.report.columns import Column
 from pppml_core.report.evidence_first import Looked, first_screen
 from pppml_core.report.evidence_gaps import gaps
-from pppml_core.report.evidence_rows import QUESTIONS, Row, audits, is_audit, rows, vantage_order
+from pppml_core.report.evidence_rows import QUESTIONS, Row, audits, is_audit, plain_numbers, rows, vantage_order
 from pppml_core.report.evidence_strips import strips
 from pppml_core.report.records import Record
 
@@ -41,7 +41,7 @@ def evidence(found: Sequence[Column]) -> dict[str, Any]:
         "strips": [strip for column, label, _ in looked for strip in strips(column, label)],
         "curves": curves,
         "audits": audited,
-        "audit_figure": figures.claims([a for a in audited if not math.isnan(a.claimed)]),
+        "audit_figure": figures.claims([a for a in audited if math.isfinite(a.claimed + a.lower + a.ceiling)]),
         "custody": [(label, told.custody(column.first)) for column, label, _ in looked],
         "gaps": gaps(looked),
         "records": [(label, record) for column, label, _ in looked for run in column.runs for record in run.attacks],
@@ -87,9 +87,10 @@ def _detail(row: Row, record: Record) -> dict[str, str]:
     bound = record.get("bound")
     limit = ""
     if isinstance(bound, Mapping):
-        limit = str(bound.get("reason") or f"at most {bound['rate']:.1%} ({bound.get('method')}, adjacency {bound.get('adjacency')})")
+        rate = plain_numbers(bound).get("rate")
+        limit = str(bound.get("reason") or "") if rate is None else f"at most {rate:.1%} ({bound.get('method')}, {bound.get('adjacency')})"
     effort = record.get("effort")
-    spent = {k: v for k, v in effort.items() if isinstance(v, int | float)} if isinstance(effort, Mapping) else {}
+    spent = plain_numbers(effort) if isinstance(effort, Mapping) else {}
     return {
         "attack": str(record.get("attack")),
         "who": told.who_short(row),
@@ -128,11 +129,10 @@ def _refuted(looked: Looked) -> list[str]:
 def _audited(column: Column, label: str) -> list[figures.Audited]:
     out = []
     for record, run in audits(column):
-        found = record.get("metrics") or {}
-        values = [found.get(k) for k in ("epsilon_claimed", "epsilon_lower", "epsilon_ceiling")]
+        metrics = record.get("metrics")
+        found = plain_numbers(metrics) if isinstance(metrics, Mapping) else {}
+        values = [found.get(k, math.nan) for k in ("epsilon_claimed", "epsilon_lower", "epsilon_ceiling")]
         name = label if len(column.runs) == 1 else f"{label}, seed {run.seed}"
-        if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-            out.append(figures.Audited(name, *map(float, values), str(record.get("reason", ""))))  # type: ignore[call-arg, arg-type]
-        elif record.get("outcome") != "not_applicable":
-            out.append(figures.Audited(name, math.nan, math.nan, math.nan, str(record.get("reason", ""))))
+        if record.get("outcome") != "not_applicable":
+            out.append(figures.Audited(name, values[0], values[1], values[2], str(record.get("reason", ""))))
     return out

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pppml_core.report import evidence_words as told
 from pppml_core.report import words
-from pppml_core.report.evidence_rows import Rate, Row
+from pppml_core.report.evidence_rows import Rate, Row, plain_numbers
 from pppml_core.report.figures import INK, MARKS, PAGE, RULE, SERIES, Key, Picture, chart, shorten
 
 
@@ -32,9 +32,9 @@ def points(looked: Sequence[tuple[str, Sequence[Row]]]) -> list[Point]:
             rates = [(f, f.rate) for f in row.of("picked") if f.rate and f.rate.among and f.standing != "untested"]
             if rates:
                 found, rate = max(rates, key=lambda pair: (pair[1].n, pair[1].rate))
-                limit = found.record.get("bound") or {}
-                bound = limit.get("rate") if isinstance(limit, Mapping) else None
-                out.append(Point(told.who_short(row), label, row, rate, float(bound) if isinstance(bound, int | float) else None))
+                limit = found.record.get("bound")
+                bound = plain_numbers(limit).get("rate") if isinstance(limit, Mapping) else None
+                out.append(Point(told.who_short(row), label, row, rate, bound))
     return out
 
 
@@ -63,18 +63,18 @@ def by_defence(found: Sequence[Point]) -> Picture | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("patients picked out")
     alt = "Patients picked out of look-alikes. " + "; ".join(f"{p.label}, {p.who}: {told.counted(p.rate)}{_limit(p)}" for p in found)
-    return Picture(svg[0], f"{alt}.", "Patients picked out of look-alikes", (*_keys(parties), *_lines(found)))
+    return Picture(svg[0], f"{alt}.", "By defence", (*_keys(parties), *_lines(found)))
 
 
 def against_noise(found: Sequence[Point]) -> Picture | None:
     """The same against the noise on a step, in clips; None without two amounts of noise."""
-    return _against(found, _noise, "noise on a step, in clips (standard deviation)", "Picked out, against noise")
+    return _against(found, _noise, "noise on a step, in clips (standard deviation)", "Against noise")
 
 
 def against_cohort(found: Sequence[Point]) -> Picture | None:
     """The same against the number of sites in the smallest sum that is seen, where there is no noise; None without two numbers."""
     quiet = [p for p in found if _noise(p) == 0]
-    return _against(quiet, lambda p: p.row.smallest_sum, "sites in the smallest sum that is seen", "Picked out, against the cohort")
+    return _against(quiet, lambda p: p.row.smallest_sum, "sites in the smallest sum that is seen", "Against the number of sites in a sum")
 
 
 def _against(found: Sequence[Point], of: Callable[[Point], float | None], axis: str, title: str) -> Picture | None:
@@ -82,7 +82,7 @@ def _against(found: Sequence[Point], of: Callable[[Point], float | None], axis: 
     if len({x for x, _ in placed}) < 2:
         return None
     parties = _distinct([p.who for _, p in placed])[:8]
-    with chart(3.8, 2.7) as (axes, svg):
+    with chart(4.6, 3.0) as (axes, svg):
         axes.set_ylim(-0.03, 1.05)
         for chance in {1 / p.rate.among for _, p in placed}:
             axes.axhline(chance, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
@@ -96,6 +96,8 @@ def _against(found: Sequence[Point], of: Callable[[Point], float | None], axis: 
             axes.plot([x for x, _ in bounds], [b for _, b in bounds], color=INK, linewidth=1.2, marker="_", markersize=9)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(axis)
+        if all(x.is_integer() for x, _ in placed):
+            axes.set_xticks(sorted({x for x, _ in placed}))
     alt = f"{title}. " + "; ".join(f"{p.who} at {x:g}: {told.counted(p.rate)}{_limit(p)}" for x, p in placed)
     return Picture(svg[0], f"{alt}.", title, (*_keys(parties), *_lines([p for _, p in placed])))
 
@@ -134,7 +136,7 @@ def claims(found: Sequence[Audited]) -> Picture | None:
         Key("measured: it is at least this", "--c1", mark="■"),
         Key("most that this audit could show", "--c2", mark="|"),
     )
-    return Picture(svg[0], f"Epsilon, claimed and audited. {alt}.", "Epsilon, claimed and audited", keys)
+    return Picture(svg[0], f"Epsilon, claimed and audited. {alt}.", "Promised, and what an audit could show", keys)
 
 
 def _noise(point: Point) -> float | None:

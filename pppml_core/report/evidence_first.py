@@ -18,26 +18,29 @@ LEAD: dict[Standing, str] = {
     "yes": "Shown", "undecided": "Could not be told", "no": "Not shown", "untested": "Could not be told", "hidden": "Nothing to read",
     "absent": "Not tested", "none": "Not tested",
 }  # fmt: skip
+#: the same of the strongest test.
+CAME: dict[Standing, str] = {
+    "yes": "It succeeded", "undecided": "It proves nothing", "no": "It failed", "untested": "It proves nothing", "hidden": "No test",
+    "absent": "No test", "none": "No test",
+}  # fmt: skip
 NO_SIGN = "That is no sign of safety."
 
 
 @dataclass(frozen=True)
 class Line:
-    """An answer for the defences ``labels``: ``standing`` decides its mark. ``parts``: head (may be empty) and sentences of each."""
+    """An answer for the defences ``labels``; ``standing`` decides its mark. ``parts``: head (may be empty) and sentences of each;
+    ``lead``: the first words.
+    """
 
     labels: tuple[str, ...]
     standing: Standing
     parts: tuple[tuple[str, str], ...]
+    lead: str
 
     @property
     def mark(self) -> str:
         """Of the standing."""
         return told.STANDINGS[self.standing][0]
-
-    @property
-    def lead(self) -> str:
-        """First words."""
-        return LEAD[self.standing]
 
     @property
     def text(self) -> str:
@@ -81,7 +84,7 @@ def _lines(looked: Looked, questions: tuple[Question, ...]) -> tuple[Line, ...]:
         standing = strongest(row.standing(q) for rows in tables for row in rows for q in questions)
         heads = {"picked": "Pick out", "diagnosis": "Diagnosis"} if len(questions) > 1 else {}
         parts = tuple((heads.get(q, ""), words.capital(_sentence(tables, q))) for q in questions)
-        lines.append(Line(labels, standing, parts))
+        lines.append(Line(labels, standing, parts, LEAD[standing]))
     return tuple(sorted(lines, key=lambda line: ORDER.index(line.standing)))
 
 
@@ -114,7 +117,7 @@ def _sentence(tables: Sequence[Sequence[Row]], question: Question) -> str:
         proven = all(told.crypto(row) for row in by["hidden"])
         condition = ", as long as the assumptions of the encryption hold" if proven else ", but no guarantee says that it stays so"
         return f"{_whos(by['hidden'])} could decode nothing of a single site{condition}.{_rest(by['none'])}"
-    return f"nobody tried to {done[1]}. {NO_SIGN}"
+    return "nobody tried, which is no sign of safety."
 
 
 def _rest(untried: Sequence[Row]) -> str:
@@ -146,7 +149,7 @@ def _tests(looked: Looked) -> tuple[Line, ...]:
         best = best_tried([f for row in rows for f in row.findings])
         text = f"No attack told anything. {NO_SIGN}" if best is None else _test(best, owner[id(best.record)])
         grouped.setdefault(("none" if best is None else best.standing, text), []).append(label)
-    lines = [Line(tuple(labels), standing, (("", text),)) for (standing, text), labels in grouped.items()]
+    lines = [Line(tuple(labels), standing, (("", text),), CAME[standing]) for (standing, text), labels in grouped.items()]
     return tuple(sorted(lines, key=lambda line: ORDER.index(line.standing)))
 
 
@@ -155,7 +158,7 @@ def _test(best: Finding, row: Row) -> str:
     what = {"picked": "to be picked out", "redrawn": "to be redrawn", "named": "whose diagnosis was to be read",
             "measured": "whose lesion was to be measured"}.get(best.claim, f"to {told.OTHERS.get(best.claim, best.claim)}")  # fmt: skip
     off = best.control
-    if best.passed and best.record.get("control", {}).get("passed", True):
+    if best.passed:
         control = "Control passed" + (f": with the defence off it succeeds for {told.counted(off)}" if off else "")
     else:
         control = "Control not passed" + (f" ({told.counted(off)} with the defence off)" if off else "") + ", so it proves nothing"

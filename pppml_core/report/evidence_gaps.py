@@ -41,9 +41,7 @@ def gaps(looked: Sequence[tuple[Column, str, Sequence[Row]]]) -> list[str]:
     if not any(row.lying for row in rows):
         out.append("A server that lies about the model: every test lets it follow the protocol.")
     if findings and all(f.record.get("staged") is True for f in findings):
-        out.append(
-            "Whole rounds: every attack was on a staged training step, the best case of an attacker; many images and steps hide more."
-        )
+        out.append("Whole rounds: every attack was on a staged training step, an attacker’s best case.")
     elif any(f.record.get("staged") is False for f in findings):
         out.append("What several recorded rounds give away together, where an attack looked at one alone.")
     rounds = sorted({r for f in findings if isinstance(r := f.record.get("round"), int)})

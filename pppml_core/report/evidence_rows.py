@@ -19,7 +19,7 @@ from pppml_core.report.records import Record, RunRecords, items
 #: there is no such party in this run; ``none``: nobody tried.
 Standing = Literal["yes", "undecided", "no", "untested", "hidden", "absent", "none"]
 Question = Literal["diagnosis", "picked", "redrawn", "other"]
-ORDER: tuple[Standing, ...] = ("yes", "undecided", "no", "untested", "hidden", "absent", "none")
+ORDER: tuple[Standing, ...] = ("yes", "undecided", "no", "untested", "hidden", "none", "absent")
 QUESTIONS: tuple[Question, ...] = ("diagnosis", "picked", "redrawn")
 #: the claims of :mod:`pppml_core.evidence.deciding`, and the question each answers.
 CLAIMS: Mapping[str, Question] = {
@@ -83,7 +83,9 @@ class Finding:
     @property
     def passed(self) -> bool:
         """Whether the test works: it succeeds with the defence off, or it succeeded here."""
-        return self.standing in ("yes", "no")
+        control = self.record.get("control")
+        failed = isinstance(control, Mapping) and control.get("passed") is False
+        return self.standing == "yes" or (self.standing == "no" and not failed)
 
     @property
     def victims(self) -> int:
@@ -132,18 +134,18 @@ class Row:
     @property
     def smallest_sum(self) -> int | None:
         """Over how many sites the smallest sum is that this party decodes and that holds the watched site; None: it decodes none."""
-        found = [e.get("sites") or () for r in self.records for e in items(r.get("exposed")) if r.get("site") in (e.get("sites") or ())]
-        return min(map(len, found), default=None)
+        sums = [(r.get("site"), e.get("sites")) for r in self.records for e in items(r.get("exposed"))]
+        return min((len(sites) for site, sites in sums if isinstance(sites, list) and site in sites), default=None)
 
     @property
     def bound(self) -> tuple[float, float, int] | None:
         """The weakest ReRo bound of its records, the best blind guess beside it, and among how many; None: there is none."""
-        made = [(b, r) for r in self.records if isinstance(b := r.get("bound"), Mapping) and isinstance(b.get("rate"), int | float)]
+        made = [(b, r) for r in self.records if isinstance(b := r.get("bound"), Mapping) and _numbers(b, "rate", "kappa")]
         if not made:
             return None
         weakest, record = max(made, key=lambda pair: pair[0]["rate"])
         among = [f.rate.among for f in findings_of(record, self.column.first) if f.rate and f.rate.among]
-        return float(weakest["rate"]), float(weakest.get("kappa") or 0.0), max(among, default=0)
+        return float(weakest["rate"]), float(weakest["kappa"]), max(among, default=0)
 
     @property
     def parties(self) -> int:
@@ -203,6 +205,11 @@ def lied(record: Record) -> bool:
     return "lied about the model" in str(record.get("about", ""))
 
 
+def plain_numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a map."""
+    return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
 def strongest(found: Iterable[Standing]) -> Standing:
     """Of several standings the one that tells most about a leak; ``none`` of none."""
     return min(found, key=ORDER.index, default="none")
@@ -215,8 +222,7 @@ def rate_of(metrics: Any, claim: str) -> Rate | None:
     for name in RATES.get(claim, ()):
         found = metrics.get(name)
         if isinstance(found, Mapping) and _numbers(found, "rate", "low", "high", "n"):
-            chance = found.get("chance")
-            among = round(1 / chance) if isinstance(chance, int | float) and chance > 0 else 0
+            among = round(1 / found["chance"]) if _numbers(found, "chance") and found["chance"] > 1e-9 else 0
             return Rate(float(found["rate"]), float(found["low"]), float(found["high"]), int(found["n"]), among)
     return None
 
