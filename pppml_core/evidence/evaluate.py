@@ -29,7 +29,9 @@ from pppml_core.evidence.scoring import Metrics, Truth, blind_scores, score
 from pppml_core.evidence.stage import Stage, Staged
 from pppml_core.evidence.victims import Victim, batch_of, draw_victims, public_images
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.vetting import suspicious
 from pppml_core.interfaces.attack import AdversaryView, Arrays, Attack, Images, Knowledge, Seen, Sight, Training, Vantage
+from pppml_core.learning.arrays import to_numpy
 from pppml_core.randomness import Seeds
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -88,7 +90,10 @@ class Picture:
 
 @dataclass
 class Found:
-    """What came of one cell, victim by victim; what is scored, not what was guessed. ``pictures``: see :mod:`.strips`."""
+    """What came of one cell, victim by victim; what is scored, not what was guessed.
+
+    ``pictures``: see :mod:`.strips`. ``caught``: what a site's policy (``vet_weights``) says of the model, where the server lied about it.
+    """
 
     cell: Cell
     attack: Attack
@@ -99,6 +104,7 @@ class Found:
     seen: list[Seen] = field(default_factory=list)
     misfit: str = ""
     errors: list[str] = field(default_factory=list)
+    caught: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     alike: list[int] = field(default_factory=list)
 
@@ -167,6 +173,10 @@ class Evaluation:
         victims = draw_victims(self._parts, self.site, most, batch, effort.seed, effort.gallery)
         weights = group[0].attack.plant(self._weights, self._knowledge(group[0].attack, victims[0], 1, 0, self.stage))
         pending: deque[Future[list[_Answer]]] = deque()
+        if weights is not self._weights:
+            caught = suspicious(weights, to_numpy(self._parts.initial_weights))
+            for one in group:
+                one.caught = caught
         for number, victim in enumerate(victims):
             wanted = [one for one in group if number < effort.victims(one.attack) and not one.misfit]
             if not wanted:

@@ -53,6 +53,7 @@ def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: 
         "pictures": None,
         "bound": None,
         "violation": False,
+        "caught": list(found.caught),
         "exposed": exposed(found),
         "look_alikes": float(np.median(found.alike)) if found.alike else None,
     }
@@ -65,6 +66,10 @@ def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: 
     made = claims(attack.answers, found.scores, found.control, found.negative)
     shown = {claim.name: claim.verdict for claim in made}
     passed = succeeds(found)
+    if found.caught:
+        reason = (
+            f"A site whose policy vets the weights it is sent (vet_weights, on by default) refuses this model: {found.caught[0]}. {reason}"
+        )
     bound, violated = judged(found, plan, site, staged, cells)
     if violated:
         outcome = "recovered"
