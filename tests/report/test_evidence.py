@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -309,8 +310,9 @@ def test_what_is_no_picture_of_the_run_is_not_shown(make_run: Make, name: Any) -
 def test_gaps_are_named(make_run: Make) -> None:
     run = with_attacks(make_run(), record("gallery", verdict="not_shown"), record("idlg", verdict="untested"))
     told = " ".join(shown(run)["gaps"])
-    for words in ("generative model", "Side channels", "Metadata", "Nobody looked as another site, neighbours in a ring, who listens on a line and somebody",
-                  "reading the diagnosis", "Rounds other than 1.", "sites other than Hospital A.", "Whole rounds", "(idlg)", "lies about the model"):  # fmt: skip
+    looked = "Nobody looked as another site, neighbours in a ring, who listens on a line and somebody"
+    open_ = ("reading the diagnosis", "Rounds other than 1.", "sites other than Hospital A.", "Whole rounds", "(idlg)")
+    for words in (looked, *open_, "generative model", "Side channels", "Metadata", "lies about the model"):
         assert words in told, words
 
 
@@ -320,15 +322,15 @@ def test_many_defences_share_lines_and_are_folded(make_run: Make) -> None:
             make_run(name, masked=True, settings={"run": {"name": name, "seed": 1}, "privacy": {"use": "none", "tag": name}}),
             *(record("gallery", v, "shown" if name < "d" else "not_shown") for v in VANTAGES),
         )
-        for name in "abcdefgh"
+        for name in "abcdef"
     ]
     found = shown(*runs)
     assert not found["open"]
     assert [len(a.lines) for a in found["first"]] == [1, 2, 2]
     told = page(*runs)
     assert told.text.count("LEAKS") >= 3 * len(VANTAGES)
-    assert "Who could learn what: 8 runs side by side" in told.text
-    assert "Shown : a, b, c ." in re.sub(r"\s+", " ", told.text), "runs of one method are called by their names"
+    assert "Who could learn what: 6 runs side by side" in told.text
+    assert "Shown: a, b, c ." in told.text, "runs of one method are called by their names"
 
 
 def test_headings_never_skip_a_level(make_run: Make) -> None:
@@ -337,7 +339,7 @@ def test_headings_never_skip_a_level(make_run: Make) -> None:
         levels = [int(tag[1]) for tag, _ in told.tags if re.fullmatch(r"h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
-        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+        assert all(after <= before + 1 for before, after in pairwise(levels))
         for tag, attrs in told.tags:
             assert tag != "img" or attrs["alt"]
             assert attrs.get("role") not in ("img", "region") or attrs["aria-label"]
@@ -346,7 +348,7 @@ def test_headings_never_skip_a_level(make_run: Make) -> None:
 
 def test_nothing_from_a_record_becomes_markup(make_run: Make) -> None:
     evil = '</style></svg><script>alert(2)</script>" onload="x'
-    one = record("gallery", verdict="not_shown", attack=evil, vantage=f"site:{evil}", about=evil, reason=evil, defence=evil)
+    one = record("gallery", f"site:{evil}", "not_shown", about=evil, reason=evil, defence=evil) | {"attack": evil}
     told = page(with_attacks(make_run(), one, record("gallery", evil)))
     assert "script" not in {tag for tag, _ in told.tags}
     assert not [attrs for _, attrs in told.tags if any(name.startswith("on") for name in attrs)]
@@ -364,6 +366,8 @@ def test_records_of_unexpected_shape_do_not_end_the_report(make_run: Make) -> No
 
     bound = {"rate": 0.2, "kappa": 0.01, "adjacency": "add-remove", "method": "Gaussian DP", "reason": ""}
     whole = [record(a, v, bound=bound) for a in CLAIM_OF for v in ("server", "neighbours:a", "link:a-b")]
-    for _ in range(25):
+    for turn in range(25):
         with_attacks(run, *(spoil(copy.deepcopy(one)) for one in [*whole, AUDIT]))
-        assert "What was not tested" in page(run).text
+        assert shown(run)["gaps"]
+        if turn == 0:
+            assert "What was not tested" in page(run).text

@@ -60,12 +60,13 @@ def attacked(run: Path, verdict: str) -> Path:
     """A run whose patients were, or were not, picked out and redrawn from every vantage."""
     hits = 10 if verdict == "shown" else 0
     counted = {"rate": hits / 10, "low": 0.0, "high": 1.0, "n": 10, "chance": 0.01}
+    outcome = "recovered" if hits else "not_shown_to_leak"
     off = {"rate": 1.0, "low": 0.7, "high": 1.0, "n": 10}
     (run / "attacks").mkdir()
     for vantage in VANTAGES:
         for attack, answers, claims in (("idlg", "images", ("picked", "redrawn")), ("label-restoration", "labels", ("named",))):
             record: dict[str, Any] = {
-                "attack": attack, "vantage": vantage, "round": 1, "outcome": "recovered" if hits else "not_shown_to_leak", "reason": "figures " * 30,
+                "attack": attack, "vantage": vantage, "round": 1, "outcome": outcome, "reason": "figures " * 30,
                 "metrics": {"reid@1": counted, "redrawn": counted, "labels_right": counted, "claims": dict.fromkeys(claims, verdict)},
                 "control": {"passed": True, "reid@1": off, "redrawn": off, "labels_right": off}, "effort": {"seconds": 1.0}, "staged": True,
                 "about": "Staged: one training step on one image of a.", "victims": 10, "site": "a", "answers": answers, "exposed": [],
@@ -76,7 +77,8 @@ def attacked(run: Path, verdict: str) -> Path:
 
 PROBE = """<script>
 const box = e => e.getBoundingClientRect();
-const wide = [...document.querySelectorAll('main *')].filter(e => !e.closest('.wide, pre, svg, .hidden, thead') && box(e).right > innerWidth + 1);
+const own = e => !e.closest('.wide, pre, svg, .hidden, thead');
+const wide = [...document.querySelectorAll('main *')].filter(e => own(e) && box(e).right > innerWidth + 1);
 document.title = JSON.stringify({page: document.documentElement.scrollWidth, window: innerWidth, height: innerHeight,
   first: Math.max(...[...document.querySelectorAll('.first .line')].map(e => box(e).bottom)),
   wide: wide.slice(0, 5).map(e => e.outerHTML.slice(0, 120)), scripts: document.scripts.length});
@@ -92,8 +94,9 @@ def browse(tmp_path: Path, page: Path, width: int, height: int) -> dict[str, Any
     (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><title>none</title>{frame}")
     done = subprocess.run(
         [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files",
-            "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", (tmp_path / "frame.html").as_uri(),
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--allow-file-access-from-files", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1400,1000", (tmp_path / "frame.html").as_uri(),
         ],
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
