@@ -71,13 +71,14 @@ def test_the_nearest_model(memorized, strange):
     assert reached(memorized.seen(after={}, round=1), ctx) == {}, "nobody trained that model"
 
 
-def test_the_gradient_score_written_out(memorized, looking):
-    """Against the ``d x d`` inverse covariance of gradients that torch computes by itself."""
+@pytest.mark.parametrize(("steps", "along"), [(1, 0.0), (100, 0.5)])
+def test_the_gradient_score_written_out(memorized, looking, steps, along):
+    """Against the ``d x d`` inverse covariance of gradients that torch computes by itself, half-way along an update of many steps."""
     ctx, few = memorized.ctx, slice(0, 20)
     public = Images(ctx.public.images[few], ctx.public.targets[few])
-    ctx = replace(ctx, public=public)
+    ctx = replace(ctx, public=public, training=replace(ctx.training, steps=steps))
     scores = answer(looking(memorized.seen()), ctx, method="gradient").guess["members"]
-    model = ctx.model(memorized.seen())
+    model = ctx.model(memorized.seen(weights={n: w + along * memorized.update[n] for n, w in memorized.before.items()}))
 
     def gradients(images: Images) -> np.ndarray:
         rows = []

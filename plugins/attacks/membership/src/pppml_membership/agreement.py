@@ -27,7 +27,7 @@ def agreement(model: torch.nn.Module, ctx: Knowledge, update: Arrays, count: int
     ``(g - m)' S^-1 u / sqrt((g - m)' S^-1 (g - m))``, which has the same spread for every stranger if u is a sum over many images.
 
     Args:
-        model: at the weights that the round began with.
+        model: at weights where the update's gradients were taken.
         ctx: with queries.
         update: what was seen.
         count: public images at most; fewer where memory or time is short, but ``FEWEST``.

@@ -44,9 +44,10 @@ class Membership(Attack):
         steps = self.config.steps or max(1, ctx.training.steps) * view.last.round
         with seeded(Seeds(ctx.seed).integer("membership")):
             if method == "gradient":
-                model = whole(ctx, view.last.weights, steps, began + 0.2 * budget.seconds)
+                update = moved(view.last, ctx)
+                model = whole(ctx, midway(view.last.weights, update, ctx), steps, began + 0.2 * budget.seconds)
                 until = began + 0.5 * budget.seconds
-                scores, effort["evaluations"] = agreement(model, ctx, moved(view.last, ctx), self.config.public, until)
+                scores, effort["evaluations"] = agreement(model, ctx, update, self.config.public, until)
             else:
                 model = whole(ctx, reached(view.last, ctx), steps, began + 0.2 * budget.seconds)
                 scores = log_p(model, ctx, ctx.queries)
@@ -87,3 +88,11 @@ def moved(seen: Seen, ctx: Knowledge) -> Arrays:
     if (sight := seen.of(ctx.site)) is not None:
         return sight.update
     return {n: np.asarray(a, np.float64) - np.asarray(seen.weights[n]) for n, a in seen.after.items() if n in seen.weights}
+
+
+def midway(weights: Arrays, update: Arrays, ctx: Knowledge) -> Arrays:
+    """Where the update's gradients were taken, about: at ``weights`` in a single step, half-way along the update in many."""
+    if ctx.training.steps == 1:
+        return weights
+    half = {n: np.asarray(weights[n]) + 0.5 * np.asarray(u) for n, u in update.items() if n in weights}
+    return {n: half[n].astype(np.asarray(w).dtype) if n in half else w for n, w in weights.items()}
