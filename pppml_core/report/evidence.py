@@ -78,7 +78,7 @@ def _row(row: Row) -> dict[str, Any]:
         "others": told.others(row),
         "guarantee": [] if verdict == "NO SUCH PARTY" else told.guarantee(row),
         "verdict": verdict,
-        "mark": told.MARKS[verdict],
+        "mark": told.mark(row),
         "strength": told.strength(row),
     }
 
@@ -111,8 +111,8 @@ def _overview(looked: Looked) -> dict[str, Any]:
     keys = sorted(parties, key=vantage_order)
     cells = []
     for _, label, table in looked:
-        by = {(row.vantage, row.lying): told.verdict(row) for row in table}
-        cells.append((label, [(v := by.get(key, "NOT TESTED"), told.MARKS[v]) for key in keys]))
+        by = {(row.vantage, row.lying): (told.verdict(row), told.mark(row), told.protection(row)) for row in table}
+        cells.append((label, [by.get(key, ("NOT TESTED", told.MARKS["NOT TESTED"], "")) for key in keys]))
     return {"heads": [words.capital(told.who_short(parties[key])) for key in keys], "rows": cells}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pppml_core.report import evidence_words as told
 from pppml_core.report import words
 from pppml_core.report.columns import Column
-from pppml_core.report.evidence_rows import ORDER, Finding, Question, Row, Standing, best_tried, strongest
+from pppml_core.report.evidence_rows import ORDER, Finding, Question, Row, Standing, best_tried, strongest, vantage_order
 
 #: standing -> what stands first on a line.
 LEAD: dict[Standing, str] = {
@@ -74,54 +74,74 @@ def first_screen(looked: Looked) -> list[Answered]:
 
 
 def _lines(looked: Looked, questions: tuple[Question, ...]) -> tuple[Line, ...]:
-    grouped: dict[tuple[object, ...], list[tuple[str, Sequence[Row]]]] = {}
+    grouped: dict[tuple[Standing, ...], list[tuple[str, Sequence[Row]]]] = {}
     for _, label, rows in looked:
-        key = tuple((row.vantage, row.lying, tuple(row.standing(q) for q in questions)) for row in rows)
-        grouped.setdefault(key, []).append((label, rows))
+        grouped.setdefault(tuple(strongest(row.standing(q) for row in rows) for q in questions), []).append((label, rows))
+    heads = {"picked": "Pick out", "diagnosis": "Diagnosis"} if len(questions) > 1 else {}
     lines = []
-    for group in grouped.values():
+    for found, group in grouped.items():
         labels, tables = tuple(label for label, _ in group), [rows for _, rows in group]
-        standing = strongest(row.standing(q) for rows in tables for row in rows for q in questions)
-        heads = {"picked": "Pick out", "diagnosis": "Diagnosis"} if len(questions) > 1 else {}
-        parts = tuple((heads.get(q, ""), words.capital(_sentence(tables, q))) for q in questions)
-        lines.append(Line(labels, standing, parts, LEAD[standing]))
+        parts: list[tuple[str, str]] = []
+        before: Named = ("", "")
+        for question, standing in zip(questions, found, strict=True):
+            text, before = _sentence(tables, question, standing, before)
+            parts.append((heads.get(question, ""), words.capital(text)))
+        lines.append(Line(labels, strongest(found), tuple(parts), LEAD[strongest(found)]))
     return tuple(sorted(lines, key=lambda line: ORDER.index(line.standing)))
 
 
 CAN = {"redrawn": ("redrawn", "see an image"), "picked": ("picked", "pick a patient out"), "diagnosis": ("read", "read the diagnosis")}
 
 
-def _sentence(tables: Sequence[Sequence[Row]], question: Question) -> str:
-    """What holds for one question at defences of equal standings: by whom it was shown, else by whom it was tried."""
-    rows, done = tables[0], CAN[question]
-    by = {s: [row for row in rows if row.standing(question) == s] for s in ORDER}
-    standing = strongest(s for s, held in by.items() if held)
+#: who was named last, and how; what is the same is not said twice.
+Named = tuple[str, str]
+
+
+def _sentence(tables: Sequence[Sequence[Row]], question: Question, standing: Standing, before: Named) -> tuple[str, Named]:
+    """What holds for one question at defences of equal standing: by whom it was shown, else by whom it was tried."""
+    done, by = CAN[question], _by_standing(tables, question)
     best = best_tried([f for table in tables for row in table for f in row.of(question) if f.standing == standing])
+    at = told.how(best) if best else ""
+    rest = " Others were not tried." if by["none"] else ""
     if standing == "yes":
+        who = _whos(by["yes"]) + _uneven(tables, question, ("yes",))
         open_ = [row for s in ("undecided", "untested") for row in by[s]]
-        not_for = f" Not shown for {_short(by['no'])}." if by["no"] else ""
-        return f"{_whos(by['yes'])}{_figures(best, done[0])}.{not_for}" + (f" Could not be told for {_short(open_)}." if open_ else "")
+        more = f" Not shown for {_short(by['no'])}." if by["no"] else ""
+        more += f" Could not be told for {_short(open_)}." if open_ else ""
+        named = "the same" if who == before[0] else who
+        return f"{named}{_figures(best, done[0], at if at != before[1] else '')}.{more}", (who, at)
     if standing == "no":
-        tried = [*by["no"], *by["untested"], *by["hidden"]]
-        whom = f"none of the {len(tried)} who were tried" if len(tried) > 1 else f"not {_whos(tried)}"
+        tried = [*by["no"], *by["untested"]]
+        who = f"none of the {len(tried)} who were tried" if len(tried) > 1 else f"not {_whos(tried)}"
+        who += _uneven(tables, question, ("no", "untested"))
         could = f" For {_short(by['untested'])} the test proves nothing." if by["untested"] else ""
-        return f"{whom}{_figures(best, done[0])}.{could}{_rest(by['none'])}"
+        return f"{who}{_figures(best, done[0], at if at != before[1] else '')}.{could}{rest}", (who, at)
     if standing in ("undecided", "untested"):
-        why = (
-            "more was found than guessing gives, but in too few trials"
-            if standing == "undecided"
-            else "the test fails with the defence off too"
-        )
-        return f"it is open whether {_whos(by[standing])} can {done[1]}: {why}.{_rest(by['none'])}"
+        few = "more was found than guessing gives, but in too few trials"
+        why = few if standing == "undecided" else "the test fails with the defence off too"
+        return f"it is open whether {_whos(by[standing])} can {done[1]}: {why}.{rest}", ("", "")
     if standing == "hidden":
         proven = all(told.crypto(row) for row in by["hidden"])
         condition = ", as long as the assumptions of the encryption hold" if proven else ", but no guarantee says that it stays so"
-        return f"{_whos(by['hidden'])} could decode nothing of a single site{condition}.{_rest(by['none'])}"
-    return "nobody tried, which is no sign of safety."
+        return f"{_whos(by['hidden'])} could decode nothing of a single site{condition}.{rest}", ("", "")
+    return "nobody tried, which is no sign of safety.", ("", "")
 
 
-def _rest(untried: Sequence[Row]) -> str:
-    return f" Not tried: {_short(untried)}." if untried else ""
+def _uneven(tables: Sequence[Sequence[Row]], question: Question, standings: Sequence[Standing]) -> str:
+    """Said where these are not the same at every defence."""
+    sets = {frozenset((row.vantage, row.lying) for row in table if row.standing(question) in standings) for table in tables}
+    return " (the table says at which)" if len(sets) > 1 else ""
+
+
+def _by_standing(tables: Sequence[Sequence[Row]], question: Question) -> dict[Standing, list[Row]]:
+    """Everybody at these defences, each once, at the standing that tells most about a leak."""
+    found: dict[tuple[str, bool], Row] = {}
+    for row in (row for table in tables for row in table):
+        known = found.setdefault((row.vantage, row.lying), row)
+        if ORDER.index(row.standing(question)) < ORDER.index(known.standing(question)):
+            found[row.vantage, row.lying] = row
+    ordered = [found[key] for key in sorted(found, key=vantage_order)]
+    return {s: [row for row in ordered if row.standing(question) == s] for s in ORDER}
 
 
 def _short(rows: Sequence[Row]) -> str:
@@ -132,14 +152,15 @@ def _whos(rows: Sequence[Row]) -> str:
     return told.listed(map(told.who, rows)) if len(rows) <= 2 else _short(rows)
 
 
-def _figures(best: Finding | None, done: str) -> str:
+def _figures(best: Finding | None, done: str, at: str) -> str:
     """``: redrawn in 9 of 10 tries, in a staged training step on one image, round 1``."""
     if best is None:
         return ", from the redrawn image"
     rate = best.rate
     among = f" among {rate.among} look-alikes" if rate and rate.among else ""
-    count = f"{done} in {'up to ' if best.standing == 'yes' else ''}{told.counted(rate)} tries{among}, " if rate else ""
-    return f": {count}{told.how(best)}"
+    count = f"{done} in {'up to ' if best.standing == 'yes' else ''}{told.counted(rate)} tries{among}" if rate else ""
+    said = [part for part in (count, at) if part]
+    return f": {', '.join(said)}" if said else ""
 
 
 def _tests(looked: Looked) -> tuple[Line, ...]:

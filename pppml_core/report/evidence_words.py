@@ -181,6 +181,19 @@ def verdict(row: Row) -> str:
     return "NO SUCH PARTY" if row.silent == "absent" else "NOT TESTED"
 
 
+def mark(row: Row) -> str:
+    """Of the verdict; a proven bound has that of the protection it rests on."""
+    return PROTECTIONS["cryptographic"][0] if protection(row) == "cryptographic" else MARKS[verdict(row)]
+
+
+def protection(row: Row) -> str:
+    """What a verdict of protection rests on, one of :data:`PROTECTIONS`; empty for other verdicts."""
+    told = verdict(row)
+    if told == "PROVEN BOUND":
+        return "statistical" if row.bound is not None and row.bound[0] < MEANINGFUL else "cryptographic"
+    return "empirical" if told == "NOT SHOWN TO LEAK" else ""
+
+
 def strength(row: Row) -> str:
     """What stands behind the verdict."""
     told = verdict(row)
@@ -191,7 +204,7 @@ def strength(row: Row) -> str:
         named = {"redrawn": "image", "picked": "identity", "named": "diagnosis", "measured": "lesion size"} | OTHERS
         return listed([text for claim, text in named.items() if claim in kinds])
     if told == "PROVEN BOUND":
-        return "statistical" if row.bound is not None and row.bound[0] < MEANINGFUL else "cryptographic, under its assumptions"
+        return "statistical" if protection(row) == "statistical" else "cryptographic, under its assumptions"
     tried = [f for f in row.findings if f.standing == "no"]
     if told == "NOT SHOWN TO LEAK":
         most = max(f.victims for f in tried)
