@@ -22,7 +22,6 @@ BLOOD = 11_959
 # Batch, steps, and noise multipliers for epsilon 6 at delta 1.9e-4, and 6, 3 and 1 at 1e-5, computed beforehand with another search.
 JOINT = [
     (512, 701, ("1.02", "1.13", "1.78", "4.35")),
-    (1024, 350, ("1.29", "1.46", "2.41", "6.10")),
     (2048, 584, ("2.85", "3.28", "5.85", "15.5")),
 ]
 ALONE = [(64, 449, "1.33"), (64, 2243, "2.54"), (256, 112, "2.35"), (256, 561, "4.93")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from functools import partial
 
 import numpy as np
@@ -121,7 +122,11 @@ def route(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+#: (What is kept, and in what order, is the same in either precision; what is computed is not.)
+BOTH = [*itertools.product(ROUTES, [torch.float64]), ("kept", torch.float32), ("Gram matrices", torch.float32)]
+
+
+@pytest.mark.parametrize(("route", "dtype"), BOTH, indirect=["route"], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_layer(name, dtype, route):
     make, image = LAYERS[name]

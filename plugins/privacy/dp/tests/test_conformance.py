@@ -49,19 +49,15 @@ class TestDistributedSkellam(TestDistributed):
     slack = 0.5
 
 
-class TestPatientsByLayers(TestDistributed):
-    config: ClassVar = {**TestDistributed.config, "unit": "patient", "clipping": "per-layer"}
+class TestServerForPatientsByLayers(OfGradients):
+    __test__ = True
+    config: ClassVar = {"placement": "server", "noise_multiplier": 1.0, "clip": 0.8, "unit": "patient", "clipping": "per-layer"}
 
     def clipped(self, gradient, clip):
         """The suite's network has three modules with two parameters each, and each of them a third of the squared clip."""
         pairs = zip(gradient[0::2], gradient[1::2], strict=True)
         bound = clip / math.sqrt(3)
         return [g * min(1.0, bound / math.hypot(w.norm(), b.norm())) for w, b in pairs for g in (w, b)]
-
-
-class TestServer(OfGradients):
-    __test__ = True
-    config: ClassVar = {"placement": "server", "noise_multiplier": 1.0, "clip": 0.8}
 
 
 class OfUpdates(PrivacySuite):

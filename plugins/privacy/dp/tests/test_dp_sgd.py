@@ -64,6 +64,7 @@ def test_a_noise_multiplier_states_epsilon(setting):
     assert solved.epsilon == epsilons[1]
 
 
+@pytest.mark.usefixtures("stated_epsilon_alone")
 def test_rate_and_divisor_are_public_and_the_same_at_all_sites(experiment, setting):
     uneven = {"examples": {"a": 1000, "b": 10, "c": 190}, "cohort": 3, "sample_rate": 0.1, "local_steps": dict.fromkeys("abc", 1)}
     scale = scale_of(setting(**uneven))
@@ -111,6 +112,7 @@ def test_a_sample_pays_for_one_gradient(setting):
         rule(net(), batch)
 
 
+@pytest.mark.usefixtures("stated_epsilon_alone")
 @pytest.mark.parametrize(("order", "calls"), [("first", 2), ("hessian-free", 4)])
 def test_every_gradient_of_per_fedavg_is_charged(experiment, order, calls):
     personalization = {"use": "per-fedavg", "order": order}
@@ -123,6 +125,7 @@ def test_every_gradient_of_per_fedavg_is_charged(experiment, order, calls):
     assert told["privacy"]["details"]["gradients"] == 5 * 3 * calls
 
 
+@pytest.mark.usefixtures("stated_epsilon_alone")
 def test_an_empty_batch_is_a_gradient_like_any_other(setting, experiment, tmp_path):
     model, plan = net(), plan_of(setting, placement="local", noise_multiplier=1.0)
     rule_of(plan)(model, drawn(0))

@@ -26,6 +26,8 @@ def probability(x, variance):
     for k in range(1, 1000):
         term *= -mpf(4 * x**2 - (2 * k - 1) ** 2) / (8 * k * variance)
         total += term
+        if abs(term) < abs(total) * mpf(2) ** -mp.prec:
+            break
     return total / mpmath.sqrt(2 * mpmath.pi * variance)
 
 
