@@ -133,8 +133,6 @@ def test_opposite_outcomes_give_opposite_answers(make_run: Make) -> None:
     assert good[SEE].startswith("○ Not shown None of the 2 who were tried: redrawn in 0 of 10 tries")
     assert "up to 9 of 10 tries, in a staged training step on one image, round 1" in bad[SEE], "under which condition"
     assert re.search(r"Pick out: The central server.* 9 of 10 tries among 100 .*Diagnosis: The same: read in up to 9 of 10", bad[PICK])
-        r"Pick out: The central server.* 9 of 10 tries among 100 look-alikes.*Diagnosis: The same: read in up to 9 of 10", bad[PICK]
-    )
     assert re.search(r"Pick out: None of the 2.* 0 of 10 tries among 100.*Diagnosis: None of the 2", good[PICK])
     assert bad[TEST].startswith("✗ It succeeded Idlg by server: 10 patients to be redrawn. Control passed")
     assert good[TEST].startswith("○ It failed ")
