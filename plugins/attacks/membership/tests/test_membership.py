@@ -195,3 +195,28 @@ def test_misfits(memorized, looking):
 def test_lira_needs_two_references():
     with pytest.raises(ValueError, match="at least 2"):
         MembershipConfig(method="lira", references=1)
+
+
+def test_public_images_are_held_against_models_that_never_saw_them(memorized, looking, monkeypatch):
+    """Of two reference models one was trained on each public image, knows it by heart, and is not asked about it."""
+    held = {}
+
+    def kept(asked, asked_out, public, public_out, **settings):
+        held["out"], held["asked"] = public_out, asked_out
+        return asked
+
+    monkeypatch.setattr("pppml_membership.attack.rmia", kept)
+    answer(looking(memorized.seen()), memorized.ctx)
+    np.testing.assert_array_equal(np.isnan(held["out"]).sum(axis=1), 60)
+    np.testing.assert_array_equal(np.isnan(held["out"]).sum(axis=0), 1)
+    # To a stranger a label is arbitrary: far from sure, as of the queries.
+    assert np.nanmean(held["out"]) < np.log(0.4)
+    assert held["asked"].mean() < np.log(0.4)
+
+
+def test_an_image_is_judged_by_itself(memorized):
+    """Batch statistics and dropout are those of use, not of training."""
+    parts = (torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(100, 3))
+    model, ctx = torch.nn.Sequential(*parts), memorized.ctx
+    alone = [log_p(model, ctx, Images(ctx.public.images[i : i + 1], ctx.public.targets[i : i + 1]))[0] for i in range(5)]
+    np.testing.assert_allclose(log_p(model, ctx, ctx.public)[:5], alone, rtol=1e-5)
