@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from pppml_core.federation.pipeline import levels_of, rounded_weight, weight_err
 from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.interfaces.task import SPLITS, SiteData, TaskSpec
 from pppml_core.learning.data.inspection import faults
-from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.pool import evaluated_sites, held_out
 from pppml_core.learning.training import device_of, step_ends
 from pppml_core.randomness import seeded
@@ -39,7 +37,7 @@ WEIGHT_ERROR = 0.01
 COARSE = 10.0
 
 
-def _of(section: str, texts: Iterable[str]) -> list[str]:
+def of_section(section: str, texts: Iterable[str]) -> list[str]:
     """Misfits that begin with their section."""
     return [text if text.startswith((f"{section}:", f"{section}.")) else f"{section}: {text}" for text in texts]
 
@@ -60,19 +58,19 @@ def check_data(plan: Plan, parts: Assembly) -> bool:
         "channels": spec.channels,
         "size": list(spec.size),
     }
-    wrong = _of("task", parts.task.misfits())
+    wrong = of_section("task", parts.task.misfits())
     until = time.monotonic() + LOOKING
     try:
         sites = () if wrong else parts.task.sites()
     except PppmlError as error:
-        wrong, sites = _of("task", [str(error)]), ()
+        wrong, sites = of_section("task", [str(error)]), ()
     for site in sites:
         if site.slug == SERVER:
             wrong.append(f"task: a site is named {SERVER!r}, which is the coordinator's name; give it another")
         try:
             data = parts.load(site.slug)
         except PppmlError as error:
-            wrong += _of("task", [str(error)])
+            wrong += of_section("task", [str(error)])
             continue
         plan.sizes[site.slug] = len(data.train)
         if not len(data.train):
@@ -129,7 +127,7 @@ def _check_classes(plan: Plan, parts: Assembly) -> list[str]:
 
 def check_model(plan: Plan, parts: Assembly) -> bool:
     """The network is built and one example goes through it."""
-    wrong = _of("model", parts.factory.misfits(parts.spec)) + _check_device(plan.config.training)
+    wrong = of_section("model", parts.factory.misfits(parts.spec)) + _check_device(plan.config.training)
     if not wrong:
         try:
             wrong = _check_network(plan, parts, parts.model)
@@ -225,8 +223,8 @@ def check_together(plan: Plan, parts: Assembly) -> bool:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in shared):
                 plan.misfits.append(f"encoding.range: {pattern!r} matches no shared tensor; the first is {next(iter(shared), 'none')!r}")
     settings = plan.config.training.model_dump()
-    plan.misfits += _of("personalization", parts.personalization.misfits(parts.model, plan.sizes, settings))
-    plan.warnings += _of("personalization", parts.personalization.remarks(settings))
+    plan.misfits += of_section("personalization", parts.personalization.misfits(parts.model, plan.sizes, settings))
+    plan.warnings += of_section("personalization", parts.personalization.remarks(settings))
     if parts.personalization.shares and not parts.shared:
         if any(p.requires_grad for p in parts.model.parameters()):
             plan.misfits.append("personalization: it keeps every tensor of this model at the site, so nothing would be shared")
@@ -263,112 +261,3 @@ def check_grid(plan: Plan, privacy: PrivacyPlan) -> None:
     step = max(explicit, default=0.0) / levels_of(encoding.bits)
     if encoding.use == "fixed" and step > COARSE * rate:
         plan.warnings.append(f"encoding.range: one step is {step:.2g} at learning rate {rate:g}; use a smaller range or more bits")
-
-
-#: What happens to a site's evaluation metrics, by ``run.metrics``.
-_METRICS = {"per-site": "each site's own leave it in the clear", "sum": "they leave the sites in sums", "none": "they stay at the sites"}
-
-
-def check_claim(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
-    """Beside a claim of epsilon: what it covers and what it does not."""
-    epsilon, rule = privacy.statement.epsilon, parts.personalization
-    if epsilon is None:
-        return
-    if math.isinf(epsilon):
-        plan.warnings.append(f"privacy: {privacy.statement.words()}; the model may reveal its training images")
-        return
-    if privacy.statement.unit == "patient":
-        plan.misfits += _check_patients(plan, parts)
-    if not rule.shares:
-        covered = "what each site's training makes of its images; nothing of it is shared"
-    elif privacy.placement == "server":
-        covered = "what the server makes of the noised sum; the sum itself, before its noise, is not covered"
-    else:
-        covered = "the shared weights, as they leave a site and in every sum of them"
-    chosen = [n for n, on in (("run.select: best-validation", plan.config.run.select != "last"), ("run.stop", plan.config.run.stop)) if on]
-    if rule.personalizes and rule.shares and chosen:
-        plan.misfits.append(
-            f"{chosen[0]}: scores of personalized models, made of training images without noise, would choose what is released; use "
-            "run.select: last, and no run.stop"
-        )
-    said = "; ".join(_outside(plan, parts, privacy))
-    plan.warnings.append(f"privacy: {privacy.statement.words()} is claimed for {covered}; outside the claim: {said}")
-
-
-def _check_patients(plan: Plan, parts: Assembly) -> list[str]:
-    """Whether the groups of the data can be patients, and each is at one site: the noise is sized for that."""
-    seen: dict[str, str] = {}
-    single = True
-    for site, count in plan.sizes.items():
-        groups = set(map(str, np.asarray(parts.load(site).train.groups).tolist()))
-        single = single and len(groups) == count
-        if twice := sorted(groups & seen.keys()):
-            where = f"{twice[0]!r} is at {seen[twice[0]]!r} and at {site!r}, and would count twice"
-            remedy = "deal whole patients to sites (task.partition.unit: group), name different people apart, or use unit: example"
-            return [f"privacy.unit: patient, but {where}; {remedy}"]
-        seen |= dict.fromkeys(groups, site)
-    text = "privacy.unit: patient, but every example is a group of its own: the data do not say which images are of one patient"
-    return [f"{text}; give groups, or use unit: example"] if single else []
-
-
-def _outside(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:
-    """What leaves a site, or is kept there, and is not protected by the noise."""
-    rule, metrics = parts.personalization, plan.config.run.metrics
-    out = [f"evaluation metrics (run.metrics: {metrics}, so {_METRICS[metrics]})"]
-    if rule.shares and privacy.admits_metrics:
-        out.append("the training loss and the count of saturated coordinates, which enter the sums without noise")
-    if rule.shares and privacy.constant_weight is None:
-        out.append("the number of training examples, which enters the sums as a site's weight")
-    frozen = {n for n, p in parts.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    kept = [n for n, t in parts.initial_personal.items() if n not in frozen and t.is_floating_point()]
-    if rule.personalizes and rule.shares:
-        out.append("each site's personalized model, which stays there and must not be passed on as private")
-    elif rule.shares and kept:
-        out.append(f"what each site keeps of its model ({kept[0]!r}, ...), which stays there")
-    return out
-
-
-def check_mean(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
-    """What the personalization says of its weights, where they are the ones that count."""
-    if parts.personalization.shares and privacy.constant_weight is None:
-        plan.warnings += _of("personalization", parts.personalization.weight_remarks())
-
-
-def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
-    """Whether the privacy mechanism can protect what this personalization makes of gradients."""
-    rule, training, mechanism = parts.personalization, plan.config.training, privacy.statement.mechanism
-    name = plan.config.personalization.use  # type: ignore[attr-defined]
-    probe = plain_gradients(lambda outputs, targets: outputs.sum())
-    if privacy.gradient_rule(probe) is probe:
-        return  # what is made of gradients is protected as a whole, or not at all
-    plan.warnings += _of("personalization", rule.noise_remarks(training.model_dump()))
-    if rule.needs_hessian:
-        plan.misfits.append(
-            f"personalization: {name} needs Hessian-vector products, which {mechanism} neither clips nor noises; take an order that "
-            "needs gradients only"
-        )
-    epsilon = privacy.statement.epsilon
-    claims = epsilon is not None and math.isfinite(epsilon)
-    if privacy.placement == "local" or (privacy.placement == "none" and not claims):
-        return  # each gradient is clipped, and noised if at all, by itself
-    # An infinite epsilon is that of a row without noise, made as its placement would have it.
-    noised = privacy.placement != "none" and (epsilon is None or claims)
-    what = f"{privacy.placement} noise" if noised else f"{mechanism} with placement {privacy.placement}"
-    if not rule.shares_one_gradient or rule.gradient_calls > 1:
-        calls = f"it makes {rule.gradient_calls} gradients a step" if rule.gradient_calls > 1 else "what it shares is no plain gradient"
-        if noised:
-            text = f"cannot be protected by {what}: {calls}, and all but the last would enter the sum without noise"
-        else:
-            text = f"does not fit {what}: {calls}, and a sum is of one clipped gradient a site"
-        plan.misfits.append(f"personalization: {name} {text}; use fedavg, or a mechanism with placement local")
-    for site, steps in plan.training["steps"].items():
-        if steps != 1:
-            text = f"{what} {'protects' if noised else 'clips'} one gradient a sum, and {site!r} makes {steps} steps a round"
-            plan.misfits.append(f"training: {text}; set training.steps: 1")
-            break
-    optimizer = training.optimizer
-    if optimizer.use != "sgd" or training.keep_optimizer or optimizer.weight_decay:
-        plan.misfits.append(
-            f"training.optimizer: with {what} what a site shares must be its gradient alone: use sgd, without keep_optimizer and "
-            "weight_decay (the server may have momentum or Adam)"
-        )

@@ -15,7 +15,7 @@ import numpy as np
 
 from pppml_core.config import RunConfig
 from pppml_core.errors import PlanRefused, PppmlError
-from pppml_core.federation import checks, evaluation
+from pppml_core.federation import checks, claims, evaluation
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import METRIC_RANGES, contribution_ranges
 from pppml_core.federation.secret_record import SECRETS, WARNING
@@ -132,9 +132,9 @@ def _plan_exchange(plan: Plan, parts: Assembly) -> None:
     except PppmlError as error:  # the numbers of this run, which the mechanism learns only here
         plan.misfits.append("; ".join(filter(None, (f"privacy: {error.message}", error.hint))))
         return
-    checks.check_mean(plan, parts, privacy)
-    checks.check_gradients(plan, parts, privacy)
-    checks.check_claim(plan, parts, privacy)
+    claims.check_mean(plan, parts, privacy)
+    claims.check_gradients(plan, parts, privacy)
+    claims.check_claim(plan, parts, privacy)
     checks.check_grid(plan, privacy)
     cross_checks = {name: plain_epsilon(epsilon) for name, epsilon in privacy.cross_checks().items()}
     plan.privacy = {**privacy.statement.to_dict(), "cross_checks": cross_checks}

@@ -8,8 +8,7 @@ sum by a server that is trusted. The integers, and so the sensitivity, are the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,8 +185,7 @@ class DpSgdPlan(PrivacyPlan):
     def clipped(self, model: torch.nn.Module, loss: Any, batch: DrawnBatch) -> torch.Tensor:
         """The sum of clipped gradients of a batch, and of canaries, if any: ``(trained coordinates,)``, the model's dtype."""
         config = self.config
-        with buffers_kept(model):
-            clipped_sum(model, loss, batch, self._clipping, method=config.per_example, physical_batch=config.physical_batch)
+        clipped_sum(model, loss, batch, self._clipping, method=config.per_example, physical_batch=config.physical_batch)
         flat = torch.cat([p.grad.reshape(-1) for p in _trained(model)])  # type: ignore[union-attr]
         if self._canaries is not None:
             flat.index_add_(0, *_clipped_canaries(model, self._canaries, self._clipping, self._scale.rate, flat))
@@ -242,18 +240,6 @@ class _Rule:
             p.grad = flat[start : start + p.numel()].view_as(p).clone()
             start += p.numel()
         return 0.0
-
-
-@contextmanager
-def buffers_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Put back what a forward pass changes in buffers: a layer's own statistics would carry images into the next batch, unclipped."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
 
 
 def _clipped_canaries(

@@ -13,6 +13,7 @@ import torch
 
 from pppml_core.learning.gradients import LossFunction
 from pppml_dp.clipping import Clipping, layers_of
+from pppml_dp.untouched import buffers_kept
 
 Sums = dict[str, torch.Tensor]
 
@@ -53,7 +54,7 @@ def add_loop(
     parameters = trainable(model)
     layers = layers_of(list(parameters))
     for index in range(len(images)) if examples is None else examples:
-        with torch.enable_grad():
+        with buffers_kept(model), torch.enable_grad():  # what a layer keeps of one example must not reach the next
             output = model(images[index : index + 1])
             value = own_loss(loss, output, targets[index : index + 1], 0)
             found = (

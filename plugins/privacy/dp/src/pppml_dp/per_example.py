@@ -7,8 +7,7 @@ on first use is remembered; tests on it draw no random numbers that training wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -22,6 +21,7 @@ from pppml_dp.book_keeping import Unfit, add_book_kept, leaves, unverified
 from pppml_dp.clipping import Clipping
 from pppml_dp.functional import add_functional
 from pppml_dp.loop import Sums, add_loop, trainable
+from pppml_dp.untouched import buffers_kept, untouched
 
 __all__ = ["Clipping", "clipped_sum", "method_for"]
 
@@ -56,7 +56,7 @@ def clipped_sum(
 
     Args:
         model: in training mode or not; its forward pass takes the images and returns one tensor with a row for each. Hooks are removed
-            again whatever happens.
+            again whatever happens, and buffers are put back.
         loss: mean loss of a batch.
         batch: images and targets with ``shares`` (:class:`.DrawnBatch`); empty batches give zeros.
         clipping: kind and norm.
@@ -84,7 +84,8 @@ def clipped_sum(
     size = physical_batch or max(1, len(images))
     for start in range(0, len(images), size):
         part = slice(start, start + size)
-        _add(sums, model, loss, (images[part].detach(), targets[part], shares[part]), clipping, method)
+        with buffers_kept(model):  # else a part would see what layers keep of the parts before it
+            _add(sums, model, loss, (images[part].detach(), targets[part], shares[part]), clipping, method)
     for name, p in parameters.items():
         p.grad = sums[name]
 
@@ -128,24 +129,10 @@ def _add(sums: Sums, model: torch.nn.Module, loss: LossFunction, part: _Part, cl
     add_loop(sums, model, loss, *part, clipping, range(len(images)) if alone is None else alone)
 
 
-@contextmanager
-def _untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Random numbers and buffers are afterwards as they were before."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in buffers:  # else it was made by the first forward pass
-                    buffer.copy_(buffers[name])
-
-
 def _try(name: str, known: _Known, model: torch.nn.Module, loss: LossFunction, part: _Part, clipping: Clipping) -> None:
     """Whether a method works, without a trace in the network or in torch's random numbers: a run that is resumed tries again."""
     images, targets, shares = part
-    with _untouched(model, images.device):
+    with untouched(model, images.device):
         if name == "book-keeping":
             try:
                 if not unverified(model, images):
