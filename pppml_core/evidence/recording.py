@@ -69,7 +69,8 @@ class Recording:
                 break
             if hop.kind in ("open", "evaluate"):
                 self._passage(hop)
-        return self._models.get(bytes(sha256), {})
+        found: Mapping[str, Any] = self._models.get(bytes(sha256), {})
+        return found
 
     def weights_before(self, round: int) -> Mapping[str, Any]:
         """The shared weights that a round began with; empty where it was not held."""

@@ -70,7 +70,7 @@ def _of_layer(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _number(value: Any) -> torch.Tensor | None:
     if isinstance(value, torch.Tensor):
-        return None if isinstance(value, torch.nn.parameter.UninitializedTensorMixin) else value
+        return None if torch.nn.parameter.is_lazy(value) else value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(value.copy())
     return torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else None
