@@ -16,23 +16,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pppml_core.api import Experiment, Run
+from pppml_core.api import Experiment
+from pppml_core.config import resolve, to_plain
 from pppml_core.config.source import load_yaml
-from pppml_core.errors import ConfigError, nearest
-from pppml_core.evidence.attacks import Target, bound, record_path
+from pppml_core.errors import ConfigError, check_site, nearest
+from pppml_core.evidence.attacks import RECORDED, Target, bound, needs_recording, record_path
 from pppml_core.evidence.evaluate import Cell, Control, Effort
+from pppml_core.evidence.vantage import read_vantage
+from pppml_core.interfaces.attack import Vantage
 from pppml_core.registry import Registry
 
 Emit = Callable[[Mapping[str, Any]], None]
-Round = int | Literal["last"]
+Round = Annotated[int, Field(ge=1)] | Literal["last"]
 
 
 class EffortSection(BaseModel):
@@ -95,7 +98,9 @@ def load_matrix(path: Path) -> MatrixConfig:
 
 @dataclass
 class MatrixResult:
-    """``runs``: folders in the order of the file; ``records``: of all cells that are there; ``missing``: cells that are not."""
+    """``runs``: folders in the order of the file, of those that were begun; ``records``: of all cells that are there; ``missing``: cells
+    that are not.
+    """
 
     runs: list[Path] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -129,36 +134,82 @@ def run_matrix(
     ``emit`` gets ``run``, ``cells`` and ``victim`` events, each with ``defence``.
     """
     registry = registry or Registry.discover()
+    planned = {name: _experiment(config, name, changes, registry) for name, changes in config.defences.items()}
+    judged = sum(len(_checked(config, name, experiment)) for name, experiment in planned.items())
     ends = None if budget is None else time.monotonic() + 60 * budget
     found, controls = MatrixResult(), dict[Any, dict[str, Control]]()
-    for number, (name, changes) in enumerate(config.defences.items(), 1):
+    for number, (name, experiment) in enumerate(planned.items(), 1):
         about = {"defence": name, "place": number, "of_defences": len(config.defences)}
+        if ends is not None and time.monotonic() > ends and not (out / "runs" / name / "result.json").exists():
+            found.missing += len(_checked(config, name, experiment))
+            continue
         emit({"event": "run", **about})
-        run = _run(config, name, changes, out, registry)
+        run = experiment.run(out / "runs" / name, reporters=False, report=False)
         found.runs.append(run.folder)
         target = Target(run.folder, run.result, run.assembly)
-        places = [p for p in _places(config, name, target) if not _held(target, p)]
-        for round_, cells in _grouped(places):
+        places = _checked(config, name, experiment)
+        for round_, cells in _grouped([place for place in places if not _held(target, place)]):
             if ends is not None and time.monotonic() > ends:
                 continue
             emit({"event": "cells", **about, "round": round_, "cells": [f"{c.row.use} from {c.vantage}" for c in cells]})
-            _make(config, target, round_, cells, controls, partial(_with, emit, about))
-        places = list(_places(config, name, target))
+            _make(config, name, target, round_, cells, controls, partial(_with, emit, about), judged)
         found.records += [{**json.loads(p.read_text()), "defence_name": name} for place in places if (p := _path(target, place)).exists()]
         found.missing += sum(not _held(target, place) for place in places)
     return found
 
 
-def _run(config: MatrixConfig, name: str, changes: Mapping[str, Any], out: Path, registry: Registry) -> Run:
+def _experiment(config: MatrixConfig, name: str, changes: Mapping[str, Any], registry: Registry) -> Experiment:
     base = dict(config.base)
     for section, value in changes.items():
         merge = isinstance(value, Mapping) and isinstance(base.get(section), Mapping) and "use" not in value
         base[section] = {**base[section], **value} if merge else value
     base["run"] = {**base.get("run", {}), "name": name}
-    return Experiment(base, registry=registry).run(out / "runs" / name, reporters=False, report=False)
+    return Experiment(base, registry=registry)
 
 
-def _places(config: MatrixConfig, name: str, target: Target) -> Iterator[_Place]:
+def _checked(config: MatrixConfig, name: str, experiment: Experiment) -> list[_Place]:
+    """The cells of one defence. Raises ConfigError, before hours of training, where one cannot be made or replaces another."""
+    held, places = experiment.config, list(_places(config, name))
+    sites = [s.slug for s in experiment.registry.build("task", held.task).sites()]
+    written = dict[Path, str]()
+    for place in places:
+        about = f"{place.row.use} from {place.vantage}"
+        attack = resolve({**to_plain(held), "attacks": [place.row.settings]}, registry=experiment.registry).attacks[0]
+        read_vantage(place.vantage, sites)
+        if (place.round or 1) > held.run.rounds:
+            raise ConfigError(f"{about}: there is no round {place.round}", place=name, hint=f"the run has rounds 1 to {held.run.rounds}")
+        built = experiment.registry.build("attack", attack)
+        if built.reads_view and built.answers in RECORDED and held.run.transcript != "secrets":
+            raise ConfigError(f"{about}: it attacks rounds as they were recorded", place=name, hint="set run.transcript: secrets")
+        if built.reads_view and (place.round or 1) > 1 and held.run.transcript == "sizes":
+            text = f"{about}: the model that round {place.round} began with is not kept"
+            raise ConfigError(text, place=name, hint="set run.transcript: payloads")
+        path = record_path(Path(), place.row.use, place.vantage, place.round or held.run.rounds)
+        if path in written:
+            text = f"{about}: two cells have the same record, {path}"
+            raise ConfigError(text, place=name, hint="name each attack, vantage and round once; other settings need a matrix of their own")
+        written[path] = about
+    if places and config.watched is None:
+        _outside(sites, [read_vantage(place.vantage, sites) for place in places])
+    elif config.watched is not None:
+        check_site(config.watched, sites, ConfigError, place="watched", where="in this run")
+    return places
+
+
+def _outside(sites: Sequence[str], vantages: Sequence[Vantage]) -> list[str]:
+    """The sites that are in no vantage."""
+    free = [s for s in sites if not any(s in who.sites for who in vantages)]
+    if not free:
+        raise ConfigError("every site is in some vantage, so none is attacked from all of them", place="watched", hint="watched: SITE")
+    return free
+
+
+def _watched(config: MatrixConfig, name: str, target: Target) -> str:
+    """One site for all cells of a defence, so that their figures can be compared."""
+    return config.watched or target.watched(None, [target.vantage(place.vantage) for place in _places(config, name)])
+
+
+def _places(config: MatrixConfig, name: str) -> Iterator[_Place]:
     for row in config.attacks:
         if row.only and name not in row.only:
             continue
@@ -181,21 +232,31 @@ def _grouped(places: list[_Place]) -> list[tuple[int | None, list[_Place]]]:
 
 
 def _make(
-    config: MatrixConfig, target: Target, round_: int | None, places: list[_Place], controls: dict[Any, dict[str, Control]], emit: Emit
+    config: MatrixConfig,
+    name: str,
+    target: Target,
+    round_: int | None,
+    places: list[_Place],
+    controls: dict[Any, dict[str, Control]],
+    emit: Emit,
+    judged: int,
 ) -> None:
-    staged: list[Cell] = []
+    """``judged``: how many cells the matrix has, whose bounds are judged together."""
+    staged, recorded = list[Cell](), list[Cell]()
     for place in places:
         attack = bound(target.parts, place.row.settings)
         who = target.vantage(place.vantage)
-        if target.parts.registry.build("attack", attack).reads_view:
-            staged.append(Cell(attack, who))
-        else:
+        if not target.parts.registry.build("attack", attack).reads_view:
             target.audit(attack, who, round_)
+        else:
+            (recorded if needs_recording(target.parts, attack) else staged).append(Cell(attack, who))
+    effort, watched = Effort(**config.effort.model_dump()), _watched(config, name, target)
     if staged:
-        effort = Effort(**config.effort.model_dump())
         # Controls are of the same weights and victims, whatever the defence.
-        shared = controls.setdefault(target.key(round_), {})
-        target.attack(staged, round_, effort, config.watched, controls=shared, emit=emit, judged=max(1, len(places)))
+        shared = controls.setdefault((target.key(round_), watched), {})
+        target.attack(staged, round_, effort, watched, controls=shared, emit=emit, judged=judged)
+    if recorded:
+        target.recorded(recorded, round_, effort, watched, emit=emit, judged=judged)
 
 
 def _with(emit: Emit, about: Mapping[str, Any], event: Mapping[str, Any]) -> None:

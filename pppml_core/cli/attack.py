@@ -33,7 +33,7 @@ def command(run: Path, use: str, vantage: str, round_: int | None, as_json: bool
       pppml attack runs/a --use dp-audit --vantage server
       pppml attack runs/a --use "{use: dp-audit, guesses: 400}" --vantage server+site:hospital_a --round 5 --json
 
-    Exit code 0 also where the attack succeeds: what it found is in the outcome.
+    Exit code 0 also where the attack succeeds: what it found is in the outcome. 1 where it refutes a claim of privacy: something is broken.
     """  # noqa: D301 - click wants the control character
     import json
 
@@ -45,6 +45,11 @@ def command(run: Path, use: str, vantage: str, round_: int | None, as_json: bool
         click.echo(json.dumps(record, indent=2))
     else:
         _print(record)
+    if record.get("violation"):
+        from pppml_core.errors import RunFailed
+
+        text = f"{name} picks patients more often than the claimed privacy allows"
+        raise RunFailed(text, place=str(run), hint="this is a bug of the mechanism or of its accounting; the record says more")
 
 
 def _chosen(use: str) -> tuple[str, dict[str, Any]]:

@@ -29,7 +29,8 @@ def command(matrix: Path, out: Path | None, budget: float | None) -> None:
     with Progress() as progress:
         result = run_matrix(load_matrix(matrix), folder, budget=budget, emit=progress.told)
     progress.table(result)
-    click.echo(f"Open {write_report(result.runs, folder / 'report.html')} in a browser.")
+    if result.runs:
+        click.echo(f"Open {write_report(result.runs, folder / 'report.html')} in a browser.")
     if result.missing:
         click.echo(f"{result.missing} cells are missing; the same command goes on.")
     if result.violations:

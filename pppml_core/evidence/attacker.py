@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Knowledg
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode, encode, sha256_of
 
+#: an attack that has not answered after so many seconds, and so many times its budget, is ended.
+PATIENCE, OVERTIME = 300.0, 20.0
+
 
 class Answered(dict[str, Any]):
     """``guess`` and ``effort`` of a reconstruction, ``misfit`` why there is none, ``error`` what went wrong in the attack."""
@@ -43,7 +47,8 @@ def answer(attack: Attack, view: AdversaryView, seconds: float, knowledge: Knowl
         made = attack.run(view, Budget(seconds), knowledge)
         if not isinstance(made, Reconstruction):
             return {**out, "error": f"it returned {type(made).__name__} instead of a Reconstruction"}
-        out["guess"], out["effort"] = dict(made.guess), dict(made.effort)
+        # What is no plain data, and so cannot be told, is an error of the attack.
+        out |= decode(encode({"guess": dict(made.guess), "effort": {name: float(value) for name, value in made.effort.items()}}))
     except PppmlError as error:
         out["error"] = str(error)
     except Exception as error:
@@ -59,15 +64,16 @@ class Attacker:
     Args:
         parts: of the run.
         live: whether live Python objects are among them.
+        patience: seconds, beyond the budget many times over, after which an attack that does not answer is ended.
     """
 
-    def __init__(self, parts: Assembly, live: bool = False) -> None:
-        self._parts, self._live = parts, live
+    def __init__(self, parts: Assembly, live: bool = False, patience: float = PATIENCE) -> None:
+        self._parts, self._live, self._patience = parts, live, patience
         self._process: subprocess.Popen[bytes] | None = None
         self._told: dict[str, bytes] = {}
 
     def answer(self, attack: ComponentConfig, view: AdversaryView, seconds: float, knowledge: Knowledge) -> dict[str, Any]:
-        """See :func:`answer`."""
+        """See :func:`answer`. Raises RunFailed where the process ends before it has answered, or cannot build the parts of the run."""
         # The same bytes in either case: what is not in them an attack cannot have.
         seen, about = encode_view(view), to_message(knowledge)
         if self._live:
@@ -76,6 +82,15 @@ class Attacker:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
+        limit, late = self._patience + OVERTIME * seconds, threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        clock = threading.Timer(limit, end)
+        clock.daemon = True
+        clock.start()
         try:
             for name in ("config", "public", "sites_public"):
                 value = to_plain(self._parts.config) if name == "config" else about.pop(name)
@@ -84,12 +99,20 @@ class Attacker:
                     self._told[name] = digest
             request = {"attack": attack.model_dump(mode="json"), "view": seen, "about": about, "seconds": seconds}
             write_frame(process.stdin, encode(request))
-            return dict(decode(read_frame(process.stdout)))
+            answered = dict(decode(read_frame(process.stdout)))
         except (OSError, EOFError) as error:
-            code = process.poll()
             self.close()
-            text = f"the process of the attack {attack.use} ended (exit code {code})"  # type: ignore[attr-defined]
-            raise RunFailed(text, place="attack", hint="with --debug its own messages are above") from error
+            if late.is_set():
+                return {"guess": {}, "effort": {"seconds": limit}, "misfit": "", "error": f"no answer within {limit:.0f} s"}
+            text = f"the process of the attack {attack.use} ended (exit code {process.returncode})"  # type: ignore[attr-defined]
+            raise RunFailed(text, place="attack", hint="its own messages are above") from error
+        finally:
+            clock.cancel()
+        if failed := answered.pop("failed", ""):
+            self.close()
+            text = f"the process of the attack {attack.use} cannot run it: {failed}"  # type: ignore[attr-defined]
+            raise RunFailed(text, place="attack", hint="it builds the run's parts anew, from what is installed and the config")
+        return answered
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -135,22 +158,27 @@ def main() -> int:
     torch.set_num_threads(1)
     registry = Registry.discover()
     held: dict[str, Any] = {}
-    parts: Assembly | None = None
     while True:
         try:
             frame = decode(read_frame(source))
         except EOFError:
             return 0
-        if "config" in frame:
-            parts = Assembly.build(resolve(frame["config"], registry=registry), registry)
-        elif "attack" not in frame:
+        if "attack" not in frame:
             held.update(frame)
-        else:
-            assert parts is not None
-            write_frame(target, encode(_reply(frame, held, parts)))
+            held.pop("parts" if "config" in frame else "", None)
+            continue
+        try:
+            if "parts" not in held:
+                held["parts"] = Assembly.build(resolve(held["config"], registry=registry), registry)
+            reply = _reply(frame, held)
+        except Exception as error:
+            print(traceback.format_exc(), file=sys.stderr)
+            reply = {"failed": str(error) if isinstance(error, PppmlError) else f"{type(error).__name__}: {error}"}
+        write_frame(target, encode(reply))
 
 
-def _reply(frame: Mapping[str, Any], held: Mapping[str, Any], parts: Assembly) -> dict[str, Any]:
+def _reply(frame: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    parts: Assembly = held["parts"]
     config = resolve({**to_plain(parts.config), "attacks": [frame["attack"]]}, registry=parts.registry).attacks[0]
     knowledge = from_message({**frame["about"], **held}, parts)
     return answer(parts.registry.build("attack", config), decode_view(frame["view"]), frame["seconds"], knowledge)

@@ -25,6 +25,8 @@ from pppml_core.interfaces.attack import AdversaryView, Attack, AttackContext, V
 from pppml_core.wire.codec import sha256_of
 
 Emit = Callable[[Mapping[str, Any]], None]
+#: kinds of answer that are about all images of a round, so that none is staged for them.
+RECORDED = ("members", "site")
 
 
 class Target:
@@ -46,7 +48,7 @@ class Target:
         """The same for runs whose staged rounds differ in nothing but the defence: task, network, learning rate and weights."""
         weights = weights_before(self.folder, self.parts, self.rounds + 1 if round is None else round, self.rounds)
         config = self.parts.config
-        about = {name: to_plain(config)[name] for name in ("task", "model", "training", "encoding")}
+        about = {name: to_plain(config)[name] for name in ("task", "model", "training", "encoding")} | {"rounds": self.rounds}
         digest = sha256_of({"weights": weights, "about": json.dumps(about, sort_keys=True, default=str), "round": round or 0})
         return digest.hex()
 
@@ -91,12 +93,20 @@ class Target:
         model = "the run's final model" if round is None else f"the model that round {round} began with"
         records = []
         for found in evaluation.run(cells):
-            record = record_of(found, evaluation.stage.privacy, watched, at, about=_about(found, watched, model), cells=judged)
+            about, before = _about(found, watched, model), self.rounds if round is None else round - 1
+            record = record_of(found, evaluation.stage.privacy, watched, at, about=about, before=before, cells=judged)
             records.append(self._write(record, found))
         return records
 
     def recorded(
-        self, cells: Sequence[Cell], round: int | None, effort: Effort, site: str | None = None, *, emit: Emit = lambda event: None
+        self,
+        cells: Sequence[Cell],
+        round: int | None,
+        effort: Effort,
+        site: str | None = None,
+        *,
+        emit: Emit = lambda event: None,
+        judged: int = 1,
     ) -> list[dict[str, Any]]:
         """Attack a round as it was recorded; returns the records that were written. ``round`` None: the last."""
         self.checked(round)
@@ -107,7 +117,7 @@ class Target:
             "update in the open, made again with plain gradients."
         )
         return [
-            self._write(record_of(found, evaluation.privacy, watched, at, about=about, staged=False), found)
+            self._write(record_of(found, evaluation.privacy, watched, at, about=about, staged=False, before=at, cells=judged), found)
             for found in evaluation.run(cells)
         ]
 
@@ -195,7 +205,7 @@ def run_attack(
 
 def needs_recording(parts: Assembly, config: ComponentConfig) -> bool:
     """Whether an attack asks about all images of a round, so that none is staged for it."""
-    return parts.registry.build("attack", config).answers in ("members", "site")
+    return parts.registry.build("attack", config).answers in RECORDED
 
 
 def record_path(folder: Path, use: str, vantage: str, round: int) -> Path:

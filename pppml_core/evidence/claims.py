@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from pppml_core.evidence.bounds import Adjacency, Bound, Release, gaussian_bound
 from pppml_core.interfaces.attack import Seen, Vantage
 from pppml_core.interfaces.privacy import PrivacyPlan
+
+
+def before_noise(plan: PrivacyPlan, who: Vantage) -> bool:
+    """Whether this adversary may see sums to which the server has not added its noise yet: the server itself, and who listens to it."""
+    return plan.placement == "server" and (who.server or bool(who.links))
 
 
 def outside(plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str) -> str:
@@ -18,8 +25,8 @@ def outside(plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str) ->
         return "no differential privacy is claimed"
     if site in who.sites:
         return "the watched site is one of them"
-    if said.placement == "server" and who.server:
-        return "the server is trusted to add the noise, and sees the sum before"
+    if before_noise(plan, who):
+        return "the server is trusted to add the noise, and sees the sum before" + ("" if who.server else ", as who listens to it may")
     if said.placement == "distributed":
         honest = int(said.details.get("honest_shares", 1))
         left = min((len(sight.sites) for one in seen for sight in one.sights if site in sight.sites), default=honest)
@@ -28,18 +35,32 @@ def outside(plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str) ->
     return ""
 
 
-def bound_of(plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str, kappa: float, *, staged: bool) -> Bound:
+def bound_of(
+    plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str, kappa: float, *, staged: int | None, before: int = 0
+) -> Bound:
     """The ReRo bound on picking the victim where blind guessing succeeds with probability ``kappa``; without a rate where none covers this.
 
-    ``staged``: one release in which the victim surely is, so no sampling helps; else every charge of the view's rounds counts.
+    Args:
+        plan: of privacy.
+        who: looks.
+        seen: of each victim, which sums were decoded.
+        site: the watched one.
+        kappa: see :func:`.kappa`.
+        staged: the round that was held again: one release in which the victim surely is, so no sampling helps; None: none was.
+        before: rounds of the run that are in the view: it holds the model that came of them, and the victim trained it.
     """
     if reason := outside(plan, who, seen, site):
         return Bound(None, kappa, reason=reason)
-    charges = [dict(c) for one in seen if (c := plan.charge(one.round)) is not None]
-    if not charges or any(c.get("event") != "poisson-gaussian" for c in charges):
+    charges = [plan.charge(round) for round in (*range(1, before + 1), *([] if staged is None else [staged]))]
+    if not charges or any(c is None or c.get("event") != "poisson-gaussian" for c in charges):
         return Bound(None, kappa, reason="no bound was computed for noise of this kind")
+    releases: Counter[Release] = Counter()
+    for number, charge in enumerate(charges):
+        assert charge is not None
+        one = release_of(charge, staged=number >= before)
+        releases[replace(one, count=1)] += one.count
     adjacency = cast("Adjacency", plan.statement.adjacency)
-    return gaussian_bound(kappa, [release_of(charge, staged=staged) for charge in charges], adjacency)
+    return gaussian_bound(kappa, [replace(one, count=count) for one, count in releases.items()], adjacency)
 
 
 def release_of(charge: Mapping[str, Any], *, staged: bool) -> Release:

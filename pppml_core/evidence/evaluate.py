@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from pppml_core.component import ComponentConfig
 from pppml_core.config import resolve, to_plain
-from pppml_core.errors import ConfigError
+from pppml_core.errors import ConfigError, PppmlError
 from pppml_core.evidence.attacker import Attacker
+from pppml_core.evidence.claims import before_noise
 from pppml_core.evidence.deciding import controls_needed
 from pppml_core.evidence.knowledge import known
 from pppml_core.evidence.scoring import Metrics, Truth, blind_scores, score
@@ -30,12 +31,13 @@ from pppml_core.evidence.stage import Stage, Staged
 from pppml_core.evidence.victims import Victim, batch_of, draw_victims, public_images
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.vetting import suspicious
-from pppml_core.interfaces.attack import AdversaryView, Arrays, Attack, Images, Knowledge, Seen, Sight, Training, Vantage
+from pppml_core.interfaces.attack import AdversaryView, Answer, Arrays, Attack, Images, Knowledge, Seen, Sight, Training, Vantage
 from pppml_core.learning.arrays import to_numpy
 from pppml_core.randomness import Seeds
 
 Emit = Callable[[Mapping[str, Any]], None]
 ON_THE_SERVER = Vantage("server", server=True)
+OWN = "the watched site is one of the adversaries"
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ class Evaluation:
     ) -> None:
         self._parts, self._round, self._weights, self.site, self._effort = parts, round, weights, site, effort
         self._emit, self._live, self._controls = emit, live, {} if controls is None else controls
-        self.stage = Stage(parts, sizes)
-        self._open = Stage(undefended(parts), sizes)
+        topology = parts.registry.build("engine", parts.config.engine).topology
+        self.stage = Stage(parts, sizes, topology)
+        self._open = Stage(undefended(parts), sizes, topology)
         self._public = public_images(parts, site, effort.seed)
 
     def run(self, cells: Sequence[Cell]) -> list[Found]:
@@ -187,20 +190,25 @@ class Evaluation:
             held, open_ = self.stage.hold(self._round, weights, batches, number), _Once(self._open, self._round, weights, batches, number)
             asked = [one for one in (self._ask(one, number, victim, held, open_) for one in wanted) if one is not None]
             pending.append(pool.submit(self._answers, asked, free))
-            while len(pending) > workers:
+            # Here in this process both would share the random numbers of torch.
+            while len(pending) > (0 if self._live else workers):
                 self._take(pending.popleft().result())
         while pending:
             self._take(pending.popleft().result())
 
     def _ask(self, one: Found, number: int, victim: Victim, held: Staged, open_: _Once) -> _Asked | None:
         """What an attacker is given of one victim, and what is true; None where this vantage has no view."""
+        if self.site in one.cell.vantage.sites:
+            one.misfit = OWN
+            return None
         try:
             seen = held.seen(one.cell.vantage)
         except ConfigError as error:  # e.g. neighbours where there is no ring
             one.misfit = error.message
             return None
         sight = seen.of(self.site)
-        knowledge = self._knowledge(one.attack, victim, len(sight.sites) if sight else len(held.cohort), number, self.stage, held)
+        among = len(sight.sites) if sight else len(held.cohort)
+        knowledge = self._knowledge(one.attack, victim, among, number, self.stage, held, before_noise(self.stage.privacy, one.cell.vantage))
         question = _Question(AdversaryView(one.cell.vantage, (seen,)), knowledge, truth_of(victim, held, self.site, one.attack))
         control = None
         if (name := f"{one.cell.attack!r} {number}") not in self._controls:
@@ -227,7 +235,7 @@ class Evaluation:
         kind = one.attack.answers
         if kind not in blind:
             blind[kind] = blind_scores(kind, question.truth, question.knowledge)
-        found = score(kind, answered["guess"], question.truth, question.knowledge, blind[kind])
+        found = scored(kind, answered, question.truth, question.knowledge, blind[kind])
         if asked.control is not None and asked.name not in self._controls:
             self._controls[asked.name] = self._control(one, asked.control, asked.number, attacker, blind[kind])
         return _Answer(asked, answered, found, self._controls[asked.name])
@@ -239,9 +247,11 @@ class Evaluation:
         seen = control.view.last
         wrong = [AdversaryView(control.view.vantage, (randomized(seen, self._effort.seed, number + 1000 * i),)) for i in range(trials)]
         scores = []
+        if one.attack.answers == "update":  # its best guess is of the round that is attacked
+            blind = blind_scores("update", control.truth, control.knowledge)
         for view in (control.view, *wrong):
             answered = attacker.answer(one.cell.attack, view, self._effort.seconds, control.knowledge)
-            scores.append(score(one.attack.answers, answered["guess"], control.truth, control.knowledge, blind))
+            scores.append(scored(one.attack.answers, answered, control.truth, control.knowledge, blind))
         return Control(scores[0], scores[1:])
 
     def _take(self, answers: Sequence[_Answer]) -> None:
@@ -261,13 +271,20 @@ class Evaluation:
             one.control.append(answer.control.positive)
             one.negative += answer.control.negative
             guess, knowledge = answer.answered["guess"], asked.question.knowledge
-            if "images" in guess:
+            if one.attack.answers == "images":  # one for every score
                 original = Images(asked.victim.batch.images[:1], asked.victim.batch.targets[:1])
-                one.pictures.append(Picture(original, np.asarray(guess["images"]), self._public, knowledge.low, knowledge.high))
+                made = np.asarray(guess.get("images", original.images[:0]))
+                one.pictures.append(Picture(original, made, self._public, knowledge.low, knowledge.high))
 
-    def _knowledge(self, attack: Attack, victim: Victim, sites: int, number: int, stage: Stage, held: Staged | None = None) -> Knowledge:
-        """``sites``: how many are in the sum that is attacked. Only who picks among candidates is given any."""
+    def _knowledge(
+        self, attack: Attack, victim: Victim, sites: int, number: int, stage: Stage, held: Staged | None = None, raw: bool = False
+    ) -> Knowledge:
+        """``sites``: how many are in the sum that is attacked; ``raw``: it is seen before noise is added. Only who picks among candidates
+        is given any.
+        """
         defence = stage.privacy.defence(self._round, sites)
+        if raw:
+            defence = replace(defence, noise=0.0)
         if held is not None and not held.pipeline.real:
             steps = {t.name: held.pipeline.fixed_point.step(i) for i, t in enumerate(self._parts.shared)}
             defence = replace(defence, grid=steps)
@@ -364,6 +381,15 @@ def truth_of(victim: Victim, held: Staged, site: str, attack: Attack) -> Truth:
     gallery = victim.candidates.images if len(victim.batch) == 1 else None
     places = (victim.place,) if gallery is not None else ()
     return Truth(victim.batch, gallery, places, victim.place, update=update, mean_update=mean, tolerance=tolerance)
+
+
+def scored(kind: Answer, answered: dict[str, Any], truth: Truth, knowledge: Knowledge, blind: Mapping[str, Metrics]) -> Metrics:
+    """:func:`.score` of an answer; one that cannot be scored is noted in its ``error``, and says nothing."""
+    try:
+        return score(kind, answered["guess"], truth, knowledge, {kind: blind})
+    except (PppmlError, TypeError, ValueError) as error:
+        answered["error"], answered["guess"] = f"its answer cannot be scored: {error}", {}
+        return score(kind, {}, truth, knowledge, {kind: blind})
 
 
 def flat(tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:

@@ -46,10 +46,19 @@ def known(
         queries=queries,
         sites=tuple(s.slug for s in parts.task.sites()),
         sites_public=sites_public or {},
-        config=to_plain(parts.config),
+        config=told(to_plain(parts.config)),
         seed=seed,
         adaptive=adaptive,
     )
+
+
+def told(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without the paths of this machine: where data, initial weights and homes of sites lie."""
+    out = dict(config)
+    for section, name in (("task", "path"), ("training", "init"), ("engine", "homes")):
+        if isinstance(config.get(section), dict) and name in config[section]:
+            out[section] = {**config[section], name: None}
+    return out
 
 
 def network_of(parts: Assembly) -> Callable[[], Any]:

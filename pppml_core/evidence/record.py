@@ -19,7 +19,9 @@ from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
 NOT_ITS_OWN = ("use", "vantage", "rounds")
 
 
-def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: str, staged: bool = True, cells: int = 1) -> dict[str, Any]:
+def record_of(
+    found: Found, plan: PrivacyPlan, site: str, round: int, *, about: str, staged: bool = True, before: int = 0, cells: int = 1
+) -> dict[str, Any]:
     """The record of a cell.
 
     Args:
@@ -29,6 +31,7 @@ def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: 
         round: counted from 1.
         about: what exactly was attacked, a sentence.
         staged: whether the round was held again for this.
+        before: how many rounds of the run itself are in the view: those from which its model came, and the recorded one.
         cells: how many bounds are judged together.
     """
     attack, cell = found.attack, found.cell
@@ -70,7 +73,7 @@ def record_of(found: Found, plan: PrivacyPlan, site: str, round: int, *, about: 
         reason = (
             f"A site whose policy vets the weights it is sent (vet_weights, on by default) refuses this model: {found.caught[0]}. {reason}"
         )
-    bound, violated = judged(found, plan, site, staged, cells)
+    bound, violated = judged(found, plan, site, round if staged else None, before, cells)
     if violated:
         outcome = "recovered"
         reason = f"The claim of privacy is refuted: patients were picked more often than it allows. {reason}"
@@ -94,7 +97,7 @@ def succeeds(found: Found) -> bool:
     return any(c.verdict == "shown" for c in claims(found.attack.answers, found.control, found.control, found.negative))
 
 
-def judged(found: Found, plan: PrivacyPlan, site: str, staged: bool, cells: int) -> tuple[Bound | None, bool]:
+def judged(found: Found, plan: PrivacyPlan, site: str, staged: int | None, before: int, cells: int) -> tuple[Bound | None, bool]:
     """What the privacy claim allows in picking the victim, and whether it was picked more often; None: nobody was to be picked."""
     prefix = "candidate_" if found.attack.answers == "candidate" else ""
     hits = [bool(h) for s in found.scores for h in s.get(f"{prefix}picked", ())]
@@ -107,7 +110,7 @@ def judged(found: Found, plan: PrivacyPlan, site: str, staged: bool, cells: int)
         [bool(h) for s in found.scores for h in s["blind"].get(kind, {}).get(rule, {}).get(f"{prefix}picked", ())] for rule in sorted(rules)
     ]
     blind = kappa(among, [(sum(one), len(one)) for one in tried])
-    bound = bound_of(plan, found.cell.vantage, found.seen, site, blind, staged=staged)
+    bound = bound_of(plan, found.cell.vantage, found.seen, site, blind, staged=staged, before=before)
     return bound, bound.rate is not None and beats(sum(hits), len(hits), bound.rate, cells)
 
 

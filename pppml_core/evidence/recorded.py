@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from pppml_core.errors import ConfigError
 from pppml_core.evidence.attacker import Attacker
-from pppml_core.evidence.evaluate import Cell, Effort, Emit, Found, trimmed
+from pppml_core.evidence.claims import before_noise
+from pppml_core.evidence.evaluate import OWN, Cell, Effort, Emit, Found, scored, trimmed
 from pppml_core.evidence.knowledge import known
-from pppml_core.evidence.scoring import Truth, blind_scores, score
+from pppml_core.evidence.scoring import Truth, blind_scores
 from pppml_core.evidence.victims import held_out_victims, images_of, public_images
 from pppml_core.evidence.view import read_view
 from pppml_core.federation.assembly import Assembly
@@ -69,6 +70,9 @@ class Recorded:
             for cell in cells:
                 one = Found(cell, self._parts.registry.build("attack", cell.attack))
                 found.append(one)
+                one.misfit = self._misfit(one)
+                if one.misfit:
+                    continue
                 try:
                     view = read_view(self._folder, self._parts, cell.vantage, self._round, first=self._round)
                 except ConfigError as error:
@@ -77,9 +81,16 @@ class Recorded:
                 self._one(one, view, attacker)
         return found
 
+    def _misfit(self, one: Found) -> str:
+        if self.site in one.cell.vantage.sites:
+            return OWN
+        if one.attack.answers in ("labels", "area", "update"):
+            return "of a recorded round it is not scored what an attack says of all its images together; let one be staged"
+        return ""
+
     def _one(self, one: Found, view: AdversaryView, attacker: Attacker) -> None:
         sight = view.of(self.site)
-        base = self._knowledge(len(sight.sites) if sight else len(self._sizes))
+        base = self._knowledge(len(sight.sites) if sight else len(self._sizes), before_noise(self.privacy, one.cell.vantage))
         control = self.control(view)
         trials = self._trials(one, base)
         for number, (knowledge, truth) in enumerate(trials):
@@ -89,25 +100,27 @@ class Recorded:
                 one.misfit = answered["misfit"]
                 one.seen.append(trimmed(view.last))
                 return
+            blind = blind_scores(one.attack.answers, truth, knowledge)
+            found = scored(one.attack.answers, answered, truth, knowledge, blind)
             if answered["error"]:
                 one.errors.append(answered["error"])
-            blind = blind_scores(one.attack.answers, truth, knowledge)
-            one.scores.append(score(one.attack.answers, answered["guess"], truth, knowledge, blind))
+            one.scores.append(found)
             one.efforts.append(answered["effort"])
             one.seen.append(trimmed(view.last))
             for other, kept in ((control, one.control), (self.random(view, number), one.negative)):
                 again = attacker.answer(one.cell.attack, other, self._effort.seconds, knowledge)
-                kept.append(score(one.attack.answers, again["guess"], truth, knowledge, blind))
+                kept.append(scored(one.attack.answers, again, truth, knowledge, blind))
 
-    def _knowledge(self, sites: int) -> Knowledge:
+    def _knowledge(self, sites: int, raw: bool) -> Knowledge:
         training, run = self._parts.config.training, self._parts.config.run
         rate = training.optimizer.lr * learning_rate_factor(training, self._round, run.rounds)
         steps = steps_per_round(training, self._sizes[self.site], self._parts.personalization.batches_per_step, self.privacy.sample_rate)
+        defence = self.privacy.defence(self._round, sites)
         return known(
             self._parts,
             self.site,
             training=Training(rate, steps, min(training.batch_size, self._sizes[self.site]), exact=False),
-            defence=self.privacy.defence(self._round, sites),
+            defence=replace(defence, noise=0.0) if raw else defence,
             public=self._public,
             seed=self._effort.seed,
         )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pppml_core.errors import ConfigError
 from pppml_core.federation.assembly import Assembly
 from pppml_core.interfaces.attack import Images
-from pppml_core.interfaces.task import Examples, SiteData
+from pppml_core.interfaces.task import Examples, Split
 from pppml_core.randomness import Seeds
 
 #: images in a gallery, the victim's included; public images.
@@ -38,8 +38,9 @@ class Victim:
 def draw_victims(parts: Assembly, site: str, count: int, batch: int, seed: int, gallery: int = GALLERY) -> list[Victim]:
     """``count`` training images of ``site``, of different patients (groups) as far as there are.
 
-    A gallery has the victim and images of other patients: of the same site and label first, then of the same label, then of any. The rest
-    of a batch is drawn from the site's other training images. Raises ConfigError where the site has too few.
+    A gallery has the victim and images of other patients: of the same site and label first, then of the same label, then of any; none that
+    :func:`public_images` draws by the same seed, as who has those knows that they are no victims. The rest of a batch is drawn from the
+    site's other training images. Raises ConfigError where the site has too few.
     """
     train = parts.load(site).train
     if len(train) < batch:
@@ -47,7 +48,7 @@ def draw_victims(parts: Assembly, site: str, count: int, batch: int, seed: int, 
         raise ConfigError(text, place="attack", hint="attack a larger site: --site NAME")
     generator = Seeds(seed).generator("victims", site)
     order = _patients_first(train.groups, generator)[:count]
-    pool = _Pool(parts, site)
+    pool = _Pool(parts, site, seed)
     return [_victim(train, int(i), batch, pool, gallery, Seeds(seed).generator("victims", site, n)) for n, i in enumerate(order)]
 
 
@@ -55,19 +56,31 @@ def held_out_victims(parts: Assembly, site: str, count: int, seed: int, gallery:
     """Training images of ``site``, each among held-out images on which nobody trained: of the same site and label first."""
     train = parts.load(site).train
     order = _patients_first(train.groups, Seeds(seed).generator("victims", site))[:count]
-    pool = _Pool(parts, site, held_out=True)
+    pool = _Pool(parts, site, seed, held_out=True)
     return [_victim(train, int(i), 1, pool, gallery, Seeds(seed).generator("victims", site, n)) for n, i in enumerate(order)]
 
 
 def public_images(parts: Assembly, site: str, seed: int, count: int = PUBLIC) -> Images:
-    """Images the adversary has from elsewhere: validation and test images of other sites; of ``site`` itself where there is no other."""
-    others = [s.slug for s in parts.task.sites() if s.slug != site] or [site]
-    generator = Seeds(seed).generator("public", site)
-    held = [(part, i) for other in others for part in _held_out(parts.load(other)) for i in range(len(part))]
+    """Images the adversary has from elsewhere: validation and test images of other sites; of ``site`` itself where there is no other.
+
+    Raises ConfigError where all images of the task are training images of ``site``.
+    """
+    return images_of((parts.load(other).part(split), i) for other, split, i in _public(parts, site, seed, count))
+
+
+def _public(parts: Assembly, site: str, seed: int, count: int = PUBLIC) -> list[tuple[str, Split, int]]:
+    """Site, split and place of each."""
+    others = [s.slug for s in parts.task.sites() if s.slug != site]
+
+    def all_of(sites: Sequence[str], splits: tuple[Split, ...]) -> list[tuple[str, Split, int]]:
+        return [(s, split, i) for s in sites for split in splits for i in range(len(parts.load(s).part(split)))]
+
+    held = all_of(others or [site], ("validation", "test")) or all_of(others, ("train",))
     if not held:
-        held = [(parts.load(other).train, i) for other in others for i in range(len(parts.load(other).train))]
-    chosen = generator.permutation(len(held))[:count]
-    return images_of(held[i] for i in sorted(chosen))
+        text = f"every image of this task is a training image of {site}, so an adversary has none from elsewhere"
+        raise ConfigError(text, place="attack", hint="a task with held-out images, or several sites")
+    chosen = Seeds(seed).generator("public", site).permutation(len(held))[:count]
+    return [held[i] for i in sorted(chosen)]
 
 
 def batch_of(parts: Assembly, site: str, size: int, *names: str | int) -> Images:
@@ -81,10 +94,6 @@ def images_of(chosen: Iterator[tuple[Examples, int]] | Sequence[tuple[Examples, 
     """Stack examples."""
     pairs = [part.example(index) for part, index in chosen]
     return Images(np.stack([i for i, _ in pairs]).astype(np.float32), np.stack([t for _, t in pairs]).astype(np.int64))
-
-
-def _held_out(data: SiteData) -> tuple[Examples, Examples]:
-    return data.validation, data.test
 
 
 def _patients_first(groups: npt.NDArray[np.generic], generator: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -102,16 +111,21 @@ def _patients_first(groups: npt.NDArray[np.generic], generator: np.random.Genera
 class _Pool:
     """All images from which galleries are made: site, group, label of each."""
 
-    def __init__(self, parts: Assembly, site: str, *, held_out: bool = False) -> None:
+    def __init__(self, parts: Assembly, site: str, seed: int, *, held_out: bool = False) -> None:
+        public = set(_public(parts, site, seed))
+        splits: tuple[Split, ...] = ("validation", "test") if held_out else ("train", "validation", "test")
         self.entries: list[tuple[Examples, int]] = []
         sites, groups, labels = list[str](), list[str](), list[int]()
         for other in (site, *(s.slug for s in parts.task.sites() if s.slug != site)):
             data = parts.load(other)
-            for part in _held_out(data) if held_out else (data.train, *_held_out(data)):
-                self.entries += [(part, i) for i in range(len(part))]
-                sites += [other] * len(part)
-                groups += [f"{other}/{g}" for g in part.groups]
-                labels += [int(label) for label in part.labels()] if len(part) else []
+            for split in splits:
+                part = data.part(split)
+                free = [i for i in range(len(part)) if (other, split, i) not in public]
+                label = part.labels() if free else ()
+                self.entries += [(part, i) for i in free]
+                sites += [other] * len(free)
+                groups += [f"{other}/{part.groups[i]}" for i in free]
+                labels += [int(label[i]) for i in free]
         self.site, self.own = site, np.array([s == site for s in sites], bool)
         self.groups, self.labels = np.array(groups), np.array(labels)
 

@@ -1,0 +1,494 @@
+"""Attacks on staged rounds: what they are given, that no truth reaches them, and what is made of every kind of answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+import pppml_core as pppml
+from pppml_core import Component, ComponentConfig
+from pppml_core.errors import ConfigError, RunFailed
+from pppml_core.evidence import attacks, evaluate
+from pppml_core.evidence.attacker import Attacker
+from pppml_core.evidence.attacks import Target, bound
+from pppml_core.evidence.evaluate import Cell, Effort
+from pppml_core.evidence.knowledge import to_message
+from pppml_core.evidence.victims import draw_victims, public_images
+from pppml_core.evidence.view import encode_view
+from pppml_core.interfaces.attack import Attack, Images, Reconstruction
+from pppml_core.registry import Registry
+from pppml_core.wire.codec import encode
+
+SITES = ("site_1", "site_2", "site_3")
+
+
+class NoConfig(ComponentConfig):
+    depth: int = 3
+
+
+class Finder(Attack):
+    """The candidate whose expected update is nearest to the sight."""
+
+    answers = "candidate"
+    cheap = True
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        seen, model = view.last, ctx.model(view.last)
+        sight = np.concatenate([u.ravel() for u in view.of(ctx.site).update.values()])
+        scores = []
+        for image, target in zip(ctx.candidates.images, ctx.candidates.targets, strict=True):
+            made = ctx.expected(model, torch.from_numpy(image[None].copy()), torch.from_numpy(np.array([target])))
+            scores.append(-float(np.square(np.concatenate([made[n].detach().numpy().ravel() for n in seen.weights]) - sight).sum()))
+        return Reconstruction({"candidate": np.array(scores)}, {"evaluations": len(scores)})
+
+
+class Constant(Finder):
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        return Reconstruction({"candidate": np.zeros(len(ctx.candidates))})
+
+
+class Painter(Attack):
+    """Pictures, without any skill."""
+
+    answers = "images"
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        return Reconstruction({"images": ctx.public.images[:1]})
+
+
+class Reader(Painter):
+    """Everything at once, of which it asks for nothing."""
+
+    answers = "labels"
+    batch = 3
+    cheap = True
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        bias = ctx.gradient(view.of(ctx.site))["7.bias"]
+        return Reconstruction({"labels": np.repeat(bias.argmin(keepdims=True), 3)})
+
+
+class Picky(Painter):
+    def misfit(self, view: Any, ctx: Any) -> str:
+        return "it never fits"
+
+
+class Broken(Painter):
+    """Answers that are none, by name."""
+
+    made: ClassVar[Any] = None
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Any:
+        return type(self).made(ctx)
+
+
+class Silent(Broken):
+    """Like Broken, where a candidate is asked for."""
+
+    answers = "candidate"
+
+
+OFFERED = (Finder, Constant, Painter, Reader, Picky, Broken, Silent)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def registry():
+    offered = [Component(c.__name__.lower(), NoConfig, f"{__name__}:{c.__name__}", "for a test") for c in OFFERED]
+    return Registry.only({"attack": offered}, "pppml_dp.plugin", "pppml_secagg_plus.plugin")
+
+
+@pytest.fixture(scope="module")
+def go(registry, tmp_path_factory):
+    """``go(**sections)``: a finished run of one round over three sites, as a target whose attacks run in this process."""
+
+    def made(**sections: Any) -> Target:
+        given = {"task": {"use": "tiny", "sites": 3, "examples": 60}, "training": {"steps": 1}, **sections}
+        run = pppml.Experiment(run={"rounds": 1}, registry=registry, **given)
+        done = run.run(tmp_path_factory.mktemp("run") / "a", reporters=False, report=False)
+        return Target(done.folder, done.result, done.assembly, live=True)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(go):
+    return go()
+
+
+def tried(target: Target, use: str, vantage: str = "server", victims: int = 12, **more: Any) -> dict[str, Any]:
+    cell = Cell(bound(target.parts, {"use": use}), target.vantage(vantage))
+    effort = Effort(cheap=victims, optimized=victims, gallery=8, **more)
+    return target.attack([cell], 1, effort, "site_1")[0]
+
+
+# -- what an attack is given --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """Every request, as bytes, with its answer; rounds are held once, so that no key differs between evaluations."""
+    told: list[tuple[str, bytes, bytes]] = []
+    answer, hold, rounds = Attacker.answer, evaluate.Stage.hold, {}
+
+    def spy(self: Any, attack: Any, view: Any, seconds: float, knowledge: Any) -> Any:
+        out = answer(self, attack, view, seconds, knowledge)
+        request = encode_view(view) + encode(to_message(knowledge)) + encode(dict(knowledge.config))
+        told.append((attack.use, request, encode({"guess": out["guess"], "error": out["error"]})))
+        return out
+
+    def once(self: Any, round: int, weights: Any, batches: Any, seed: int) -> Any:
+        key = (
+            self.parts.config.aggregator.use,
+            self.parts.config.privacy.use,
+            round,
+            seed,
+            *(b.images.tobytes() for b in batches.values()),
+        )
+        if key not in rounds:
+            rounds[key] = hold(self, round, weights, batches, seed)
+        return rounds[key]
+
+    monkeypatch.setattr(Attacker, "answer", spy)
+    monkeypatch.setattr(evaluate.Stage, "hold", once)
+    return told
+
+
+@pytest.mark.parametrize("use", ["finder", "painter", "reader"])
+def test_another_truth_changes_no_byte_of_what_an_attack_is_given_and_answers(plain, spied, monkeypatch, use):
+    tried(plain, use, victims=4)
+    first = list(spied)
+    spied.clear()
+    truth_of = evaluate.truth_of
+
+    def poisoned(victim: Any, *more: Any) -> Any:
+        truth = truth_of(victim, *more)
+        other = np.random.default_rng(0).normal(size=truth.images.images.shape).astype(np.float32)
+        places = tuple((p + 1) % 8 for p in truth.places)
+        return replace(truth, images=Images(other, (truth.images.targets + 1) % 3), places=places, candidate=(truth.candidate + 1) % 8)
+
+    monkeypatch.setattr(evaluate, "truth_of", poisoned)
+    record = tried(plain, use, victims=4)
+    assert len(first) >= 12  # target, control and random updates
+    assert spied == first
+    if use == "finder":
+        assert record["metrics"]["candidate@1"]["rate"] == 0.0
+
+
+def test_no_request_holds_a_victim_but_among_its_candidates_nor_a_path(plain, spied):
+    tried(plain, "painter", victims=5)
+    tried(plain, "finder", victims=5)
+    tried(plain, "reader", victims=5)
+    victims = {b: draw_victims(plain.parts, "site_1", 5, b, 0, 8) for b in (1, 3)}
+    for use, request, _ in spied:
+        assert str(plain.folder).encode() not in request
+        drawn = victims[3 if use == "reader" else 1]
+        held = [v for v in drawn if any(image.tobytes() in request for image in v.batch.images)]
+        assert bool(held) == (use == "finder"), use
+        in_public = [i for i in public_images(plain.parts, "site_1", 0).images if i.tobytes() in request]
+        assert len(in_public) > 10, "so the search finds what is there"
+
+
+def test_what_an_attack_knows_of_the_config_names_no_file(go, tmp_path):
+    target = go()
+    config = target.parts.config.model_copy(update={"training": target.parts.config.training.model_copy(update={"init": Path("w.st")})})
+    target.parts.config = config
+    stage = evaluate.Evaluation(target.parts, target.sizes, {}, 1, "site_1", Effort())
+    victim = draw_victims(target.parts, "site_1", 1, 1, 0)[0]
+    given = stage._knowledge(Painter(NoConfig()), victim, 1, 0, stage.stage)
+    assert "w.st" not in json.dumps(given.config, default=str)
+    assert given.config["training"]["optimizer"]["lr"] == config.training.optimizer.lr
+
+
+def test_the_place_of_the_victim_says_nothing(plain):
+    places = [v.place for seed in range(25) for v in draw_victims(plain.parts, "site_1", 60, 1, seed, 6)]
+    # Seeded, so never red by chance.
+    assert chisquare(np.bincount(places, minlength=6)).pvalue > 1e-3
+
+
+def test_no_look_alike_is_public(go):
+    """A candidate of whom the adversary knows that it is elsewhere can be ruled out."""
+    small = go(task={"use": "tiny", "sites": 3, "examples": 9}).parts
+    public = {i.tobytes() for i in public_images(small, "site_1", 3).images}
+    for victim in draw_victims(small, "site_1", 9, 1, 3, 60):
+        assert not any(i.tobytes() in public for i in victim.candidates.images)
+        assert (victim.candidates.images[victim.place] == victim.batch.images[0]).all()
+        assert sum((i == victim.batch.images[0]).all() for i in victim.candidates.images) == 1
+
+
+def test_victims_are_of_different_patients_and_a_small_site_is_refused(plain):
+    train = plain.parts.load("site_1").train
+    drawn = draw_victims(plain.parts, "site_1", 30, 1, 0, 8)
+    index = [next(i for i in range(60) if (train.example(i)[0] == v.batch.images[0]).all()) for v in drawn]
+    assert len({train.groups[i] for i in index}) == 30
+    for i, victim in zip(index, drawn, strict=True):
+        twins = [j for j in range(60) if train.groups[j] == train.groups[i] and j != i]
+        assert not any((c == train.example(j)[0]).all() for j in twins for c in victim.candidates.images)
+    with pytest.raises(ConfigError, match="61 is attacked"):
+        draw_victims(plain.parts, "site_1", 1, 61, 0)
+
+
+# -- what is made of it -------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_attack_that_finds_is_recovered(plain):
+    record = tried(plain, "finder")
+    assert record["outcome"] == "recovered", record["reason"]
+    assert record["metrics"]["candidate@1"]["rate"] == 1.0
+    assert record["control"]["passed"]
+    assert (record["staged"], record["victims"], record["site"], record["bound"]["rate"]) == (True, 12, "site_1", None)
+    assert "no differential privacy" in record["bound"]["reason"]
+    assert record["exposed"] == [{"sites": ["site_1"]}, {"sites": ["site_2"]}, {"sites": ["site_3"]}, {"sites": list(SITES)}]
+    assert json.loads((plain.folder / "attacks/finder-server-r1.json").read_text()) == record
+
+
+def test_where_noise_covers_all_it_is_not_shown_to_leak(go):
+    target = go(privacy={"use": "dp-update", "noise_multiplier": 50.0, "delta": 1e-3, "clip": 0.05})
+    record = tried(target, "finder")
+    assert record["outcome"] == "not_shown_to_leak", record["reason"]
+    assert record["control"]["passed"]
+    assert record["control"]["candidate@1"]["rate"] == 1.0
+    assert record["metrics"]["candidate@1"]["rate"] < 0.6
+    assert not record["violation"]
+
+
+@pytest.mark.parametrize("use", ["constant", "painter"])
+def test_one_that_never_finds_shows_nothing(plain, use):
+    record = tried(plain, use, victims=3)
+    assert record["outcome"] == "inconclusive"
+    assert record["control"]["passed"] is False
+    assert "With the defence off it did not succeed" in record["reason"]
+
+
+def test_a_misfit_is_told(plain):
+    record = tried(plain, "picky")
+    assert (record["outcome"], record["reason"], record["victims"]) == ("not_applicable", "it never fits", 0)
+    own = tried(plain, "finder", "site:site_1")
+    assert own["outcome"] == "not_applicable"
+    assert "watched site is one of" in own["reason"]
+    ring = tried(plain, "finder", "neighbours:site_1")
+    assert ring["outcome"] == "not_applicable"
+    assert "no neighbours" in ring["reason"]
+    nothing = tried(plain, "finder", "link:site_1-site_2")
+    assert nothing["outcome"] == "not_applicable"
+    assert "decodes no sum" in nothing["reason"]
+
+
+def raising(ctx: Any) -> Any:
+    raise ZeroDivisionError("too clever")
+
+
+BROKEN = {
+    "raises": (raising, "ZeroDivisionError: too clever"),
+    "no reconstruction": (lambda ctx: 3, "returned int"),
+    "another shape": (lambda ctx: Reconstruction({"images": np.zeros((2, 1, 3, 3)), "candidate": np.zeros(3)}), "cannot be scored"),
+    "words": (lambda ctx: Reconstruction({"images": "none", "candidate": "none"}), "cannot be scored"),
+    "objects": (lambda ctx: Reconstruction({"images": object(), "candidate": object()}), "object"),
+    "torch": (lambda ctx: Reconstruction({"images": torch.zeros(1), "candidate": torch.zeros(1)}), "Tensor"),
+    "effort": (lambda ctx: Reconstruction({}, {"seconds": "long"}), "long"),
+}
+
+
+@pytest.mark.parametrize("use", ["broken", "silent"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_attack_shows_nothing_and_stops_nothing(plain, monkeypatch, capsys, use, name):
+    made, said = BROKEN[name]
+    monkeypatch.setattr(Broken, "made", staticmethod(made))
+    record = tried(plain, use, victims=2)
+    assert record["outcome"] == "inconclusive"
+    assert record["reason"].startswith("The attack failed for 2 of 2 victims")
+    assert said in record["reason"]
+    assert record["victims"] == 2
+
+
+@pytest.mark.parametrize("use", ["broken", "silent"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_numbers_show_nothing(plain, monkeypatch, use, value):
+    def made(ctx: Any) -> Any:
+        shape = ctx.public.images[:1].shape
+        return Reconstruction({"images": np.full(shape, value), "candidate": np.full(8, value)}, {"loss": value})
+
+    monkeypatch.setattr(Broken, "made", staticmethod(made))
+    record = tried(plain, use, victims=2)
+    assert record["outcome"] == "inconclusive"
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_one_failure_among_pictures_leaves_each_picture_with_its_victim(plain, monkeypatch):
+    calls = iter(range(1000))
+
+    def made(ctx: Any) -> Any:
+        return Reconstruction({"images": ctx.public.images[:1]}) if next(calls) else raising(ctx)
+
+    monkeypatch.setattr(Broken, "made", staticmethod(made))
+    found: list[Any] = []
+    write = attacks.record_of
+    monkeypatch.setattr(attacks, "record_of", lambda f, *a, **k: found.append(f) or write(f, *a, **k))
+    record = tried(plain, "broken", victims=3)
+    assert "failed for 1 of 3 victims" in record["reason"]
+    assert [len(p.guess) for p in found[0].pictures] == [0, 1, 1]
+    assert (plain.folder / "attacks" / record["pictures"]).stat().st_size > 1000
+
+
+def test_controls_are_made_once_for_all_cells_of_a_victim(plain, monkeypatch):
+    asked = []
+    answer = Attacker.answer
+    monkeypatch.setattr(Attacker, "answer", lambda self, *a: asked.append(a[1].vantage.text) or answer(self, *a))
+    cells = [Cell(bound(plain.parts, {"use": "finder"}), plain.vantage(v)) for v in ("server", "public", "site:site_2")]
+    shared: dict[str, Any] = {}
+    effort = Effort(cheap=3, gallery=8)
+    plain.attack(cells, 1, effort, "site_1", controls=shared)
+    # Three of each vantage; beside them each victim's control and random update, both on the server.
+    assert [asked.count(v) for v in ("server", "public", "site:site_2")] == [3 + 6, 3, 3]
+    asked.clear()
+    plain.attack(cells[:1], 1, effort, "site_1", controls=shared)
+    assert asked == ["server"] * 3
+    assert len(shared) == 3
+
+
+# -- bounds -------------------------------------------------------------------------------------------------------------------------------
+
+
+def lying(target: Target, monkeypatch: Any) -> None:
+    """The mechanism adds none of the noise it claims."""
+    plan = target.parts.mechanism.plan
+
+    def made(setting: Any) -> Any:
+        out = plan(setting)
+        out._noise = type(
+            "None", (), {"variance": out._noise.variance, "bound": out._noise.bound, "sample": lambda s, n: np.zeros(n, int)}
+        )()
+        return out
+
+    monkeypatch.setattr(target.parts.mechanism, "plan", made)
+
+
+DP = {"use": "dp-sgd", "noise_multiplier": 30.0, "delta": 1e-3, "clip": 0.5}
+
+
+@pytest.fixture(scope="module")
+def private(go):
+    return go(privacy=DP)
+
+
+def test_a_claim_that_is_too_small_is_refuted(private, monkeypatch):
+    honest = tried(private, "finder", victims=20)
+    assert honest["bound"]["rate"] is not None
+    assert (honest["violation"], honest["outcome"]) == (False, "not_shown_to_leak"), honest["reason"]
+    lying(private, monkeypatch)
+    record = tried(private, "finder", victims=20)
+    assert (record["violation"], record["outcome"]) == (True, "recovered")
+    assert record["reason"].startswith("The claim of privacy is refuted")
+    assert record["metrics"]["candidate@1"]["low"] > record["bound"]["rate"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "vantage", "said"),
+    [
+        ({"privacy": {**DP, "placement": "server"}}, "server", "trusted to add the noise"),
+        ({"privacy": {**DP, "placement": "server"}}, "link:site_1-server", "listens"),
+        (
+            {"privacy": {**DP, "placement": "distributed", "colluders": 0}, "aggregator": {"use": "secagg-plus"}},
+            "server+site:site_2",
+            "leave the noise of 3 sites unknown, and these leave 2",
+        ),
+        ({"privacy": {"use": "clip-only", "clip": 0.5}}, "server", "no differential privacy"),
+    ],
+    ids=["server", "listener", "coalition", "clip-only"],
+)
+def test_outside_the_claim_there_is_no_bound(go, sections, vantage, said):
+    record = tried(go(**sections), "finder", vantage, victims=12)
+    assert record["bound"]["rate"] is None
+    assert said in record["bound"]["reason"]
+    assert not record["violation"]
+
+
+def test_who_sees_sums_before_the_noise_is_told_so(go):
+    target = go(privacy={**DP, "placement": "server"})
+    assert tried(target, "finder", "server", victims=12)["outcome"] == "recovered"
+    public = tried(target, "finder", "public", victims=12)
+    assert public["outcome"] == "not_shown_to_leak", public["reason"]
+    assert public["bound"]["rate"] is not None
+
+
+# -- the process --------------------------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import os, time
+import numpy as np
+from pppml_core import Component, ComponentConfig, hookimpl
+from pppml_core.interfaces.attack import Attack, Reconstruction
+
+class Config(ComponentConfig):
+    do: str = "answer"
+
+class Elsewhere(Attack):
+    def run(self, view, budget, ctx):
+        if self.config.do == "exit":
+            os._exit(7)
+        if self.config.do == "hang":
+            time.sleep(1000)
+        print("on standard output")
+        open_files = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{n}")]
+        told = repr((open_files, dict(os.environ).keys() and [], __import__("sys").argv))
+        return Reconstruction({"images": ctx.public.images[:1], "told": told}, {"pid": os.getpid()})
+
+@hookimpl
+def pppml_attacks():
+    return [Component("elsewhere", Config, "pppml_elsewhere:Elsewhere", "for a test")]
+"""
+
+
+def test_the_process_of_an_attack(tmp_path, monkeypatch):
+    """It answers for an attack that it finds by itself; one that hangs is ended, one that crashes is told; neither takes others along."""
+    (tmp_path / "lib/pppml_elsewhere-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "lib/pppml_elsewhere.py").write_text(ELSEWHERE)
+    (tmp_path / "lib/pppml_elsewhere-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: pppml-elsewhere\nVersion: 1.0\n")
+    (tmp_path / "lib/pppml_elsewhere-1.0.dist-info/entry_points.txt").write_text("[pppml]\nplugin = pppml_elsewhere\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    registry = Registry.discover()
+    plan = pppml.Experiment(task={"use": "tiny", "sites": 3}, run={"rounds": 1}, registry=registry)._plan()
+    stage = evaluate.Evaluation(plan.assembly, plan.sizes, evaluate.to_numpy(plan.assembly.initial_weights), 1, "site_1", Effort())
+    victim = draw_victims(plan.assembly, "site_1", 1, 1, 0)[0]
+    batches = dict.fromkeys(plan.sizes, victim.batch)
+    held = stage.stage.hold(1, evaluate.to_numpy(plan.assembly.initial_weights), batches, 0)
+    view = evaluate.AdversaryView(evaluate.ON_THE_SERVER, (held.seen(evaluate.ON_THE_SERVER),))
+    knowledge = stage._knowledge(Painter(NoConfig()), victim, 1, 0, stage.stage, held)
+
+    def asked(one: Attacker, do: str) -> dict[str, Any]:
+        return one.answer(bound(plan.assembly, {"use": "elsewhere", "do": do}), view, 1e-3, knowledge)
+
+    with Attacker(plan.assembly, patience=120.0) as one:
+        first = asked(one, "answer")
+        assert first["error"] == ""
+        np.testing.assert_array_equal(first["guess"]["images"], knowledge.public.images[:1])
+        assert str(tmp_path / "run") not in first["guess"]["told"]
+        assert asked(one, "answer")["effort"]["pid"] == first["effort"]["pid"]
+        with pytest.raises(RunFailed, match=r"the attack elsewhere ended \(exit code 7\)"):
+            asked(one, "exit")
+        with pytest.raises(RunFailed, match="no attack 'finder'"):
+            one.answer(Silent_config(), view, 1.0, knowledge)
+        again = asked(one, "answer")
+        assert again["error"] == ""
+        one._patience = 0.5
+        late = asked(one, "hang")
+        assert late["error"].startswith("no answer within")
+        assert late["guess"] == {}
+
+
+def Silent_config() -> Any:
+    class Config(NoConfig):
+        use: str = "finder"
+
+    return Config()
