@@ -1,7 +1,8 @@
 # Everything is installed into .venv and built under .cache; nothing outside this folder is touched, and nothing needs root.
 #
 #   make install             create .venv and install the core, every plugin and the development tools (again only when inputs change)
-#   make demo                train on the phantom and write a report
+#   make demo                train on the phantom, attack what was trained, and write a report
+#   make evidence [ARGS=...] the default matrix of attacks into evidence/default, on two cores; goes on where it stopped; ARGS="--budget 30"
 #   make test [ARGS=...]     all tests of the core and the plugins; ARGS goes to pytest
 #   make bench [ARGS=...]    the benchmarks, beside peers (requirements/peers.txt) where those install; ARGS=--full for every size
 #   make lint                ruff, mypy (strict for the core), import-linter
@@ -32,7 +33,7 @@ INPUTS := pyproject.toml pppml_core/__init__.py $(wildcard requirements/*.txt) $
 # One torch thread and no display: what bit-identical results and a fair count of two cores depend on.
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: install demo test bench lint alone alone-all constraints clean
+.PHONY: install demo evidence test bench lint alone alone-all constraints clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -57,6 +58,9 @@ $(INSTALLED): $(INPUTS) | $(PY)
 
 demo: $(INSTALLED)
 	@$(QUIET) $(PY) examples/demo/run.py $(ARGS)
+
+evidence: $(INSTALLED)
+	@$(QUIET) $(VENV)/bin/pppml evidence examples/evidence/matrix.yaml -o evidence/default $(ARGS)
 
 # Files of tests are shared out over as many processes as there are cores, at most four: each holds torch and data of its own.
 test: $(INSTALLED)
