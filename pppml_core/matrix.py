@@ -84,7 +84,8 @@ def load_matrix(path: Path) -> MatrixConfig:
     try:
         config = MatrixConfig.model_validate(document.data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # A misspelt key explains the one that is then missing.
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}: {first['msg']}", place=document.place(tuple(first["loc"])), hint=__doc__.split("\n")[0]) from error
     for row in config.attacks:

@@ -70,7 +70,8 @@ class Target:
         named = [s for v in vantages for s in sorted(v.neighbours)]
         free = [s for s in self.sizes if s not in members]
         if not free:
-            raise ConfigError("every site of this run is in the coalition, so there is none left to attack", place="vantage")
+            text = "every site of this run is in the coalition, so there is none left to attack"
+            raise ConfigError(text, place="vantage", hint="leave one out, or name one that is attacked: --site NAME")
         return named[0] if named else max(free, key=lambda s: self.sizes[s])
 
     def attack(

@@ -59,7 +59,7 @@ def test_an_attack_gets_the_runs_public_side_and_its_record_is_kept(run):
     Look.seen.clear()
     record = run.attack("look", vantage="server+site:site_2", round=1, depth=7)
     ((view, ctx, config),) = Look.seen
-    assert view == ()
+    assert (view.rounds, view.vantage) == ((), ctx.vantage)
     assert (ctx.folder, ctx.round, config.depth) == (run.folder, 1, 7)
     assert ctx.vantage == Vantage("server+site:site_2", True, frozenset({"site_2"}))
     assert tuple(ctx.setting.examples) == SITES
@@ -94,7 +94,8 @@ def test_server_and_the_last_round_are_the_defaults(run):
         ({"use": "look", "vantage": "serve"}, ConfigError, "did you mean 'server'"),
         ({"use": "look", "vantage": "site_1"}, ConfigError, "did you mean 'site:site_1'"),
         ({"use": "look", "vantage": ""}, ConfigError, "one of server, site:SITE"),
-        ({"use": "reader"}, ConfigError, "reads what an adversary holds"),
+        ({"use": "reader", "site": "site_4"}, ConfigError, "site_4"),
+        ({"use": "reader", "vantage": "site:site_1+site:site_2+site:site_3"}, ConfigError, "none left to attack"),
         ({"use": "confused"}, ConfigError, "nothing can score"),
     ],
     ids=str,

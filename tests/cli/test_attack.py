@@ -58,7 +58,6 @@ def test_json_is_the_record_and_settings_are_taken(attacked):
     [
         ("attack runs/a", 2, "--use"),
         ("attack runs/a --use lock", 2, "did you mean 'look'"),
-        ("attack runs/a --use idlg", 3, "pip install pppml-idlg"),
         ("attack runs/a --use dp-sgd", 2, "no attack 'dp-sgd'"),
         ("attack runs/a --use '{depth: 3}'", 2, "names no attack"),
         ("attack runs/a --use '[look]'", 2, "names no attack"),

@@ -103,7 +103,7 @@ COMMANDS = {
 }
 NPZ = {
     "missing data file": (lambda w: (w.lesions(), w.config("task: {use: lung-lesions, source: npz, path: e.npz}")), PLAN, 2, "e.npz", "no such file", "'d.npz' in the same folder"),
-    "data path missing": (lambda w: w.config("task: {use: lung-lesions, source: npz}"), PLAN, 2, "c.yaml:1: task", "source npz needs a path", "settings of `lung-lesions`: source, path"),
+    "data path missing": (lambda w: w.config("task: {use: lung-lesions, source: npz}"), PLAN, 2, "c.yaml:1: task", "source npz needs a path", "settings of `lung-lesions`: source, target, path"),
     "neither file nor download": (lambda w: w.config("task: blood-cells"), PLAN, 2, "task.path", "neither a file nor a download", "path: FILE"),
     "truncated npz": (lambda w: (w.lesions(), shorten(w, "d.npz")), PLAN, 2, "d.npz", "truncated", "download it again"),
     "damaged npz": (lambda w: (w.lesions(), spoil(w, "d.npz", (w.folder / "d.npz").read_bytes().replace(b"\x3f", b"\x3e"))), PLAN, 2, "d.npz", "damaged", "download the file again"),
