@@ -45,7 +45,7 @@ def test_noise_multipliers_of_the_fact_sheet(target, delta, rate, count, known):
 
 @pytest.mark.parametrize(
     ("target", "rate", "count"),
-    [(6.0, 0.05, 700), (0.1, 0.05, 100), (1.0, 1.0, 50), (100.0, 0.3, 20), (5000.0, 1.0, 50)],
+    [(6.0, 0.05, 100), (0.1, 0.05, 100), (1.0, 1.0, 50), (100.0, 0.3, 20), (5000.0, 1.0, 50)],
 )
 def test_the_smallest_noise_of_four_digits_that_keeps_the_claim(target, rate, count):
     multiplier = noise_multiplier_for(target, 1e-5, rate, count)
@@ -55,7 +55,7 @@ def test_the_smallest_noise_of_four_digits_that_keeps_the_claim(target, rate, co
     assert largest_count(Event("gaussian", rate, multiplier), 1e-5, target) >= count
 
 
-@pytest.mark.parametrize(("target", "rate", "count"), [(6.0, 0.05, 700), (1.0, 1.0, 50), (0.5, 0.1, 1)])
+@pytest.mark.parametrize(("target", "rate", "count"), [(6.0, 0.05, 100), (1.0, 1.0, 50), (0.5, 0.1, 1)])
 @pytest.mark.parametrize(("d1", "d2"), [(3.0, 2.0), (2.4e8, 1.56e5)])
 def test_the_smallest_skellam_variance_of_four_digits_that_keeps_the_claim(target, rate, count, d1, d2):
     variance = skellam_variance_for(target, 1e-5, rate, count, d1, d2)

@@ -12,8 +12,8 @@ from pppml_core.interfaces.personalization import DrawnBatch
 from pppml_dp.per_example import Clipping, clipped_sum
 
 
-@pytest.fixture(autouse=True)
-def of_this_test_alone():
+@pytest.fixture(scope="module", autouse=True)
+def of_these_tests_alone():
     """What is there before is not looked at: counting all objects of a whole test run takes seconds."""
     gc.collect()
     gc.freeze()

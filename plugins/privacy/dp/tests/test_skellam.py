@@ -85,7 +85,7 @@ def test_a_sum_of_skellams_is_a_skellam(assert_counts_fit):
     assert_counts_fit(np.bincount(x + 40, minlength=81), special.ive(np.abs(k), sum(parts)))
 
 
-@pytest.mark.parametrize("variance", [0.25, 1.0, 17.3, 1e4, 123456.789, 1e8, 1e12, 1e18])
+@pytest.mark.parametrize("variance", [0.25, 17.3, 1e4, 123456.789, 1e8, 1e18])
 def test_float_values_and_integer_bounds_agree_with_bessel_functions(variance):
     noise = Skellam(variance)
     sd = math.sqrt(variance)
