@@ -5,8 +5,9 @@ on the way forward and the gradient by its output on the way back; no gradient b
 examples' norms, and, once the clipping factors are known, the weighted sums.
 
 It is right where each trained parameter enters the loss through exactly one call of its layer, and where row ``i`` of that call belongs to
-example ``i``. The first is read off autograd's graph in every step; the second is tested once, with an image of NaN that is sent forward
-and back: it may reach no other row anywhere. Whatever does not fit raises :class:`Unfit`, and another method takes over.
+example ``i``. The first is read off autograd's graph in every step. The second is tested on first use, with an image of NaN that is sent
+forward and back and may reach no other row anywhere, and again and again on the real images (:mod:`.rows_alone`). Whatever does not fit
+raises :class:`Unfit`, and another method takes over.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ class _Watch:
             self._refuse(f"the input of layer `{name}` is overwritten after its use")
         call.made, call.x, call.statistics = self._take(call, gradient.detach()), None, None
 
-    def back(self, outputs: torch.Tensor, gradient: torch.Tensor) -> None:
-        """From the outputs to every layer's output, and no further."""
+    def back(self, outputs: torch.Tensor, gradient: torch.Tensor) -> set[str]:
+        """From the outputs to every layer's output, and no further. Returns the layers that the outputs depend on."""
         if self.why is not None:  # the network swallowed the error
             raise Unfit(self.why)
         used = _uses(outputs, self.layers)
@@ -126,6 +127,7 @@ class _Watch:
         for name in used:
             if name not in self.calls or self.calls[name].made is None:
                 raise Unfit(f"layer `{name}`: its parameters are used without a call of the layer")
+        return used
 
 
 def _uses(outputs: torch.Tensor, layers: dict[str, nn.Module]) -> set[str]:
@@ -152,10 +154,11 @@ def _uses(outputs: torch.Tensor, layers: dict[str, nn.Module]) -> set[str]:
     return {name for name, _ in used}
 
 
-def unverified(model: nn.Module, images: torch.Tensor) -> set[str]:
-    """Test that no layer mixes examples, on three random images like these. Returns the layers that the test did not reach.
+def examine(model: nn.Module, images: torch.Tensor) -> None:
+    """Test that no layer mixes examples, on three random images like these: NaN in the second, or sent back from its output, stays there.
 
-    Raises :class:`Unfit` where one does: where NaN in the second image, or sent back from its output, reaches another row.
+    Raises :class:`Unfit` where it does not, and where a trained layer is out of the test's reach: what NaN does not pass (``nan_to_num``,
+    comparisons) could mix as it likes.
     """
     layers = leaves(model)
     generator = torch.Generator().manual_seed(0)
@@ -177,11 +180,13 @@ def unverified(model: nn.Module, images: torch.Tensor) -> set[str]:
             raise Unfit("its output for one image depends on another image")
         gradient = torch.zeros_like(outputs)
         gradient[1] = math.nan
-        watch.back(outputs, gradient)
+        used = watch.back(outputs, gradient)
     for name, (before, _, after) in spoilt.items():
         if before or after:
             raise Unfit(f"layer `{name}`: its output for one image has a part in another image's loss")
-    return {name for name in watch.calls if not spoilt.get(name, [False] * 3)[1]}
+    for name in sorted(used):
+        if not spoilt.get(name, [False] * 3)[1]:
+            raise Unfit(f"layer `{name}`: whether its output is of one image alone cannot be told, as NaN does not come back to it")
 
 
 def _not_finite(rows: torch.Tensor) -> list[bool]:
@@ -194,6 +199,38 @@ def _outputs(model: nn.Module, images: torch.Tensor, watch: _Watch) -> torch.Ten
     if not isinstance(outputs, torch.Tensor) or outputs.ndim == 0 or len(outputs) != watch.examples:
         raise Unfit("its output is not one tensor with a row for each image")
     return outputs
+
+
+@dataclass
+class Kept:
+    """What one pass leaves: outputs, squared norms and their slack ``(examples, layers)`` on the CPU, and what sums are made of."""
+
+    outputs: torch.Tensor
+    squares: torch.Tensor
+    slack: torch.Tensor
+    made: dict[str, Contribution]
+    number: dict[str, int]
+
+    @property
+    def known(self) -> torch.Tensor:
+        """Which examples have a finite output and a finite norm: bool ``(examples,)``."""
+        return self.outputs.flatten(1).isfinite().all(1).cpu() & self.squares.sum(1).isfinite()
+
+
+def keep_books(model: nn.Module, loss: LossFunction, images: torch.Tensor, targets: torch.Tensor) -> Kept:
+    """One forward and one backward pass. Raises :class:`Unfit`."""
+    watch = _Watch(leaves(model), len(images), lambda call, g: contribution(call.module, call.x, g, call.statistics))
+    with watch():
+        outputs = _outputs(model, images, watch)
+        watch.back(outputs, _output_gradients(loss, outputs, targets))
+    names = list(trainable(model))
+    number = dict(zip((n.rpartition(".")[0] for n in names), layers_of(names), strict=True))
+    squares, slack = torch.zeros(2, len(images), len(number), dtype=torch.float64, device=images.device)
+    made: dict[str, Contribution] = {name: call.made for name, call in watch.calls.items() if call.made is not None}
+    for name, part in made.items():
+        squares[:, number[name]] = part.squares
+        slack[:, number[name]] = part.slack
+    return Kept(outputs.detach(), squares.cpu(), slack.cpu(), made, number)
 
 
 def add_book_kept(
@@ -212,27 +249,13 @@ def add_book_kept(
 
     Raises :class:`Unfit`, before anything is added.
     """
-    layers = leaves(model)
-    watch = _Watch(layers, len(images), lambda call, g: contribution(call.module, call.x, g, call.statistics))
-    with watch():
-        outputs = _outputs(model, images, watch)
-        finite = outputs.detach().flatten(1).isfinite().all(1)
-        watch.back(outputs, _output_gradients(loss, outputs, targets))
-    names = list(trainable(model))
-    number = dict(zip((n.rpartition(".")[0] for n in names), layers_of(names), strict=True))
-    squares, slack = torch.zeros(2, len(images), len(number), dtype=torch.float64, device=images.device)
-    made: dict[str, Contribution] = {name: call.made for name, call in watch.calls.items() if call.made is not None}
-    for name, part in made.items():
-        squares[:, number[name]] = part.squares
-        slack[:, number[name]] = part.slack
-    squares, slack = squares.cpu(), slack.cpu()
-    known = finite.cpu() & squares.sum(1).isfinite()
-    factors = clipping.factors(squares.sqrt().where(known[:, None], 0), shares)
-    rounding = (factors.square() * slack).sum(1).sqrt()
-    good = known & (rounding <= ROUNDING * shares * clipping.norm) & (factors.amin(1) >= SMALLEST * shares)
+    kept = keep_books(model, loss, images, targets)
+    factors = clipping.factors(kept.squares.sqrt().where(kept.known[:, None], 0), shares)
+    rounding = (factors.square() * kept.slack).sum(1).sqrt()
+    good = kept.known & (rounding <= ROUNDING * shares * clipping.norm) & (factors.amin(1) >= SMALLEST * shares)
     with _full_precision(images.device):
-        for name, part in made.items():
-            part.add(sums, f"{name}." if name else "", factors[:, number[name]], good)
+        for name, part in kept.made.items():
+            part.add(sums, f"{name}." if name else "", factors[:, kept.number[name]], good)
     return [int(i) for i in (~good).nonzero()]
 
 

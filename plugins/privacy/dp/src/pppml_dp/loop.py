@@ -54,13 +54,7 @@ def add_loop(
     parameters = trainable(model)
     layers = layers_of(list(parameters))
     for index in range(len(images)) if examples is None else examples:
-        with buffers_kept(model), torch.enable_grad():  # what a layer keeps of one example must not reach the next
-            output = model(images[index : index + 1])
-            value = own_loss(loss, output, targets[index : index + 1], 0)
-            found = (
-                torch.autograd.grad(value, list(parameters.values()), allow_unused=True) if value.requires_grad else [None] * len(layers)
-            )
-        gradients = [None if g is None else g.detach().double() for g in found]
+        output, gradients = alone(model, loss, images[index : index + 1], targets[index : index + 1])
         if not (bool(output.isfinite().all()) and all(g is None or bool(g.isfinite().all()) for g in gradients)):
             continue
         norms = [0.0] * (max(layers) + 1)
@@ -70,6 +64,18 @@ def add_loop(
         for name, layer, gradient in zip(parameters, layers, gradients, strict=True):
             if gradient is not None:
                 sums[name].add_((gradient * factors[layer]).to(sums[name].dtype))
+
+
+def alone(
+    model: torch.nn.Module, loss: LossFunction, image: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Output and float64 gradients, by parameter, of the batch of one example; None for a parameter that has no part in it."""
+    parameters = list(trainable(model).values())
+    with buffers_kept(model), torch.enable_grad():  # what a layer keeps of one example must not reach the next
+        output = model(image)
+        value = own_loss(loss, output, target, 0)
+        found = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else [None] * len(parameters)
+    return output.detach(), [None if g is None else g.detach().double() for g in found]
 
 
 def safe_norm(values: torch.Tensor) -> float:

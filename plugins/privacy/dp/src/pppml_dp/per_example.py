@@ -7,6 +7,7 @@ on first use is remembered; tests on it draw no random numbers that training wou
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,10 +18,11 @@ import torch
 from pppml_core.errors import PppmlError
 from pppml_core.interfaces.personalization import Batch
 from pppml_core.learning.gradients import LossFunction
-from pppml_dp.book_keeping import Unfit, add_book_kept, leaves, unverified
+from pppml_dp.book_keeping import Unfit, add_book_kept, examine, leaves
 from pppml_dp.clipping import Clipping
 from pppml_dp.functional import add_functional
 from pppml_dp.loop import Sums, add_loop, trainable
+from pppml_dp.rows_alone import compare
 from pppml_dp.untouched import buffers_kept, untouched
 
 __all__ = ["Clipping", "clipped_sum", "method_for"]
@@ -30,11 +32,20 @@ Method = Literal["auto", "book-keeping", "functional", "loop"]
 
 @dataclass
 class _Known:
-    """What first use told of a network: methods that failed and why; whether those that remain were tried."""
+    """What use has told of a network: methods that failed and why; whether those that remain were tried.
+
+    ``largest``: examples of the largest batch of which rows were compared with themselves alone. ``chance`` picks rows and times, which are
+    no secret.
+    """
 
     refused: dict[str, str] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
+    largest: int = 0
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
 
+
+#: rows that are compared with themselves alone: on first use, and later; and how often later.
+FIRST_ROWS, ROWS, OFTEN = 3, 2, 1 / 256
 
 _known: WeakKeyDictionary[torch.nn.Module, _Known] = WeakKeyDictionary()
 
@@ -117,6 +128,8 @@ def _add(sums: Sums, model: torch.nn.Module, loss: LossFunction, part: _Part, cl
     for name in _FAST if method == "auto" else {method} & set(_FAST):
         if name not in known.refused and name not in known.tried:
             _try(name, known, model, loss, part, clipping)
+        elif name == "book-keeping" and name not in known.refused:
+            _look_again(known, model, loss, part, clipping)
         if name not in known.refused:
             try:
                 alone = _FAST[name](sums, model, loss, *part, clipping)
@@ -135,8 +148,10 @@ def _try(name: str, known: _Known, model: torch.nn.Module, loss: LossFunction, p
     with untouched(model, images.device):
         if name == "book-keeping":
             try:
-                if not unverified(model, images):
-                    known.tried.add(name)  # else some layer was out of the test's reach this time
+                examine(model, images)
+                compare(model, loss, images, targets, _some(known, images, FIRST_ROWS), clipping.norm, loud=True)
+                known.tried.add(name)
+                known.largest = len(images)
             except Unfit as why:
                 known.refused[name] = str(why)
             return
@@ -148,3 +163,27 @@ def _try(name: str, known: _Known, model: torch.nn.Module, loss: LossFunction, p
             raise
         except Exception as why:  # whatever torch says of an operation that it cannot vectorize
             known.refused[name] = str(why).partition("\n")[0]
+
+
+def _look_again(known: _Known, model: torch.nn.Module, loss: LossFunction, part: _Part, clipping: Clipping) -> None:
+    """Compare rows with themselves alone where a batch is larger than any before, and now and then.
+
+    Raises PppmlError where they differ and batches were book-kept before: the clip may not have held there.
+    """
+    images, targets, _ = part
+    if len(images) <= known.largest and known.chance.random() >= OFTEN:
+        return
+    try:
+        with untouched(model, images.device):
+            compare(model, loss, images, targets, _some(known, images, ROWS), clipping.norm)
+    except Unfit as why:
+        if known.largest > 1:
+            text = f"the network mixes the images of a batch, found after gradients were made with it: {why}"
+            hint = "start a new run with a network that does not, or with per_example: functional; the claim of this one does not hold"
+            raise PppmlError(text, place="clipped_sum", hint=hint) from why
+        known.refused["book-keeping"] = str(why)
+    known.largest = max(known.largest, len(images))
+
+
+def _some(known: _Known, images: torch.Tensor, count: int) -> list[int]:
+    return known.chance.sample(range(len(images)), min(count, len(images)))
