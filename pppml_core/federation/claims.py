@@ -11,6 +11,7 @@ import torch
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.checks import of_section
 from pppml_core.interfaces.privacy import PrivacyPlan
+from pppml_core.interfaces.task import Examples
 from pppml_core.learning.carried import carrying
 from pppml_core.learning.gradients import plain_gradients
 
@@ -30,44 +31,73 @@ def check_claim(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
     if math.isinf(epsilon):
         plan.warnings.append(f"privacy: {privacy.statement.words()}; the model may reveal its training images")
         return
-    if privacy.statement.unit == "patient":
-        plan.misfits += _check_patients(plan, parts)
     if not rule.shares:
         covered = "what each site's training makes of its images; nothing of it is shared"
     elif privacy.placement == "server":
         covered = "what the server makes of the noised sum; the sum itself, before its noise, is not covered"
     else:
         covered = "the shared weights, as they leave a site and in every sum of them"
-    chosen = [n for n, on in (("run.select: best-validation", plan.config.run.select != "last"), ("run.stop", plan.config.run.stop)) if on]
-    if rule.personalizes and rule.shares and chosen:
-        plan.misfits.append(
-            f"{chosen[0]}: scores of personalized models, made of training images without noise, would choose what is released; use "
-            "run.select: last, and no run.stop"
-        )
+    plan.misfits += _check_choice(plan, parts, privacy)
+    if privacy.statement.unit == "patient":
+        plan.misfits += _check_patients(plan, parts)
     said = "; ".join(_outside(plan, parts, privacy))
     plan.warnings.append(f"privacy: {privacy.statement.words()} is claimed for {covered}; outside the claim: {said}")
 
 
+def _chosen(plan: Plan) -> str | None:
+    """The setting by which validation images choose what is released."""
+    return "run.select: best-validation" if plan.config.run.select != "last" else "run.stop" if plan.config.run.stop else None
+
+
+def _check_choice(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:
+    """Whether scores without noise, of what is protected, would choose what is released."""
+    rule, chosen = parts.personalization, _chosen(plan)
+    if not (rule.shares and chosen):
+        return []
+    remedy = "would choose what is released; use run.select: last, and no run.stop"
+    if rule.personalizes:
+        return [f"{chosen}: scores of personalized models, made of training images without noise, {remedy}"]
+    if privacy.statement.unit == "site":
+        return [f"{chosen}: privacy.unit is site, and scores without noise on a site's own validation images {remedy}"]
+    return []
+
+
 def _check_patients(plan: Plan, parts: Assembly) -> list[str]:
-    """Whether the groups of the data can be patients, and each is at one site: the noise is sized for that."""
+    """Whether the groups of the data can be patients, and each is at one site: the noise is sized for that.
+
+    Where validation images choose what is released, no patient whose images are trained on may be among them at another site either
+    (a site's own parts are compared with the data).
+    """
+    remedy = "deal whole patients to sites (task.partition.unit: group), name different people apart, or use unit: example"
     seen: dict[str, str] = {}
     single = True
     for site, count in plan.sizes.items():
-        groups = set(map(str, np.asarray(parts.load(site).train.groups).tolist()))
+        groups = _groups(parts.load(site).train)
         single = single and len(groups) == count
         if twice := sorted(groups & seen.keys()):
             where = f"{twice[0]!r} is at {seen[twice[0]]!r} and at {site!r}, and would count twice"
-            remedy = "deal whole patients to sites (task.partition.unit: group), name different people apart, or use unit: example"
             return [f"privacy.unit: patient, but {where}; {remedy}"]
         seen |= dict.fromkeys(groups, site)
-    text = "privacy.unit: patient, but every example is a group of its own: the data do not say which images are of one patient"
-    return [f"{text}; give groups, or use unit: example"] if single else []
+    if single:
+        text = "privacy.unit: patient, but every example is a group of its own: the data do not say which images are of one patient"
+        return [f"{text}; give groups, or use unit: example"]
+    for site in plan.sizes if parts.personalization.shares and _chosen(plan) else ():
+        if both := sorted(_groups(parts.load(site).validation) & seen.keys()):
+            where = f"{both[0]!r} trains at {seen[both[0]]!r} and is a validation patient of {site!r}, whose scores have no noise"
+            return [f"privacy.unit: patient, but {where} and choose what is released ({_chosen(plan)}); {remedy}, or use run.select: last"]
+    return []
+
+
+def _groups(examples: Examples) -> set[str]:
+    return set(map(str, np.asarray(examples.groups).tolist())) if len(examples) else set()
 
 
 def _outside(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:
     """What leaves a site, or is kept there, and is not protected by the noise."""
     rule, metrics = parts.personalization, plan.config.run.metrics
     out = [f"evaluation metrics (run.metrics: {metrics}, so {_METRICS[metrics]})"]
+    if rule.shares and (chosen := _chosen(plan)):
+        out.append(f"the choice of the round by validation images ({chosen})")
     if rule.shares and privacy.admits_metrics:
         out.append("the training loss and the count of saturated coordinates, which enter the sums without noise")
     if rule.shares and privacy.constant_weight is None:
