@@ -1,7 +1,8 @@
 """The demo: personalized, encrypted federated training on simulated chest CT of five scanners, beside what it must be compared with.
 
 Per-FedAvg over homomorphic rings; FedAvg, and FedAvg with fine-tuning at each site (one training gives both); every site alone; all data at
-one place. The same network, optimizer and passes over the data; a table at the end and one page to read. Two processor cores.
+one place. The same network, optimizer and passes over the data; a table at the end, what three small attacks find, and one page to read.
+Two processor cores.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+
+import attacks
 
 import pppml_core as pppml
 from pppml_core.report import write_report
@@ -45,6 +48,12 @@ def main() -> None:
     print()
     grid = comparison_grid({name: run.result for name, run in runs.items()}, "dice")
     Console(width=max(120, Console().width)).print(grid.transposed().rich())
+    print("\nWho could learn what: three small attacks", flush=True)
+    arms = {name: [*ARMS[name], *options.settings] for name in ("per-fedavg", "fedavg-finetune")}
+    made = attacks.attacked(config, arms, options.out)
+    print(attacks.told(made))
+    for folder in made[len(arms) :]:
+        print(f"Its pictures are in {write_report([folder], folder / 'report.html')}.")
     report = write_report([run.folder for run in runs.values()], options.out / "report.html")
     print(f"{time.perf_counter() - began:.0f} s in all. Open {report} in a browser.")
 
