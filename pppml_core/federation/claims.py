@@ -102,6 +102,9 @@ def _outside(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:
         out.append("the training loss and the count of saturated coordinates, which enter the sums without noise")
     if rule.shares and privacy.constant_weight is None:
         out.append("the number of training examples, which enters the sums as a site's weight")
+    init, weights = plan.config.training.init is not None, getattr(parts.config.model, "weights", None) is not None
+    if given := [name for name, on in (("training.init", init), ("model.weights", weights)) if on]:
+        out.append(f"what {' and '.join(given)} was trained on, which should be none of these images, unless with noise")
     frozen = {n for n, p in parts.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     kept = [n for n, t in parts.initial_personal.items() if n not in frozen and t.is_floating_point()]
     if rule.personalizes and rule.shares:

@@ -1,4 +1,4 @@
-"""Scores have no noise: where they choose what is released, the plan says so, or refuses it."""
+"""What has no noise and bears on what is released: scores that choose, and weights that a run begins with. Said by the plan, or refused."""
 
 from __future__ import annotations
 
@@ -62,3 +62,13 @@ def test_unit_patient_looks_at_validation_patients_of_other_sites(experiment, sh
     (misfit,) = planned(experiment, privacy, CHOICES[0])["misfits"]
     assert "'site_1-0' trains at 'site_1' and is a validation patient of 'site_2'" in misfit
     assert planned(experiment, privacy, LAST)["misfits"] == []
+
+
+def test_what_the_first_weights_were_trained_on_is_outside(experiment, tmp_path):
+    run = experiment({"use": "none"}, sites=3, examples=60, run={"rounds": 1}).run(tmp_path / "a", reporters=False, report=False)
+    said = "what training.init was trained on"
+    begun = {"init": str(run.folder / "model.safetensors")}
+    plan = planned(experiment, {"use": "dp-sgd"}, LAST, training=begun)
+    assert plan["misfits"] == []
+    assert any("outside the claim: " in text and said in text for text in plan["warnings"])
+    assert said not in str(planned(experiment, {"use": "dp-sgd"}, LAST)["warnings"])

@@ -170,8 +170,9 @@ def test_a_file_that_does_not_fit_is_refused(spec, tmp_path):
         "w.txt cannot be read": (text(tmp_path / "w.txt"), {}),
     }
     for reason, (file, settings) in cases.items():
-        with pytest.raises(ConfigError, match=rf"model\.weights.*{reason}"):
+        with pytest.raises(ConfigError, match=rf"model\.weights.*{reason}") as error:
             made(features, task, file, **settings)
+        assert "sha" in reason.lower() or "not made of these images without noise" in error.value.hint
         (misfit,) = LinearHeadModel(LinearHeadConfig(features=features, weights=str(file), **settings)).misfits(task)
         assert misfit.startswith("model.weights")
 

@@ -108,7 +108,8 @@ def _load(network: nn.Module, path: Path, sha256: str | None) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    place, hint = "model.weights", "give the safetensors file of a run with the same network, e.g. its model.safetensors"
+    place = "model.weights"
+    hint = "give the safetensors file of a run with the same network, e.g. its model.safetensors, not made of these images without noise"
     try:
         data = path.read_bytes()
         given = load(data)
