@@ -166,6 +166,30 @@ def test_every_page(page: Path) -> None:
     assert unnamed(page_text(page.read_text(encoding="utf-8"))) == []
 
 
+#: an adversary of distributed noise, to the next semicolon, full stop or the end of a parenthesis.
+DISTRIBUTED = re.compile(r"anyone who sees the secure sums[^;.()]*")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_page_names_no_adversary_that_the_noise_is_not_sized_for(page: Path) -> None:
+    assert invented(page.read_text(encoding="utf-8")) == []
+
+
+def invented(text: str) -> list[str]:
+    """Adversaries of distributed noise in a text that are none of those that statements name."""
+    _needs("dp-sgd")
+    from pppml_dp.placing import adversary
+
+    own = {adversary("distributed", None, colluders) for colluders in range(1, 50)}  # type: ignore[arg-type]
+    plain = re.sub(r"\s*\n>?\s*", " ", text)
+    return [found for found in DISTRIBUTED.findall(plain) if found.strip() not in own]
+
+
+def test_an_invented_adversary_is_found() -> None:
+    assert invented("distributed: anyone who sees the secure sums, the server or a site together with 1 colluding sites; local: anyone.")
+    assert invented("Adversary: anyone who sees the secure sums, one colluding site included, and whoever gets the model.")
+
+
 # -- what a run prints and writes ------------------------------------------------------------------------------------------------------
 
 CONFIG = """

@@ -20,9 +20,12 @@ def adversary(placement: str, setting: PrivacySetting, colluders: int) -> str:
         return "anyone who sees what leaves a site: the server, the other sites, whoever gets the model"
     if placement == "distributed":
         if not colluders:
-            return "whoever sees the secure sums or gets the model, but no site, each of which knows its own share of the noise"
+            no_site = "but no site, each of which knows its own share of the noise"
+            return f"whoever sees the secure sums and keeps to their protocol, or gets the model, {no_site}"
         sites = _sites(colluders)
-        return f"anyone who sees the secure sums: the server together with {sites}, {sites} alone, and whoever gets the model"
+        # Secure sums withstand fewer parties that lie, some none, and `misfits` counts those that are curious.
+        who = f"the server together with {sites}, {sites} alone, and whoever gets the model"
+        return f"anyone who sees the secure sums and keeps to their protocol: {who}"
     return "whoever gets the model, not the server, which is trusted to see the sums and to add the noise"
 
 
