@@ -191,7 +191,9 @@ def _privacy(origin: Origin) -> str:
         said = "Trained without a differential privacy guarantee: such weights can reveal something of the training images."
     else:
         said = f"Trained with {found['mechanism']}: {claim_words(found)}."
-        said += " That guarantee is for what the site sent; a personalized model may have parts it kept." if _of_one_site(origin) else ""
+        if origin.own and origin.role == "federated":
+            text = "These weights are not covered by a guarantee of differential privacy: the site made them of its images without noise."
+            said = f"{text} What it sent was covered: {said[0].lower()}{said[1:]}"
     own = " This model was fitted to one site's patients, and the run sent it nowhere: sharing it is that site's decision."
     return said + (own if _of_one_site(origin) else "")
 
