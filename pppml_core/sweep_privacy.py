@@ -33,6 +33,8 @@ class Noised:
 def choice_notes(folders: Iterable[Path]) -> list[str]:
     """What to say below a table of these runs. Nothing where none is noised, or only one run was begun.
 
+    Charges of one kind (mechanism, unit, adjacency) are composed; of several kinds it is said that they are not.
+
     A run that failed counts with what it was charged: its data were used.
     """
     noised: dict[tuple[str, ...], list[Noised]] = {}
@@ -45,6 +47,10 @@ def choice_notes(folders: Iterable[Path]) -> list[str]:
             kind = tuple(str(claim[name]) for name in ("mechanism", "unit", "adjacency"))
             noised.setdefault(kind, []).append(Noised(claim, _section(folder), charges))
     out = [_words(runs) for runs in noised.values() if len(runs) > 1]
+    if len(noised) > 1:
+        kinds = ", ".join(f"{len(runs)} of {kind[0]} with unit {kind[1]}" for kind, runs in noised.items())
+        what = "choosing among all of them costs more than any kind alone, and is not summed"
+        out.append(f"Noised runs of {len(noised)} kinds ({kinds}): {what}.")
     if noised and bare:
         many, verb = ("s", "are") if bare > 1 else ("", "is")
         out.append(f"{bare} run{many} of this table {verb} without noise: nothing bounds what choosing by their scores reveals.")

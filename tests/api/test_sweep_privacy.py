@@ -109,12 +109,21 @@ def test_units_are_not_mixed_and_runs_without_noise_are_counted(run):
         run("e", claim=None),
         run("f", claim={"epsilon": "inf"}),
     ]
-    example, whole, bare = choice_notes(folders)
+    example, whole, kinds, bare = choice_notes(folders)
+    assert kinds.startswith("Noised runs of 2 kinds (2 of dp-sgd with unit example, 2 of dp-update with unit site): choosing among all")
     assert "2 runs of dp-sgd" in example
     assert "2 runs of dp-update" in whole
     assert "unit site, adjacency zero-out" in whole
     assert epsilon_in(whole) > epsilon_in(example)
     assert bare == "2 runs of this table are without noise: nothing bounds what choosing by their scores reveals."
+
+
+@needs_dp
+def test_one_run_of_each_kind_is_a_choice_too(run):
+    site = {"mechanism": "dp-update", "unit": "site", "adjacency": "zero-out"}
+    folders = [run("a", server=[charge(5.0)]), run("b", claim=site, privacy={"use": "dp-update"}, server=[charge(3.0)])]
+    (note,) = choice_notes(folders)
+    assert "costs more than any kind alone" in note
 
 
 def test_a_sweep_without_noise_says_nothing_of_privacy(run):
