@@ -209,7 +209,12 @@ class LocalTraining:
         else:
             pairs = [self._source.example(int(i), secret_generator() if self._training.augment else None) for i in sample.indices]
             images, targets = self._collate(pairs) if pairs else (t[:0] for t in self._collate([self._source.example(0)]))
-        return DrawnBatch(images, targets, sample.shares, lambda: self._draw(sampler))
+        return DrawnBatch(images, targets, sample.shares, lambda: self._drawn_again(sampler))
+
+    def _drawn_again(self, sampler: Sampler) -> DrawnBatch:
+        """A sample of its own makes a gradient of its own: dropout draws anew too, also where the caller has put random numbers back."""
+        reseed(int.from_bytes(entropy(7)))
+        return self._draw(sampler)
 
     def _collate(self, pairs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]) -> Batch:
         images, targets = stacked(pairs)

@@ -87,15 +87,24 @@ def test_hessian_free_draws_for_every_gradient_it_is_charged_for(experiment, tmp
     pytest.importorskip("pppml_perfedavg")
     drawn, sample = [], DpSgdPlan.sample
     monkeypatch.setattr(DpSgdPlan, "sample", lambda self, groups: (drawn.append(1), sample(self, groups))[1])
+    random, clipped = set(), DpSgdPlan.clipped
+
+    def noting(self, *batch):
+        random.add(torch.get_rng_state().numpy().tobytes())
+        return clipped(self, *batch)
+
+    monkeypatch.setattr(DpSgdPlan, "clipped", noting)
     made = experiment(
         {**DP, "placement": "local"},
         sites=1,
         run={"rounds": 1},
         personalization={"use": "per-fedavg", "order": "hessian-free", "inner_lr": 0.1},
+        model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3)),
     )
     run = made.run(tmp_path / "r", reporters=False, report=False)
     (entry,) = [json.loads(line) for line in (run.folder / "sites" / "site_1" / "ledger.jsonl").read_text().splitlines()]
     assert entry["count"] == len(drawn) == 4
+    assert len(random) == 4, "dropout draws anew for each, also for the second side of the difference"
 
 
 class Centred(torch.nn.Module):

@@ -65,7 +65,7 @@ class MetaGradient:
         """``[g(w + delta v, D'') - g(w - delta v, D'')] / (2 delta)``, an approximation of ``H(w, D'') v``.
 
         Both sides draw the same random numbers from torch's streams (dropout), or their difference would not be that of one function. Under
-        a privacy mechanism both its noise and the examples are drawn anew for each side: a sample pays for one gradient.
+        a privacy mechanism its noise, the examples and dropout are drawn anew for each side: a sample pays for one gradient.
         """
         delta = difference_step(model, v) if self._step == "auto" else self._step
         devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
