@@ -17,6 +17,7 @@ from typing import Any
 
 from pppml_core.errors import CheckpointError, WireError
 from pppml_core.federation.files import remove_unfinished, sync_folder, write_atomic
+from pppml_core.federation.ledger import Ledger
 from pppml_core.wire.codec import decode, encode
 
 #: rounds back from the present one that a resumed run may have to go.
@@ -48,9 +49,12 @@ class SiteStore:
         return sorted(int(found[1]) for p in self.folder.glob("state-*") if (found := _STATE.fullmatch(p.name)))
 
     def check(self) -> None:
-        """Read everything a resumed run rests on. Raises CheckpointError naming the file that is damaged."""
-        for round in self.rounds():
-            self.state(round)
+        """Read everything a resumed run rests on. Raises CheckpointError naming the file that is damaged or lacks charges."""
+        charged = max([int((self.state(round) or {}).get("charged", 0)) for round in self.rounds()], default=0)
+        ledger = Ledger(self.folder / "ledger.jsonl")
+        if (held := len(ledger.entries())) < charged:
+            text = f"the site's ledger holds {held} of {charged} privacy charges or more, so what it has spent is not known"
+            raise CheckpointError(text, place=str(ledger.path), hint=_REMEDY)
         self.attempts()
         self._releases()
 

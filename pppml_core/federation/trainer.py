@@ -107,7 +107,8 @@ class Trainer:
             # What a run goes back to that is resumed before this site's first round.
             before = {"personal": to_numpy(state["personal"]), "method": plain_state(state["method"])}
             self._store.save_state(0, before, ())
-        self._store.save_state(round, {**after, "saturated": saturated}, keep)
+        charged = {"charged": len(self._ledger.entries())} if self._privacy.charge(round) is not None else {}
+        self._store.save_state(round, {**after, "saturated": saturated, **charged}, keep)
         return values
 
     def _update(self, model: torch.nn.Module, data: LocalTraining, state: Any) -> tuple[Update, Any]:
