@@ -419,6 +419,37 @@ def test_first_use_draws_no_random_numbers_of_its_own(method):
         assert out[0][1] == out[1][1]
 
 
+def tf32():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture
+def tf32_allowed():
+    before = tf32()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32_allowed")
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_of_a_sum_is_computed_in_tf32(method):
+    """On a GPU it would round activations and gradients to ten bits: other norms than those of what enters the sum."""
+    seen = []
+
+    class Looking(nn.Module):
+        def forward(self, x):
+            seen.append(tf32())
+            if x.requires_grad and method != "functional":
+                x.register_hook(lambda _: seen.append(tf32()))
+            return x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Looking(), nn.Flatten(), nn.Linear(144, 3))
+    found(model, batch_of(4), Clipping("flat", 1.0), method=method)
+    assert set(seen) == {(False, False)}
+    assert tf32() == (True, True)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_model_and_batch_stay_as_they_are(method):
     model, batch = network(), batch_of(4)

@@ -253,24 +253,9 @@ def add_book_kept(
     factors = clipping.factors(kept.squares.sqrt().where(kept.known[:, None], 0), shares)
     rounding = (factors.square() * kept.slack).sum(1).sqrt()
     good = kept.known & (rounding <= ROUNDING * shares * clipping.norm) & (factors.amin(1) >= SMALLEST * shares)
-    with _full_precision(images.device):
-        for name, part in kept.made.items():
-            part.add(sums, f"{name}." if name else "", factors[:, kept.number[name]], good)
+    for name, part in kept.made.items():
+        part.add(sums, f"{name}." if name else "", factors[:, kept.number[name]], good)
     return [int(i) for i in (~good).nonzero()]
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Without TF32, which torch allows in convolutions on a GPU: the weighted sums must be as exact as the norms."""
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _output_gradients(loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from pppml_dp.clipping import Clipping
 from pppml_dp.functional import add_functional
 from pppml_dp.loop import Sums, add_loop, trainable
 from pppml_dp.rows_alone import compare
-from pppml_dp.untouched import buffers_kept, untouched
+from pppml_dp.untouched import buffers_kept, full_precision, untouched
 
 __all__ = ["Clipping", "clipped_sum", "method_for"]
 
@@ -95,7 +95,7 @@ def clipped_sum(
     size = physical_batch or max(1, len(images))
     for start in range(0, len(images), size):
         part = slice(start, start + size)
-        with buffers_kept(model):  # else a part would see what layers keep of the parts before it
+        with full_precision(), buffers_kept(model):  # else a part would see what layers keep of the parts before it
             _add(sums, model, loss, (images[part].detach(), targets[part], shares[part]), clipping, method)
     for name, p in parameters.items():
         p.grad = sums[name]

@@ -28,6 +28,17 @@ def _owner(model: torch.nn.Module, name: str) -> torch.nn.Module:
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """Without TF32, which torch allows in convolutions on a GPU: norms, weighted sums and comparisons count on float32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
 def untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Random numbers and buffers are afterwards as they were before."""
     with buffers_kept(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
