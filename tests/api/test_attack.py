@@ -186,7 +186,7 @@ def test_the_audit_of_a_run(private, tmp_path, changes, vantage, outcome):
 
 
 @pytest.mark.parametrize("placement", ["local", "distributed", "server"])
-def test_dp_sgd_with_half_its_noise_is_found_out(private, placement):
+def test_audits_find_dp_sgd_without_noise_always_and_with_half_of_it_mostly(private, placement):
     """The design of the protocols: claim 1, delta 1e-5, every example in the one batch, 20,000 canaries, 200 guesses."""
     from pppml_dp_audit.audit import audit_plan
     from pppml_dp_audit.replay import Schedule
@@ -214,5 +214,5 @@ def test_dp_sgd_with_half_its_noise_is_found_out(private, placement):
 
     assert flagged(1.0, 10) == 0
     assert flagged(0.0, 3) == 3
-    # 0.93 of such runs are; fewer than 9 of 20 with probability below 1e-6.
-    assert flagged(0.5, 20) >= 9
+    # 0.93 of such runs are; fewer than 11 of 20 with probability 2.7e-7.
+    assert flagged(0.5, 20) >= 11

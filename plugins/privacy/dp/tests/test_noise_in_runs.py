@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from pppml_core.registry import Registry
+from pppml_core.wire.codec import decode_message
+from pppml_core.wire.messages import SERVER
+from pppml_core.wire.transcript import read_payload, read_transcript
 from pppml_dp.dp_sgd import DpSgdPlan
 
 pytestmark = pytest.mark.usefixtures("stated_epsilon_alone")
@@ -100,7 +103,29 @@ def test_noise_of_different_steps_is_uncorrelated(experiment, no_gradients, tmp_
     assert low < np.mean(both**2) / (2 * about["noise_multiplier"] ** 2) < high * 1.03
 
 
-def test_nothing_that_depends_on_images_leaves_a_site_without_noise(experiment, secagg, tmp_path):
+def test_all_that_leaves_a_site_is_noised_integers_and_a_constant(experiment, no_gradients, tmp_path):
+    """The payloads themselves: beside the integers nothing differs between sites of other images, and without gradients these are noise."""
+    made = experiment({**DP, "placement": "local"}, run={"rounds": 1, "transcript": "payloads", "metrics": "none"})
+    run = made.run(tmp_path / "r", reporters=False, report=False)
+    sent = [decode_message(read_payload(run.folder, hop.sha256)) for hop in read_transcript(run.folder)]
+    sent = [message for message in sent if message.sender != SERVER]
+    by_stage = {stage: [m for m in sent if m.stage == stage] for stage in {m.stage for m in sent}}
+    assert len(by_stage["contribute"]) == 5
+    for messages in by_stage.values():
+        rest = [{k: v for k, v in m.body.items() if k != "values"} for m in messages]
+        assert all(one == rest[0] for one in rest), "no array, and no number of a site's own"
+        assert not any(isinstance(v, bytes | float | np.ndarray) for one in rest for v in one.values())
+    rows = np.stack([m.body["values"] for m in by_stage["contribute"]])
+    parameters = sum(t.numel() for t in load_file(run.folder / "model.safetensors").values())
+    assert rows.shape == (5, parameters + 1)
+    assert len(np.unique(rows[:, -1])) == 1, "the weight"
+    noise = rows[:, :-1].astype(float)
+    limit = stats.norm.isf(FALSE_ALARM / 20) / np.sqrt(parameters)  # of each of ten pairs
+    assert np.abs(np.corrcoef(noise)[np.triu_indices(5, 1)]).max() < limit
+    assert noise.std(1).min() > 1
+
+
+def test_the_manifest_names_nothing_without_noise(experiment, secagg, tmp_path):
     """The manifest of a contribution: noised parameters and a constant weight, no metrics; buffers stay."""
     made = experiment({**DP, "placement": "distributed"}, aggregator=secagg, run={"rounds": 1, "transcript": "payloads"})
     run = made.run(tmp_path / "r", reporters=False, report=False)
