@@ -180,6 +180,7 @@ def test_the_audit_of_a_run(private, tmp_path, changes, vantage, outcome):
     assert record["outcome"] == outcome, record["reason"]
     if outcome == "not_shown_to_leak":
         assert record["reason"].startswith("no violation found")
+        assert "not of the network (whether that mixes images was not tested)" in record["reason"]
         assert record["metrics"]["epsilon_claimed"] == run.result["privacy"]["epsilon"]
         assert not record["metrics"]["violation"]
         assert (run.folder / "attacks" / f"dp-audit-{file_part(vantage)}-r2.json").exists()

@@ -95,7 +95,8 @@ def verdict_of(found: AuditResult, ctx: AttackContext, seconds: float) -> Verdic
     """The result in the words of the contract: never "private", at most "no violation found"."""
     statement = ctx.privacy.statement
     about = (
-        f"audit of the mechanism, replayed on {found.canaries:,} canaries (no images) over {ctx.round} of the run's {ctx.setting.rounds} "
+        f"audit of the mechanism, not of the network (whether that mixes images was not tested), replayed on {found.canaries:,} "
+        f"canaries (no images) over {ctx.round} of the run's {ctx.setting.rounds} "
         f"rounds; unit {statement.unit}, adjacency {statement.adjacency}, delta {found.delta:g}, accountant {statement.accountant}, "
         f"placement {statement.placement}, adversary: {statement.adversary}"
     )
