@@ -26,7 +26,7 @@ STEP: dict[str, Any] = {
     "run": {"name": "one-image-step", "rounds": 1, "seed": 1},
 }
 GALLERY = {"use": "gallery", "vantage": "server", "recorded": True, "victims": 10, "gallery": 20, "public": 30}
-IDLG = {"use": "idlg", "vantage": "server", "round": 1, "victims": 3, "seconds": 3.0}
+IDLG = {"use": "idlg", "vantage": "server", "round": 1, "victims": 3, "seconds": 4.0, "restarts": 2}
 OUTCOMES = {
     "recovered": "SUCCEEDS",
     "not_shown_to_leak": "fails, and succeeds with the defence off",
