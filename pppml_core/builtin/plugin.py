@@ -53,6 +53,7 @@ def pppml_attacks() -> Sequence[Component]:
             configs.DistinguishConfig,
             "pppml_core.builtin.distinguish:Distinguish",
             "whether the messages of a secure sum tell which of two sites gave what; all keys together as control",
+            cites=("Katz and Lindell 2020, Introduction to Modern Cryptography, section 3.4 (indistinguishability)",),
         )
     ]
 

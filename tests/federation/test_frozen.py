@@ -130,4 +130,4 @@ def test_a_network_that_is_all_frozen_is_refused_in_words(experiment):
             return super().build(spec).requires_grad_(False)
 
     (found,) = experiment(model=Nothing(TinyNetConfig())).plan().misfits
-    assert "nothing would be shared" in found
+    assert "nothing would be trained or shared" in found
