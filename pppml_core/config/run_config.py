@@ -65,9 +65,7 @@ OF_ANY_ATTACK: dict[str, Any] = {
     "vantage": (str, Field("server", description="who looks: server, site:A, neighbours:A, link:A-B, public, joined by +")),
     "rounds": (
         list[Annotated[int, Field(ge=1)]],
-        Field(
-            default_factory=list, description="rounds whose model is attacked, during the run; none: at its end, its result"
-        ),
+        Field(default_factory=list, description="rounds whose model is attacked, during the run; none: at its end, its result"),
     ),
 }
 
