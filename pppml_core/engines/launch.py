@@ -7,6 +7,7 @@ from typing import Any
 
 from pppml_core.config import to_plain
 from pppml_core.engines.courier import Address, Courier
+from pppml_core.federation import checkpoint
 from pppml_core.federation.files import only_writer
 from pppml_core.federation.plan import Plan
 from pppml_core.federation.run import Conductor
@@ -28,7 +29,9 @@ def launch(plan: Plan, folder: RunDir, engine: Engine, emit: Emit, objects: Mapp
     plan.refuse_misfits()
     sites = tuple(s.slug for s in parts.task.sites())
     with writing(folder.path):
-        job = Job(folder.run_id(), to_plain(plan.config), folder.sites, sites, plan.sizes, objects or {}, engine.homes, parts)
+        resumed = bool(checkpoint.rounds(folder.checkpoints))
+        about = (folder.run_id(), to_plain(plan.config), folder.sites, sites, plan.sizes)
+        job = Job(*about, objects or {}, engine.homes, parts, resumed)
     privacy = parts.mechanism.plan(parts.privacy_setting(plan.sizes))
     with (
         writing(folder.path),

@@ -169,7 +169,7 @@ class _SiteProcess:
             "sites": list(job.sites),
             "sizes": dict(job.sizes),
         }
-        homes = str(job.homes) if job.homes else ""
+        homes = "" if self._config.homes is None else str(Path(self._config.homes).resolve())
         own = {"site": self.name, "homes": homes, "path": [p for p in sys.path if p], "port": self._door.port, "token": self._token}
         return {**about, **own}
 

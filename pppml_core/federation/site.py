@@ -147,7 +147,7 @@ class Site:
             message = decode_message(frame)
         except WireError as error:
             unknown = Message(self._host.job.run, 0, 1, "unreadable", "", SERVER, self.name)
-            return self._reply(unknown, "failed", _because(error))
+            return self._reply(unknown, "failed", reason_of(error))
         try:
             if message.recipient != self.name or message.run != self._host.job.run:
                 raise WireError("this message is for another run or site", place=self.name)
@@ -159,9 +159,9 @@ class Site:
             self._host.manifest.check(message.stage, body)
             return self._reply(message, "reply", body)
         except PolicyRefusal as error:
-            return self._reply(message, "refused", _because(error))
+            return self._reply(message, "refused", reason_of(error))
         except PppmlError as error:
-            return self._reply(message, "failed", _because(error))
+            return self._reply(message, "failed", reason_of(error))
 
     def _reply(self, message: Message, kind: str, body: Body) -> bytes:
         return encode_message(Message(message.run, message.round, message.attempt, kind, message.stage, self.name, SERVER, body))
@@ -393,7 +393,8 @@ class Site:
         return site
 
 
-def _because(error: PppmlError) -> Body:
+def reason_of(error: PppmlError) -> Body:
+    """What a site answers where it refuses or fails: the reason, in words."""
     # Not str(error): this becomes part of another error's text, which has its own hint.
     text = f"{error.place}: {error.message}" if error.place else error.message
     text += f" ({error.hint})" if error.hint else ""

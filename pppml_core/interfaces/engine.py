@@ -46,7 +46,7 @@ class Job:
         sites: slugs in the task's order.
         sizes: training examples of each site, for balancing.
         objects: live Python objects a researcher passed instead of names, by config path; in-process engines only.
-        homes: where each party's home lies, ``homes/<party>``: its identity, its roster and its policy; default: ``folder``.
+        homes: where each party's home lies, ``homes/<party>`` or by name: its identity, its roster and its policy; default: ``folder``.
         parts: the parts as this process has built them, for engines whose sites live in it.
     """
 
@@ -56,12 +56,14 @@ class Job:
     sites: tuple[str, ...]
     sizes: Mapping[str, int]
     objects: Mapping[str, Any]
-    homes: Path | None = None
+    homes: Path | Mapping[str, Path] | None = None
     parts: Any = field(default=None, repr=False)
+    #: rounds were held before: a site that is out of reach now is lost as in any round.
+    resumed: bool = False
 
     def home(self, party: str) -> Path:
         """The home of a party: a site, or ``server``."""
-        return (self.homes or self.folder) / party
+        return self.homes[party] if isinstance(self.homes, Mapping) else (self.homes or self.folder) / party
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""An engine whose sites are residents in this process: what any engine for real sites must do, without a network; for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from pppml_core.component import Component, ComponentConfig
+from pppml_core.engines.remote import invite
+from pppml_core.federation.home import init_home
+from pppml_core.federation.identity import pin
+from pppml_core.federation.resident import Resident
+from pppml_core.interfaces.engine import Engine, Job, Loss, Topology, Transport
+from pppml_core.wire.messages import SERVER
+
+
+class ResidentsConfig(ComponentConfig):
+    """Where the homes are, and whether a site is recreated before every message."""
+
+    homes: str
+    recreated: bool = False
+
+
+class ResidentsEngine(Engine):
+    """``{use: residents, homes: PATH}``: homes that are missing are made, and everybody pinned by everybody."""
+
+    topology: Topology = "p2p"
+    config: ResidentsConfig
+
+    def __init__(self, config: ResidentsConfig) -> None:
+        super().__init__(config)
+        self.homes = Path(config.homes)
+
+    def connect(self, job: Job) -> Transport:
+        """Invite the sites."""
+        acquaint(self.homes or job.folder, (*job.sites, SERVER))
+        transport = ResidentsTransport(self.homes or job.folder, job.sites, self.config.recreated)
+        invite(job, transport)
+        return transport
+
+
+class ResidentsTransport:
+    """Hands frames to residents of this process."""
+
+    def __init__(self, homes: Path, sites: Iterable[str], recreated: bool = False) -> None:
+        self.homes, self.recreated = homes, recreated
+        self.residents = {site: Resident(homes / site, recreated=recreated) for site in sites}
+
+    def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
+        """One after another."""
+        for site, frame in frames:
+            if self.recreated:
+                self.residents[site] = Resident(self.homes / site, recreated=True)
+            yield site, self.residents[site].receive(frame)
+
+    def clock(self) -> Mapping[str, float]:
+        """Sites do not tell."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def acquaint(homes: Path, parties: Iterable[str]) -> None:
+    """Homes ``homes/<party>``, made where missing, and everybody pinned by everybody, as `pppml site init` and `trust` do."""
+    from pppml_core.federation.home import open_home
+    from pppml_core.federation.identity import CARD_FILE
+
+    parties = list(parties)
+    made = {p: open_home(homes / p) if (homes / p / CARD_FILE).exists() else init_home(homes / p, p) for p in parties}
+    for home in made.values():
+        for other in made.values():
+            pin(home.folder, other.name, other.public)
+
+
+ENGINE = ("engine", Component("residents", ResidentsConfig, f"{__name__}:ResidentsEngine", "sites with homes, in this process"))
