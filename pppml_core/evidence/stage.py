@@ -8,7 +8,7 @@ epochs of training mix many images; one step on one image is the case in which a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.learning.arrays import load_state, to_numpy, to_torch
 from pppml_core.learning.training import DTYPES, device_of, learning_rate_factor
 from pppml_core.randomness import seeded
-from pppml_core.values import rms
+from pppml_core.values import ValueSpec, rms
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,15 @@ class Staged:
     session: Session
     pipeline: Pipeline
     summed: Sum
+    _seen: dict[Vantage, Seen] = field(default_factory=dict, repr=False)
 
     def seen(self, vantage: Vantage) -> Seen:
-        """What this adversary saw of it."""
+        """What this adversary saw of it; made once, since to decode what a coalition can decrypt takes its time."""
+        if vantage not in self._seen:
+            self._seen[vantage] = self._look(vantage)
+        return self._seen[vantage]
+
+    def _look(self, vantage: Vantage) -> Seen:
         return seen_of(
             vantage,
             self.passages,
@@ -80,6 +86,7 @@ class Stage:
         self.privacy: PrivacyPlan = parts.mechanism.plan(parts.privacy_setting(sizes))
         self._initial_rms = rms(to_numpy(parts.initial_weights), list(parts.initial_weights))
         self._rules: dict[str, Any] = {}
+        self._sessions: dict[ValueSpec, Session] = {}
 
     def learning_rate(self, round: int) -> float:
         """Of a step in that round."""
@@ -99,7 +106,7 @@ class Stage:
             site: pipeline.encode(delta, 1, {}, self.parts.seeds.generator("staged", round, seed, site))[0]
             for site, delta in deltas.items()
         }
-        session = self.parts.aggregator.plan(pipeline.spec, self.sites)
+        session = self._session(pipeline.spec)
         recorder = Recorder()
         rehearsal = Rehearsal(
             session,
@@ -113,6 +120,12 @@ class Stage:
         after = {n: (np.asarray(w) + mean[n]).astype(np.asarray(w).dtype) if n in mean else w for n, w in weights.items()}
         passages, states = tuple(recorder.passages), rehearsal.remembered()
         return Staged(round, weights, after, self.sites, passages, states, contributions, session, pipeline, summed)
+
+    def _session(self, value: ValueSpec) -> Session:
+        # It holds no state; to plan parameters of an encryption takes as long as to encrypt.
+        if value not in self._sessions:
+            self._sessions[value] = self.parts.aggregator.plan(value, self.sites)
+        return self._sessions[value]
 
     def step(self, site: str, round: int, weights: Arrays, batch: Images) -> dict[str, npt.NDArray[Any]]:
         """The update of one step of descent at a site, by the run's gradient rule, before clip and noise of the whole."""

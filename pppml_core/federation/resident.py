@@ -47,8 +47,8 @@ class Resident:
         self._identity = load_identity(home)
         self._recreated = recreated
         #: the run this process takes part in; a newer one takes its place.
-        self._run, self._site = b"", None
-        self._host: SiteHost | None = None
+        self._run = b""
+        self._site: Site | None = None
         self._lock = threading.Lock()
 
     def receive(self, frame: bytes) -> bytes:
@@ -105,7 +105,7 @@ class Resident:
         homes = {home.name: home.folder}
         host = SiteHost(Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, homes, parts))
         after_code(home, policy, asked, host)
-        self._run, self._host, self._site = asked.run, host, host.site(home.name, policy)
+        self._run, self._site = asked.run, host.site(home.name, policy)
         return host
 
     def _folder(self, run: bytes) -> Path:

@@ -28,7 +28,7 @@ from pppml_core.lattice import (
 from pppml_core.randomness import Secret
 from pppml_core.values import ValueSpec
 from pppml_he_tenseal.config import TenSEALConfig
-from pppml_he_tenseal.context import Setting, adder, core, create, decryptor, encryptor, key_pair, read_vector
+from pppml_he_tenseal.context import Setting, accepted, adder, core, decryptor, encryptor, key_pair, read_vector
 
 #: TenSEAL insists on a special prime; 2048 is then too small a ring to be of use. Whole bytes are what its compression is quick with.
 SHAPES = (Shape(4096, (32, 40, 48, 54), special=True), Shape(8192, (60,), special=True))
@@ -58,7 +58,7 @@ class TenSEALBackend(HEBackend):
             exact = plan_exact(value, additions, SHAPES)
             setting, failure = Setting("bfv", exact.ring, exact.modulus), float(round(exact.log2_failure))
             limbs, limb_bits = exact.limbs, exact.limb_bits
-        create(setting)
+        accepted(setting)
         length = limbs * value.length
         details = {"preset": self.config.preset, "library": f"TenSEAL {version('tenseal')}"}
         return HEParams(

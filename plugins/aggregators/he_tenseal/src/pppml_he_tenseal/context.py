@@ -69,6 +69,15 @@ def create(setting: Setting) -> tenseal.Context:
     return context
 
 
+@lru_cache(maxsize=64)
+def accepted(setting: Setting) -> None:
+    """Return where TenSEAL makes exactly this setting. Told once a process: a context comes with a key pair, and parties plan often.
+
+    Raises PlanRefused.
+    """
+    create(setting)
+
+
 def check(setting: Setting, context: tenseal.Context) -> None:
     """Raise PlanRefused unless a context has the parameters asked for and SEAL holds them for valid."""
     seal = context.seal_context().data
