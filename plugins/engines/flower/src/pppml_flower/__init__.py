@@ -1,0 +1,1 @@
+"""Flower engine of pppml: sites at hospitals, over Flower's Message API."""

@@ -1,0 +1,1 @@
+"""NVFlare engine of pppml: sites at hospitals, over NVFlare Collab."""
