@@ -5,7 +5,7 @@ A file says what is run (examples/evidence/matrix.yaml)::
     base: {task: ..., run: {rounds: 30}}                 # a config
     defences: {plain: {}, ring: {aggregator: cyclic-he}} # laid over the base, one run each; the first one has no defence
     attacks:
-      - {use: gallery, vantages: [server, public], rounds: [1, last]}   # and settings of the attack; only: [ring] for some defences
+      - {use: gallery, vantages: [server, public], rounds: [1, last]}   # and settings of the attack; only: [ring], or skip: [ring]
     watched: a                                           # the site that is attacked
     effort: {cheap: 100, optimized: 3, seconds: 10, gallery: 100, seed: 0}
 
@@ -59,6 +59,11 @@ class AttackRow(BaseModel):
     vantages: tuple[str, ...] = ("server",)
     rounds: tuple[Round, ...] = ("last",)
     only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def tries(self, defence: str) -> bool:
+        """Whether it is tried on that defence."""
+        return defence not in self.skip and (not self.only or defence in self.only)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def load_matrix(path: Path) -> MatrixConfig:
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}: {first['msg']}", place=document.place(tuple(first["loc"])), hint=__doc__.split("\n")[0]) from error
     for row in config.attacks:
-        for name in row.only:
+        for name in (*row.only, *row.skip):
             if name not in config.defences:
                 close = nearest(name, list(config.defences))
                 hint = f"did you mean {close!r}?" if close else f"known: {', '.join(config.defences)}"
@@ -212,7 +217,7 @@ def _watched(config: MatrixConfig, name: str, target: Target) -> str:
 
 def _places(config: MatrixConfig, name: str) -> Iterator[_Place]:
     for row in config.attacks:
-        if row.only and name not in row.only:
+        if not row.tries(name):
             continue
         for round_ in row.rounds:
             for vantage in row.vantages:
