@@ -1,9 +1,9 @@
-"""SEAL's bytes opened by hand: what a curious party can read from TenSEAL's messages, in Python integers."""
+"""The noise in a BFV ciphertext, measured by hand on SEAL's bytes in Python integers."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,41 @@ from pppml_core import lattice
 from pppml_core.interfaces.he import HEParams
 from pppml_core.randomness import Secret
 
+#: SEAL's own header within what is unpacked: 32 bytes that name the parameters, and what follows them in a ciphertext and in a plaintext.
+CIPHERTEXT, PLAINTEXT = 32 + 41, 32 + 16
 
-def fields(message: bytes) -> list[tuple[int, Any]]:
-    """(number, value) of each field of a protobuf message."""
-    out: list[tuple[int, Any]] = []
-    at = 0
+
+@pytest.fixture
+def noise_by_hand() -> Callable[[HEParams, Secret, bytes], np.ndarray]:
+    return noise_of
+
+
+def noise_of(params: HEParams, secret: Secret, ciphertext: bytes) -> np.ndarray:
+    """``c0 + c1 s`` of every chunk of an encryption of zero modulo the first prime, nearest to zero, in order."""
+    ring = lattice.ring_of(params)
+    q, n = ring.primes[0], ring.degree
+    key = np.empty(n, dtype=object)
+    key[bit_reversed(n)] = words(field(field(lattice.without_header("secret key", params, secret.reveal())[1], 3), 1), PLAINTEXT)[:n]
+    _, body = lattice.without_header("ciphertext", params, ciphertext)
+    noise, at = [], 0
+    while at < len(body):
+        (length,) = struct.unpack_from("<I", body, at)
+        seal = field(body[at + 4 : at + 4 + length], 2)
+        ntt, polynomials, degree, primes, _, correction = struct.unpack_from("<BQQQdQ", expanded(seal), 32)
+        assert (ntt, polynomials, degree, primes, correction) == (0, 2, n, len(ring.primes), 1)
+        c0, c1 = words(seal, CIPHERTEXT).reshape(2, primes, n)[:, 0]
+        plain = (c0 + from_roots(at_roots(c1, q) * key % q, q)) % q
+        noise.append(np.where(plain > q // 2, plain - q, plain))
+        at += 4 + length
+    return np.concatenate(noise).astype(np.float64)
+
+
+# -- SEAL's bytes: a protobuf field, a header of 16 bytes, zstd; within, a header, its length, the number of words, the words -------------
+
+
+def field(message: bytes | memoryview, number: int) -> bytes:
+    """The first field of that number of a protobuf message; all are of varying length."""
+    message, at = bytes(message), 0
 
     def varint() -> int:
         nonlocal at
@@ -33,124 +63,63 @@ def fields(message: bytes) -> list[tuple[int, Any]]:
 
     while at < len(message):
         tag = varint()
-        size = {1: 8, 5: 4}.get(tag & 7)
-        if tag & 7 == 0:
-            out.append((tag >> 3, varint()))
-            continue
-        if size is None:
-            size = varint()
-        out.append((tag >> 3, message[at : at + size]))
-        at += size
-    return out
-
-
-def field(message: bytes, number: int) -> Any:
-    return next(value for found, value in fields(message) if found == number)
+        size = varint()
+        if tag & 7 == 2:
+            if tag >> 3 == number:
+                return message[at : at + size]
+            at += size
+    raise AssertionError(f"no field {number}")
 
 
 def expanded(seal: bytes) -> bytes:
-    """What is behind SEAL's 16-byte header, which says that it is packed by zstd."""
     magic, size, _, _, compression = struct.unpack_from("<HBBBB", seal)
     assert (magic, size, compression) == (0xA15E, 16, 2)
     return zstandard.ZstdDecompressor().decompressobj().decompress(seal[16:])
 
 
-@dataclass(frozen=True)
-class Ciphertext:
-    """Two polynomials modulo each prime: ``parts[polynomial][prime]``, N Python integers."""
-
-    parts: np.ndarray
-    name: bytes
-    ntt: bool
-    scale: float
+def words(seal: bytes, header: int) -> Any:
+    raw = expanded(seal)
+    (count,) = struct.unpack_from("<Q", raw, header + 16)
+    return np.frombuffer(raw, "<u8", count, header + 24).astype(object)
 
 
-class Seal:
-    """The reader of one set of parameters."""
-
-    def __init__(self, params: HEParams) -> None:
-        self.params = params
-        self.ring = lattice.ring_of(params)
-        self.degree = self.ring.degree
-
-    def ciphertexts(self, data: bytes) -> list[Ciphertext]:
-        """Each chunk of an encrypted vector."""
-        _, body = lattice.without_header("ciphertext", self.params, data)
-        out, at = [], 0
-        while at < len(body):
-            (length,) = struct.unpack_from("<I", body, at)
-            out.append(self._ciphertext(expanded(field(bytes(body[at + 4 : at + 4 + length]), 2))))
-            at += 4 + length
-        return out
-
-    def _ciphertext(self, raw: bytes) -> Ciphertext:
-        ntt, size, degree, primes, scale, correction = struct.unpack_from("<BQQQdQ", raw, 32)
-        assert (size, degree, primes, correction) == (2, self.degree, len(self.ring.primes), 1)
-        (count,) = struct.unpack_from("<Q", raw, 32 + 41 + 16)
-        assert count == 2 * primes * degree
-        words = np.frombuffer(raw, "<u8", count, 32 + 41 + 24)
-        return Ciphertext(words.reshape(2, primes, degree).astype(object), raw[:32], bool(ntt), scale)
-
-    def secret(self, secret: Secret, prime: int = 0) -> np.ndarray:
-        """The secret key at the roots of unity modulo one prime, in SEAL's order."""
-        _, body = lattice.without_header("secret key", self.params, secret.reveal())
-        raw = expanded(field(field(bytes(body), 3), 1))
-        (count,) = struct.unpack_from("<Q", raw, 32 + 16 + 16)
-        words = np.frombuffer(raw, "<u8", count, 32 + 16 + 24)
-        return words.reshape(-1, self.degree)[prime].astype(object)
-
-    # -- the number theoretic transform, in SEAL's order: place j holds the value at psi^(2 bitrev(j) + 1), psi the smallest root
-
-    def psi(self, q: int) -> int:
-        step = next(pow(a, (q - 1) // (2 * self.degree), q) for a in range(2, 99) if pow(a, (q - 1) // 2, q) == q - 1)
-        square, root, least = step * step % q, step, step
-        for _ in range(self.degree):
-            least, root = min(least, root), root * square % q
-        return least
-
-    def order(self) -> np.ndarray:
-        """Place j of SEAL's order is place ``order[j]`` of the natural one."""
-        bits = self.degree.bit_length() - 1
-        return np.array([int(f"{j:0{bits}b}"[::-1], 2) for j in range(self.degree)])
-
-    def forward(self, polynomial: np.ndarray, q: int) -> np.ndarray:
-        """Values at psi, psi^3, psi^5 ..., from N coefficients."""
-        psi = self.psi(q)
-        return _cyclic(polynomial * _powers(psi, self.degree, q) % q, psi * psi % q, q)
-
-    def backward(self, values: np.ndarray, q: int) -> np.ndarray:
-        """Coefficients nearest to zero, the inverse of :meth:`forward`."""
-        psi = self.psi(q)
-        inverse = pow(psi, -1, q)
-        twisted = _cyclic(values % q, inverse * inverse % q, q) * _powers(inverse, self.degree, q) % q
-        plain = twisted * pow(self.degree, -1, q) % q
-        return np.where(plain > q // 2, plain - q, plain)
-
-    def natural(self, values: np.ndarray) -> np.ndarray:
-        """From SEAL's order to the natural one."""
-        out = np.empty_like(values)
-        out[self.order()] = values
-        return out
+# -- the number theoretic transform: place j holds the value at psi^(2 j + 1), psi the smallest root; SEAL keeps it at bitrev(j) ----------
 
 
-def _powers(base: int, n: int, q: int) -> np.ndarray:
-    out, power = [], 1
-    for _ in range(n):
-        out.append(power)
-        power = power * base % q
+def bit_reversed(n: int) -> list[int]:
+    bits = n.bit_length() - 1
+    return [int(f"{j:0{bits}b}"[::-1], 2) for j in range(n)]
+
+
+def smallest_root(n: int, q: int) -> int:
+    """Of order 2 n modulo ``q``, as SEAL chooses it."""
+    step = next(pow(a, (q - 1) // (2 * n), q) for a in range(2, 99) if pow(a, (q - 1) // 2, q) == q - 1)
+    return min(powers(step, 2 * n, q)[1::2])
+
+
+def at_roots(polynomial: np.ndarray, q: int) -> np.ndarray:
+    psi = smallest_root(len(polynomial), q)
+    return cyclic(polynomial * powers(psi, len(polynomial), q) % q, psi * psi % q, q)
+
+
+def from_roots(values: np.ndarray, q: int) -> np.ndarray:
+    n = len(values)
+    inverse = pow(smallest_root(n, q), -1, q)
+    return cyclic(values, inverse * inverse % q, q) * powers(inverse, n, q) % q * pow(n, -1, q) % q
+
+
+def powers(base: int, n: int, q: int) -> np.ndarray:
+    out = [1]
+    for _ in range(n - 1):
+        out.append(out[-1] * base % q)
     return np.array(out, dtype=object)
 
 
-def _cyclic(values: np.ndarray, omega: int, q: int) -> np.ndarray:
+def cyclic(values: np.ndarray, omega: int, q: int) -> np.ndarray:
     """Values of a polynomial at 1, omega, omega^2 ... (Cooley and Tukey)."""
     if len(values) == 1:
         return values
     half, square = len(values) // 2, omega * omega % q
-    even, odd = _cyclic(values[::2], square, q), _cyclic(values[1::2], square, q)
-    odd = odd * _powers(omega, half, q) % q
+    even, odd = cyclic(values[::2], square, q), cyclic(values[1::2], square, q)
+    odd = odd * powers(omega, half, q) % q
     return np.concatenate([(even + odd) % q, (even - odd) % q])
-
-
-@pytest.fixture
-def seal() -> type[Seal]:
-    return Seal

@@ -63,7 +63,7 @@ def test_bytes(scheme: str, bound: int, most: float) -> None:
 
 
 @pytest.mark.parametrize(("bound", "additions"), [(127, 2), (32767, 5)])
-def test_noise_of_bfv_by_hand(bound: int, additions: int, seal: Any) -> None:
+def test_noise_of_bfv_by_hand(bound: int, additions: int, noise_by_hand: Any) -> None:
     """c0 + c1 s of summed encryptions of zero: its standard deviation within 5 % of the computed one, its maximum as SEAL's budget says."""
     he = backend()
     params = he.plan(ValueSpec(3 * 4096, "integer", bound), additions)
@@ -72,20 +72,12 @@ def test_noise_of_bfv_by_hand(bound: int, additions: int, seal: Any) -> None:
     total = he.encrypt(params, public, np.zeros(params.length, np.uint64))
     for _ in range(additions - 1):
         total = he.add(params, total, he.encrypt(params, public, np.zeros(params.length, np.uint64)))
-    reader = seal(params)
-    q = reader.ring.primes[0]
-    key = reader.natural(reader.secret(secret))
-    noise = []
-    for chunk in reader.ciphertexts(total):
-        assert not chunk.ntt
-        c0, c1 = chunk.parts[:, 0]
-        noise.append(reader.backward(reader.forward(c0, q) + reader.forward(c1, q) * key, q))
-    measured = np.concatenate(noise).astype(np.float64)
-    assert float(measured.std()) == pytest.approx(math.sqrt(additions * reader.ring.variance), rel=0.05)
+    measured, own = noise_by_hand(params, secret, total), lattice.ring_of(params)
+    assert float(measured.std()) == pytest.approx(math.sqrt(additions * own.variance), rel=0.05)
     budget = he.noise_budget(params, secret, total)
     assert budget is not None
     assert budget >= 4
-    assert 0 <= math.log2(q / (2 * params.plaintext_modulus * np.abs(measured).max())) - budget < 2
+    assert 0 <= math.log2(own.primes[0] / (2 * params.plaintext_modulus * np.abs(measured).max())) - budget < 2
 
 
 def test_measured_error_of_ckks() -> None:

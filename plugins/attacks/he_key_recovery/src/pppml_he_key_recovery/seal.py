@@ -18,7 +18,6 @@ import zstandard
 from pppml_core import lattice
 from pppml_core.errors import WireError
 from pppml_core.interfaces.he import HEParams
-from pppml_core.randomness import Secret
 
 Numbers = npt.NDArray[Any]
 
@@ -67,11 +66,9 @@ def expanded(seal: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Ciphertext:
-    """Two polynomials modulo each prime: ``parts[polynomial][prime]``, N Python integers."""
+    """Two polynomials modulo each prime: ``parts[polynomial][prime]``, N Python integers; ``scale``: of the encoding."""
 
     parts: Numbers
-    name: bytes
-    ntt: bool
     scale: float
 
 
@@ -97,23 +94,14 @@ class Seal:
         return out
 
     def _ciphertext(self, raw: bytes) -> Ciphertext:
-        ntt, size, degree, primes, scale, correction = struct.unpack_from("<BQQQdQ", raw, 32)
+        _, size, degree, primes, scale, correction = struct.unpack_from("<BQQQdQ", raw, 32)
         if (size, degree, primes, correction) != (2, self.degree, len(self.ring.primes), 1):
             raise WireError("not a fresh ciphertext of these parameters", place="he-key-recovery")
         (count,) = struct.unpack_from("<Q", raw, 32 + 41 + 16)
         if count != 2 * primes * degree:
             raise WireError("a ciphertext of another size", place="he-key-recovery")
         words = np.frombuffer(raw, "<u8", count, 32 + 41 + 24)
-        return Ciphertext(words.reshape(2, primes, degree).astype(object), raw[:32], bool(ntt), scale)
-
-    def secret(self, secret: Secret, prime: int = 0) -> Numbers:
-        """The secret key at the roots of unity modulo one prime, in SEAL's order."""
-        _, body = lattice.without_header("secret key", self.params, secret.reveal())
-        raw = expanded(field(field(bytes(body), 3), 1))
-        (count,) = struct.unpack_from("<Q", raw, 32 + 16 + 16)
-        words = np.frombuffer(raw, "<u8", count, 32 + 16 + 24)
-        values: Numbers = words.reshape(-1, self.degree)[prime].astype(object)
-        return values
+        return Ciphertext(words.reshape(2, primes, degree).astype(object), scale)
 
     # -- the number theoretic transform, in SEAL's order: place j holds the value at psi^(2 bitrev(j) + 1), psi the smallest root
 
