@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pppml_core.component import ComponentConfig
+from pppml_core.errors import ConfigError
 
 Topology = Literal["p2p", "star"]
 
@@ -111,3 +112,12 @@ class Engine(ABC):
     @abstractmethod
     def connect(self, job: Job) -> Transport:
         """Bring the sites up."""
+
+    def serve(self, home: Path) -> int:
+        """Be the site of this home until the engine ends; the exit code of `pppml site run`, which calls it at a hospital.
+
+        Only engines whose sites live by themselves have it. Raises ConfigError where this one starts its sites itself.
+        """
+        name = getattr(self.config, "use", type(self).__name__)
+        hint = "name an engine for real sites in site.yaml, or start the run where the coordinator is: pppml run"
+        raise ConfigError(f"the engine {name} starts its sites itself", place="engine", hint=hint)
