@@ -1,21 +1,14 @@
-"""An attack's answer, and the time it has."""
+"""An attack's answer."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pppml_core.interfaces.attack import Budget, Reconstruction
+from pppml_core.interfaces.attack import Reconstruction
 from pppml_idlg.evidence import Evidence
 from pppml_idlg.matching import Effort
-
-
-def seconds_of(budget: Budget, own: float | None) -> float:
-    """The shorter of what is given and the attack's own limit."""
-    return min(float(budget.seconds), math.inf if own is None else own)
 
 
 def answer(

@@ -15,25 +15,27 @@ _MOST = "images behind the whole sum above which the attack does not apply"
 _SECONDS = "wall-clock limit of one answer, beside the one it is called with; default: none of its own"
 
 
-class _Common(ComponentConfig):
+class MatchingConfig(ComponentConfig):
+    """What all four have."""
+
     images: int | None = Field(None, ge=1, description=_IMAGES)
     most_images: int = Field(64, ge=1, description=_MOST)
     seconds: float | None = Field(None, gt=0, description=_SECONDS)
 
 
-class DlgConfig(_Common):
+class DlgConfig(MatchingConfig):
     """`dlg`: image and soft label jointly, L-BFGS without line search."""
 
     steps: int = Field(300, ge=1, description="outer steps of L-BFGS, each of at most 20 inner ones")
 
 
-class IdlgPublishedConfig(_Common):
+class IdlgPublishedConfig(MatchingConfig):
     """`idlg-published`: label by the sign rule, then the image, L-BFGS without line search."""
 
     steps: int = Field(300, ge=1, description="outer steps of L-BFGS, each of at most 20 inner ones")
 
 
-class IdlgConfig(_Common):
+class IdlgConfig(MatchingConfig):
     """`idlg`: normalized objective, box constraint, strong Wolfe, restarts, defence inside the loss."""
 
     steps: int = Field(300, ge=1, description="outer steps of L-BFGS in all, over all restarts, each of at most 20 inner ones")
@@ -46,7 +48,7 @@ class IdlgConfig(_Common):
     rule: Rule = Field("auto", description="of label inference; auto: matched filter under noise, else the bias, else row sums")
 
 
-class InvertingGradientsConfig(_Common):
+class InvertingGradientsConfig(MatchingConfig):
     """`inverting-gradients`: cosine distance and total variation, signed Adam."""
 
     steps: int = Field(4800, ge=8, description="steps of Adam of each restart")

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Knowledge, Reconstruction
-from pppml_core.randomness import seeded
-from pppml_idlg.answers import answer, seconds_of
+from pppml_core.interfaces.attack import AdversaryView, Knowledge, Reconstruction
+from pppml_idlg.answers import answer
+from pppml_idlg.attack import Matching
 from pppml_idlg.config import IdlgConfig
-from pppml_idlg.evidence import Evidence, misfit, update_evidence
+from pppml_idlg.evidence import Evidence, update_evidence
 from pppml_idlg.labels import Rule, chosen_rule, errors_by, expected_of, labels_of
 from pppml_idlg.matching import Effort, Leaves, Likelihood, OutOfTime, Run, lbfgs
 from pppml_idlg.prior import learned, unit_public
@@ -34,23 +34,14 @@ CONVERGED = 1e-14
 TRYING = 0.25
 
 
-class Idlg(Attack):
+class Idlg(Matching):
     """The label by the sign rule or matched filter, then the image by a robust search."""
 
     config: IdlgConfig
 
-    def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
-        """No sum, masks, no model, too many images, or no last layer from which to read the label."""
-        return misfit(view, ctx, self.config.images, self.config.most_images, labels=True)
-
-    def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
+    def search(self, view: AdversaryView, ctx: Knowledge, effort: Effort) -> Reconstruction:
         """Images and labels."""
-        with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
-            return self._run(view, budget, ctx)
-
-    def _run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         config = self.config
-        effort = Effort(seconds_of(budget, config.seconds))
         evidence = update_evidence(view, ctx, config.images, torch.float64 if config.double else torch.float32)
         labels, rule = inferred(evidence, config.rule)
         matched = by_read_error(evidence) if config.read_error else evidence

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Knowledge, Reconstruction
-from pppml_core.randomness import seeded
-from pppml_idlg.answers import answer, seconds_of
+from pppml_core.interfaces.attack import AdversaryView, Knowledge, Reconstruction
+from pppml_idlg.answers import answer
+from pppml_idlg.attack import Matching
 from pppml_idlg.config import InvertingGradientsConfig
-from pppml_idlg.evidence import misfit, update_evidence
+from pppml_idlg.evidence import update_evidence
 from pppml_idlg.hardened import inferred
 from pppml_idlg.matching import Effort, Leaves, OutOfTime, Run, cosine, signed_adam, total_variation
 from pppml_idlg.prior import unit_public
 
 
-class InvertingGradients(Attack):
+class InvertingGradients(Matching):
     """One minus cosine, plus total variation; Adam on signs, projected to the box. Labels by the sign rule, or restored counts."""
 
     config: InvertingGradientsConfig
 
-    def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
-        """No sum, masks, no model, too many images, or no last layer from which to read the labels."""
-        return misfit(view, ctx, self.config.images, self.config.most_images, labels=True)
-
-    def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
+    def search(self, view: AdversaryView, ctx: Knowledge, effort: Effort) -> Reconstruction:
         """Images and labels."""
-        with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
-            return self._run(view, budget, ctx)
-
-    def _run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         config = self.config
-        effort = Effort(seconds_of(budget, config.seconds))
         evidence = update_evidence(view, ctx, config.images, torch.float32)
         labels, rule = inferred(evidence, config.rule)
         targets = torch.from_numpy(labels)

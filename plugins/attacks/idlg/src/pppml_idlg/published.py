@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import torch
 
-from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Knowledge, Reconstruction
-from pppml_core.randomness import seeded
-from pppml_idlg.answers import answer, seconds_of
+from pppml_core.interfaces.attack import AdversaryView, Knowledge, Reconstruction
+from pppml_idlg.answers import answer
+from pppml_idlg.attack import Matching
 from pppml_idlg.config import DlgConfig, IdlgPublishedConfig
-from pppml_idlg.evidence import Evidence, gradient_evidence, misfit
+from pppml_idlg.evidence import Evidence, gradient_evidence
 from pppml_idlg.labels import errors_by, expected_of, labels_of
 from pppml_idlg.matching import Effort, Leaves, OutOfTime, Run, lbfgs, squared
 
@@ -23,22 +23,14 @@ from pppml_idlg.matching import Effort, Leaves, OutOfTime, Run, lbfgs, squared
 CHECKED, CONVERGED = 10, 1e-6
 
 
-class Dlg(Attack):
+class Dlg(Matching):
     """Image and soft label jointly (Zhu, Liu and Han 2019, algorithm 1); the label is where the soft label is largest."""
 
+    reads_labels = False
     config: DlgConfig
 
-    def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
-        """No sum, masks, no model, or too many images."""
-        return misfit(view, ctx, self.config.images, self.config.most_images, labels=False)
-
-    def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
+    def search(self, view: AdversaryView, ctx: Knowledge, effort: Effort) -> Reconstruction:
         """Images and labels."""
-        with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
-            return self._run(view, budget, ctx)
-
-    def _run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
-        effort = Effort(seconds_of(budget, self.config.seconds))
         evidence = gradient_evidence(view, ctx, self.config.images, torch.float32)
         generator = torch.Generator().manual_seed(ctx.seed)
         start = [
@@ -50,22 +42,13 @@ class Dlg(Attack):
         return answer(evidence, run.best[0], labels, effort, run.last)
 
 
-class IdlgPublished(Attack):
+class IdlgPublished(Matching):
     """The label by the sign rule, then the image (Zhao, Mopuri and Bilen 2020, algorithm 1)."""
 
     config: IdlgPublishedConfig
 
-    def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
-        """No sum, masks, no model, too many images, or no last layer from which to read the label."""
-        return misfit(view, ctx, self.config.images, self.config.most_images, labels=True)
-
-    def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
+    def search(self, view: AdversaryView, ctx: Knowledge, effort: Effort) -> Reconstruction:
         """Images and labels."""
-        with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
-            return self._run(view, budget, ctx)
-
-    def _run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
-        effort = Effort(seconds_of(budget, self.config.seconds))
         evidence = gradient_evidence(view, ctx, self.config.images, torch.float32)
         assert evidence.head is not None
         expected = expected_of(evidence.model, evidence.head, ctx)
