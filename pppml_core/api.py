@@ -144,6 +144,22 @@ class Experiment:
                 run.report()
         return run
 
+    def export(self, folder: str | Path) -> Path:
+        """Write this run as a job of its engine's own kind, for the people who operate that engine; what is to be handed to it.
+
+        Raises PlanRefused as :meth:`run` does, ConfigError where the engine has no jobs of its own or the folder is not empty.
+        """
+        from pppml_core.config import to_plain
+
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError("this is not an empty folder", place=str(folder), hint="give a new one")
+        plan = self._plan()
+        plan.refuse_misfits()
+        engine = self.registry.build("engine", plan.config.engine, self.objects)
+        found: Path = engine.export(to_plain(plan.config), folder)
+        return found
+
     def _launch(self, plan: Plan, directory: RunDir, engine: Any, emit: Any) -> None:
         """The run, and the attacks that its config asks for."""
         from pppml_core.engines.launch import launch
@@ -199,7 +215,7 @@ def _refuse_other_config(path: Path, config: RunConfig, registry: Registry) -> N
 def _from_anywhere(config: RunConfig) -> RunConfig:
     """The config with its paths of data, initial weights and homes made absolute, so that the run goes on from any working directory."""
     sections = {}
-    for name, field in (("task", "path"), ("training", "init"), ("engine", "homes")):
+    for name, field in (("task", "path"), ("training", "init"), ("engine", "homes"), ("engine", "kit")):
         section = getattr(config, name)
         given = getattr(section, field, None)
         if given and not Path(given).is_absolute() and Path(given).exists():

@@ -22,7 +22,7 @@ COMMANDS = {
     "plan": "Check a config and explain every stage before anything is trained.",
     "data": "Print the data card of a config's task, with counts and pictures.",
     "predict": "Apply a trained model to images.",
-    "export": "Write a trained model as a MONAI bundle.",
+    "export": "Write a trained model as a MONAI bundle, or a run as a job for an engine.",
     "report": "Make one HTML page of one or several runs.",
     "sweep": "Run a grid of settings and seeds, and tabulate it.",
     "attack": "Attack a finished run from a named vantage.",

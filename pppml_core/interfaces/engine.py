@@ -121,3 +121,15 @@ class Engine(ABC):
         name = getattr(self.config, "use", type(self).__name__)
         hint = "name an engine for real sites in site.yaml, or start the run where the coordinator is: pppml run"
         raise ConfigError(f"the engine {name} starts its sites itself", place="engine", hint=hint)
+
+    def export(self, config: Mapping[str, Any], folder: Path) -> Path:
+        """Write a run as a job of the engine's own kind, for the people who operate it; what `pppml export NAME CONFIG` calls.
+
+        Args:
+            config: resolved, as plain data.
+            folder: a new or empty folder; made if it is not there.
+
+        Returns what is to be handed to the engine, in ``folder``. Raises ConfigError where the engine has no jobs of its own.
+        """
+        name = getattr(self.config, "use", type(self).__name__)
+        raise ConfigError(f"the engine {name} has no jobs to export", place="engine", hint="start the run itself: pppml run")
