@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pppml_core.config import RunConfig, diff, resolve, save_resolved, split_objects
-from pppml_core.errors import CheckpointError, ConfigError, PppmlError, check_site
+from pppml_core.errors import CheckpointError, ConfigError, DataError, PppmlError, check_site
 from pppml_core.registry import Registry
 from pppml_core.views import CardView, PlanView, Rows
 
@@ -73,6 +73,9 @@ class Experiment:
         """The data card with counts; ``pictures`` writes a sheet of sample images there."""
         from pppml_core.learning.data.card import card_with_counts, sample_sheet
 
+        if self.config.sites is not None:
+            hint = "each site looks at its own: pppml data with the task and its own path, without `sites`"
+            raise DataError(f"the data are at {', '.join(self.config.sites)}, and none of them here", place="sites", hint=hint)
         task = self.registry.build("task", self.config.task, self.objects)
         if pictures is not None:
             sample_sheet(task, pictures)
