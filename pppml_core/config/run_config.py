@@ -15,6 +15,7 @@ from pppml_core.component import Choice, ComponentConfig
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 
 
 def _some(weights: list[float]) -> list[float]:
@@ -142,6 +143,11 @@ class RunConfig(Section):
     leave_out: list[str] = Field(
         default_factory=list, description="set by `task.leave_out`: sites (slugs) that take no part, so that a model can be tried on them"
     )
+    sites: dict[Slug, Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="the sites of a real federation, in their order, and how many training examples each has announced, "
+        "`{clinic_a: 412, clinic_b: 230}`; the data are at the sites, and nothing of them is looked at here",
+    )
     model: Annotated[ComponentConfig | None, Choice("model")] = None
     training: TrainingSection = Field(default_factory=TrainingSection)
     encoding: Annotated[EncodingSection, BeforeValidator(_encoding_by_name, json_schema_input_type=EncodingSection | _EncodingName)] = (
@@ -153,6 +159,14 @@ class RunConfig(Section):
     attacks: list[Annotated[ComponentConfig, Choice("attack")]] = Field(default_factory=list)
     reporters: Annotated[list[Annotated[ComponentConfig, Choice("reporter")]], Field(default=["console", "jsonl"], validate_default=True)]
     engine: Annotated[ComponentConfig, Choice("engine", default="local")]
+
+    @model_validator(mode="after")
+    def _sites_are_all_there_is(self) -> RunConfig:
+        if self.sites is not None and (self.pool or self.leave_out):
+            raise ValueError("the data are at the `sites`: leave out `task.pool`, and a site of `task.leave_out` by not naming it")
+        if self.sites is not None and ("server" in self.sites or not self.sites):
+            raise ValueError("`sites` names the sites, at least one; `server` is the coordinator")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every default written out: what ``config.resolved.yaml`` holds."""

@@ -30,6 +30,7 @@ class LocalEngine(Engine):
     """The engine of that name."""
 
     config: LocalConfig
+    sites_here = True
 
     def __init__(self, config: LocalConfig) -> None:
         super().__init__(config)

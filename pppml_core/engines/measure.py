@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from pppml_core.engines.rehearsal import Rehearsal, numbers_for
+from pppml_core.federation.checks import examples_to_try
 from pppml_core.federation.plan import Plan
 from pppml_core.learning.gradients import plain_gradients
 from pppml_core.learning.training import LocalTraining
@@ -16,7 +17,9 @@ def measure_plan(plan: Plan) -> dict[str, float]:
     parts = plan.assembly
     assert parts is not None
     site = parts.task.sites()[0].slug
-    data = LocalTraining(parts.load(site).train, parts.config.training, parts.seeds, site=site, round=1, rounds=1)
+    train = examples_to_try(plan, parts)
+    assert train is not None
+    data = LocalTraining(train, parts.config.training, parts.seeds, site=site, round=1, rounds=1)
     rule = plain_gradients(lambda outputs, targets: parts.task.loss(outputs, targets), parts.config.training.precision)
     with seeded(0):
         batch = next(iter(data.sample("measure", 1)))

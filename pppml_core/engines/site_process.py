@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,11 +65,20 @@ def _listen(line: Line, requests: Requests) -> None:
 
 def _begin(settings: dict[str, Any]) -> InProcess:
     from pppml_core.engines.local import InProcess
+    from pppml_core.errors import ConfigError
+    from pppml_core.federation.own_parts import own_parts
     from pppml_core.interfaces.engine import Job
+    from pppml_core.registry import Registry
 
     homes = Path(settings["homes"]) if settings["homes"] else None
     sites, sizes = tuple(settings["sites"]), settings["sizes"]
-    transport = InProcess(Job(settings["run"], settings["config"], Path(settings["folder"]), sites, sizes, {}, homes), amnesia=False)
+    job = Job(settings["run"], settings["config"], Path(settings["folder"]), sites, sizes, {}, homes)
+    if homes is not None:
+        parts, site = own_parts(job, settings["site"], Registry.discover()), settings["site"]
+        if (held := len(parts.load(site).train)) != sizes[site]:
+            raise ConfigError(f"the run counts on {sizes[site]} training examples of {site}, which has {held}", place="sites")
+        job = replace(job, parts=parts)
+    transport = InProcess(job, amnesia=False)
     transport.site(settings["site"])
     return transport
 

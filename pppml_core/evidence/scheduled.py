@@ -37,6 +37,8 @@ def misfits(plan: Plan) -> list[str]:
                 out.append(f"{place}: its record would replace that of attacks[{other}]; name another round or vantage")
         assert plan.assembly is not None
         if plan.assembly.registry.build("attack", attack).reads_view:
+            if config.sites is not None:
+                out.append(f"{place}: it is scored against images of the watched site, which are there; make it where all data are here")
             if needs_recording(plan.assembly, attack) and config.run.transcript != "secrets":
                 out.append(f"{place}: it attacks rounds as they were recorded; set run.transcript: secrets")
             elif any(r > 1 for r in rounds) and config.run.transcript == "sizes":

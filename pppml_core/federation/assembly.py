@@ -20,6 +20,7 @@ from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.privacy import PrivacyMechanism, PrivacyPlan, PrivacySetting
 from pppml_core.interfaces.task import SiteData, Task, TaskSpec
 from pppml_core.learning.arrays import parameters_and_buffers
+from pppml_core.learning.elsewhere import DataElsewhere
 from pppml_core.learning.evaluation import Remembered
 from pppml_core.learning.leave_out import TaskWithout
 from pppml_core.learning.pool import PooledTask
@@ -44,10 +45,19 @@ class Assembly:
     initial_state: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, config: RunConfig, registry: Registry, objects: Mapping[str, Any] | None = None) -> Assembly:
-        """Build every component of a bound config. ``objects`` are live Python objects by section."""
+    def build(cls, config: RunConfig, registry: Registry, objects: Mapping[str, Any] | None = None, *, at: str | None = None) -> Assembly:
+        """Build every component of a bound config.
+
+        Args:
+            config: bound, not necessarily complete.
+            registry: where its components are.
+            objects: live Python objects by section.
+            at: the site whose process this is, where each site has only its own data.
+        """
         objects = objects or {}
         task = registry.build("task", config.task, objects)
+        if config.sites is not None:
+            task = DataElsewhere(task, config.sites, at)
         if config.leave_out:
             task = TaskWithout(task, config.leave_out)
         if config.pool:

@@ -15,8 +15,9 @@ from pppml_core.errors import PppmlError, nearest
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import levels_of, rounded_weight, weight_error
 from pppml_core.interfaces.privacy import PrivacyPlan
-from pppml_core.interfaces.task import SPLITS, SiteData, TaskSpec
+from pppml_core.interfaces.task import SPLITS, Examples, SiteData, TaskSpec
 from pppml_core.learning.data.inspection import faults
+from pppml_core.learning.elsewhere import noise_like
 from pppml_core.learning.pool import evaluated_sites, held_out
 from pppml_core.learning.training import device_of, step_ends
 from pppml_core.randomness import seeded
@@ -44,11 +45,18 @@ def of_section(section: str, texts: Iterable[str]) -> list[str]:
 
 def check_engine(plan: Plan, registry: Registry, objects: Mapping[str, Any]) -> None:
     """Whether the engine can run this job."""
-    plan.misfits += registry.build("engine", plan.config.engine, objects).misfits(objects)
+    engine, name = registry.build("engine", plan.config.engine, objects), plan.config.engine.use  # type: ignore[attr-defined]
+    plan.misfits += engine.misfits(objects)
+    if plan.config.sites is not None and engine.sites_here:
+        text = f"the data are said to be at {', '.join(plan.config.sites)}, but engine {name} runs every site here, with the data of task"
+        plan.misfits.append(f"sites: {text}; take an engine that reaches them, or leave `sites` out where all data are here")
 
 
 def check_data(plan: Plan, parts: Assembly) -> bool:
-    """Load every site; sizes, classes, values. False where something is wrong with them."""
+    """Load every site; sizes, classes, values. False where something is wrong with them.
+
+    Of data that are elsewhere the plan knows what was announced; each site looks at its own when it joins (:func:`own_misfits`).
+    """
     spec = parts.spec
     plan.task = {
         "kind": spec.kind,
@@ -58,6 +66,11 @@ def check_data(plan: Plan, parts: Assembly) -> bool:
         "channels": spec.channels,
         "size": list(spec.size),
     }
+    if plan.config.sites is not None:
+        plan.sizes = dict(plan.config.sites)
+        plan.sites = [{"slug": site, "name": site, "train": count} for site, count in plan.sizes.items()]
+        plan.warnings.append("sites: the data are elsewhere: each site looks at its own when it joins, and nothing of that is told here")
+        return True
     wrong = of_section("task", parts.task.misfits())
     until = time.monotonic() + LOOKING
     try:
@@ -90,6 +103,37 @@ def check_data(plan: Plan, parts: Assembly) -> bool:
     # What is wrong with a file of several sites is said by each of them.
     plan.misfits += dict.fromkeys(wrong)
     return not wrong
+
+
+def own_misfits(parts: Assembly, site: str, privacy: PrivacyPlan) -> list[str]:
+    """What is wrong with one site's own data, as that site finds it when it joins a run: what a plan says of data that it can see."""
+    until, data = time.monotonic() + LOOKING, parts.load(site)
+    out = of_section("task", parts.task.misfits()) or _check_examples(site, data, parts.spec, until)
+    if not len(data.train):
+        out.append(f"task: site {site!r} has no training examples")
+    if privacy.statement.unit == "patient" and 1 < len(data.train) == len(groups_in(data.train)):
+        out.append(NO_PATIENTS)
+    return out
+
+
+#: said where the groups of the data cannot be patients.
+NO_PATIENTS = (
+    "privacy.unit: patient, but every example is a group of its own: the data do not say which images are of one patient; give groups, "
+    "or use unit: example"
+)
+
+
+def groups_in(examples: Examples) -> set[str]:
+    """The groups of some examples."""
+    return set(map(str, np.asarray(examples.groups).tolist())) if len(examples) else set()
+
+
+def examples_to_try(plan: Plan, parts: Assembly) -> Examples | None:
+    """Training examples to try the network on: a site's, or noise of their shape where the data are elsewhere."""
+    if plan.config.sites is not None:
+        return noise_like(parts.spec, 2 * plan.config.training.batch_size)
+    site = next((s for s, n in plan.sizes.items() if n), None)
+    return None if site is None else parts.load(site).train
 
 
 def _check_examples(site: str, part: SiteData, spec: TaskSpec, until: float) -> list[str]:
@@ -142,10 +186,10 @@ def _check_network(plan: Plan, parts: Assembly, model: torch.nn.Module) -> list[
     reference = next(model.parameters(), None)
     if reference is None:
         return ["model: it has no parameters, so there is nothing to train"]
-    site = next((s for s, n in plan.sizes.items() if n), None)
-    if site is None:
+    examples = examples_to_try(plan, parts)
+    if examples is None:
         return []
-    image, target = parts.load(site).train.example(0)
+    image, target = examples.example(0)
     expected = (len(parts.spec.classes),) if parts.spec.kind == "classification" else (len(parts.spec.classes), *target.shape)
     was_training = model.training
     model.eval()

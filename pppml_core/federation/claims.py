@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from pppml_core.federation.assembly import Assembly
-from pppml_core.federation.checks import of_section
+from pppml_core.federation.checks import NO_PATIENTS, examples_to_try, groups_in, of_section
 from pppml_core.interfaces.privacy import PrivacyPlan
-from pppml_core.interfaces.task import Examples
 from pppml_core.learning.carried import carrying
 from pppml_core.learning.gradients import plain_gradients
 
@@ -68,28 +67,27 @@ def _check_patients(plan: Plan, parts: Assembly) -> list[str]:
     Where validation images choose what is released, no patient whose images are trained on may be among them at another site either
     (a site's own parts are compared with the data).
     """
+    if plan.config.sites is not None:
+        text = "each site checks that its data name patients; whether one person is a patient of two of them nobody can check"
+        plan.warnings.append(f"privacy.unit: patient: {text}")
+        return []
     remedy = "deal whole patients to sites (task.partition.unit: group), name different people apart, or use unit: example"
     seen: dict[str, str] = {}
     single = True
     for site, count in plan.sizes.items():
-        groups = _groups(parts.load(site).train)
+        groups = groups_in(parts.load(site).train)
         single = single and len(groups) == count
         if twice := sorted(groups & seen.keys()):
             where = f"{twice[0]!r} is at {seen[twice[0]]!r} and at {site!r}, and would count twice"
             return [f"privacy.unit: patient, but {where}; {remedy}"]
         seen |= dict.fromkeys(groups, site)
     if single:
-        text = "privacy.unit: patient, but every example is a group of its own: the data do not say which images are of one patient"
-        return [f"{text}; give groups, or use unit: example"]
+        return [NO_PATIENTS]
     for site in plan.sizes if parts.personalization.shares and _chosen(plan) else ():
-        if both := sorted(_groups(parts.load(site).validation) & seen.keys()):
+        if both := sorted(groups_in(parts.load(site).validation) & seen.keys()):
             where = f"{both[0]!r} trains at {seen[both[0]]!r} and is a validation patient of {site!r}, whose scores have no noise"
             return [f"privacy.unit: patient, but {where} and choose what is released ({_chosen(plan)}); {remedy}, or use run.select: last"]
     return []
-
-
-def _groups(examples: Examples) -> set[str]:
-    return set(map(str, np.asarray(examples.groups).tolist())) if len(examples) else set()
 
 
 def _outside(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> list[str]:
@@ -163,10 +161,9 @@ def check_gradients(plan: Plan, parts: Assembly, privacy: PrivacyPlan) -> None:
 
 def _check_layers(plan: Plan, parts: Assembly) -> list[str]:
     """Layers that keep something of the images they see: no clip of single gradients bounds that."""
-    site = next((s for s, n in plan.sizes.items() if n), None)
-    if site is None:
+    train, reference = examples_to_try(plan, parts), next(parts.model.parameters())
+    if train is None:
         return []
-    train, reference = parts.load(site).train, next(parts.model.parameters())
     images = np.stack([np.asarray(train.example(i)[0]) for i in (0, len(train) - 1)])
     first = torch.from_numpy(images).to(reference.device, reference.dtype)
     try:

@@ -8,21 +8,24 @@ disk makes it refuse that attempt: no mask and no noise is ever used twice.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from pppml_core.config import resolve
-from pppml_core.errors import PolicyRefusal, PppmlError, WireError
+from pppml_core.errors import DataError, PolicyRefusal, WireError
 from pppml_core.federation.admission import after_code, before_code
-from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.checks import own_misfits
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.home import open_home
 from pppml_core.federation.identity import Identity, derive, load_identity, statement
 from pppml_core.federation.invitation import JOIN, Invitation, read_invitation
+from pppml_core.federation.own_parts import own_parts
 from pppml_core.federation.policy import load_policy
-from pppml_core.federation.site import Site, SiteHost, reason_of
+from pppml_core.federation.reason import reason_of
+from pppml_core.federation.site import Site, SiteHost
 from pppml_core.interfaces.engine import Job
 from pppml_core.randomness import entropy
 from pppml_core.registry import Registry
@@ -52,7 +55,7 @@ class Resident:
         self._lock = threading.Lock()
 
     def receive(self, frame: bytes) -> bytes:
-        """The reply to one frame. Never raises for anything a peer can cause: it answers ``refused`` or ``failed`` with the reason."""
+        """The reply to one frame. Never raises: it answers ``refused`` or ``failed`` with the reason."""
         with self._lock:  # engines may call from several threads; a site does one thing after the other
             return self._receive(frame)
 
@@ -65,20 +68,23 @@ class Resident:
             if message.kind == JOIN:
                 return self._reply(message, "reply", self._join(message, frame))
             site = self._living(message.run)
+            reply = site.receive(frame)
+            if self._recreated:
+                self._freeze(message.run, site)
+            return reply
         except PolicyRefusal as error:
             return self._reply(message, "refused", reason_of(error))
-        except PppmlError as error:
+        except Exception as error:
+            # Whatever it is, an engine that carried it to the coordinator would carry along what it says of this machine.
             return self._reply(message, "failed", reason_of(error))
-        reply = site.receive(frame)
-        if self._recreated:
-            self._freeze(message.run, site)
-        return reply
 
     def _join(self, message: Message, frame: bytes) -> Body:
         if message.recipient != self.home.name:
             raise WireError("this message is for another site", place=self.home.name)
         asked = read_invitation(message, open_home(self.home.folder).pinned)
-        self._accept(asked)
+        host = self._accept(asked)
+        if wrong := own_misfits(host.assembly, self.home.name, host.privacy):
+            raise DataError("; ".join(wrong), place=self.home.name)
         write_atomic(self._folder(message.run) / INVITATION, frame)
         return {"joined": True}
 
@@ -100,11 +106,11 @@ class Resident:
         """Check the invitation, build the run's parts, bring the site to life. The policy is read anew: it may have changed."""
         home, policy = open_home(self.home.folder), load_policy(self.home.folder)
         before_code(home, policy, asked)
-        registry = Registry.discover()
-        parts = Assembly.build(resolve(asked.config, registry=registry), registry)
         homes = {home.name: home.folder}
-        host = SiteHost(Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, homes, parts))
+        job = Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, homes)
+        host = SiteHost(replace(job, parts=own_parts(job, home.name, Registry.discover())))
         after_code(home, policy, asked, host)
+        torch.set_num_threads(host.assembly.config.training.threads)  # part of what makes results equal on every engine
         self._run, self._site = asked.run, host.site(home.name, policy)
         return host
 

@@ -21,6 +21,7 @@ from pppml_core.federation.assembly import Assembly, fewest_survivors
 from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline
 from pppml_core.federation.policy import Policy, load_policy
+from pppml_core.federation.reason import LENGTH, reason_of
 from pppml_core.federation.secret_record import SECRETS, SecretRecord
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.federation.store import SiteStore, sites_digest
@@ -42,10 +43,8 @@ ROUND_FIELDS = (
     WireField("open", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
     WireField("train", "done", "bool", (), 8, "in the clear", "that local training has ended (nothing is shared)"),
     WireField("evaluate", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
-    WireField("refused or failed", "reason", "str", (), 512, "in the clear", "why a site did not answer, in words"),
+    WireField("refused or failed", "reason", "str", (), LENGTH, "in the clear", "why a site did not answer, in words"),
 )
-#: bytes of a reason; its end is cut.
-_REASON = 512
 
 
 class SiteHost:
@@ -147,7 +146,7 @@ class Site:
             message = decode_message(frame)
         except WireError as error:
             unknown = Message(self._host.job.run, 0, 1, "unreadable", "", SERVER, self.name)
-            return self._reply(unknown, "failed", reason_of(error))
+            return self._reply(unknown, "failed", self._reason(error))
         try:
             if message.recipient != self.name or message.run != self._host.job.run:
                 raise WireError("this message is for another run or site", place=self.name)
@@ -159,9 +158,12 @@ class Site:
             self._host.manifest.check(message.stage, body)
             return self._reply(message, "reply", body)
         except PolicyRefusal as error:
-            return self._reply(message, "refused", reason_of(error))
+            return self._reply(message, "refused", self._reason(error))
         except PppmlError as error:
-            return self._reply(message, "failed", reason_of(error))
+            return self._reply(message, "failed", self._reason(error))
+
+    def _reason(self, error: Exception) -> Body:
+        return reason_of(error, simulated=self._host.job.homes is None)
 
     def _reply(self, message: Message, kind: str, body: Body) -> bytes:
         return encode_message(Message(message.run, message.round, message.attempt, kind, message.stage, self.name, SERVER, body))
@@ -391,11 +393,3 @@ class Site:
         for kind, frozen in held["sides"].items():
             site._side(kind).thaw(frozen)
         return site
-
-
-def reason_of(error: PppmlError) -> Body:
-    """What a site answers where it refuses or fails: the reason, in words."""
-    # Not str(error): this becomes part of another error's text, which has its own hint.
-    text = f"{error.place}: {error.message}" if error.place else error.message
-    text += f" ({error.hint})" if error.hint else ""
-    return {"reason": text.encode()[:_REASON].decode(errors="ignore")}

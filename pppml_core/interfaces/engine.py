@@ -99,6 +99,8 @@ class Engine(ABC):
     """
 
     topology: Topology = "p2p"
+    #: all sites run where the coordinator runs, with the task as it is there: no site has data that the coordinator has not.
+    sites_here: bool = False
     #: homes that exist already, ``homes/<party>``; None: under the run's folder.
     homes: Path | None = None
 

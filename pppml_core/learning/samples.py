@@ -10,6 +10,7 @@ import torch
 
 from pppml_core.interfaces.task import Task
 from pppml_core.learning.data.examples import Subset
+from pppml_core.learning.elsewhere import DataElsewhere
 from pppml_core.learning.evaluation import predict_examples
 from pppml_core.learning.pool import evaluated_sites, held_out
 
@@ -18,9 +19,9 @@ def sample_predictions(task: Task, model: Callable[[str], torch.nn.Module], out:
     """Write ``images`` float32 ``(n, C, *size)`` scaled to [0, 1], ``targets``, ``predictions`` (int64), ``sites`` (slugs) as npz.
 
     The first test examples with foreground are taken (any, for classification): the same for every run of a task, never chosen by how
-    well they were predicted. Volumes are left out.
+    well they were predicted. Volumes are left out; where the data are elsewhere, nothing is written.
     """
-    if len(task.spec().size) != 2:
+    if len(task.spec().size) != 2 or isinstance(task, DataElsewhere):
         return
     images, targets, predictions, sites = [], [], [], []
     known = {s.slug for s in evaluated_sites(task)}

@@ -18,7 +18,7 @@ def plan_tables(plan: Mapping[str, Any]) -> Any:
     if plan["sites"]:
         sites = Table("site", "train", "validation", "test", title="data", title_justify="left")
         for s in plan["sites"]:
-            sites.add_row(escape(s["name"]), *(f"{s[k]:,}" for k in ("train", "validation", "test")))
+            sites.add_row(escape(s["name"]), *(f"{s[k]:,}" if k in s else "at the site" for k in ("train", "validation", "test")))
         parts.append(sites)
     if plan["stages"]:
         stages = Table("stage", "takes", "gives", "who sees it", title="one round", title_justify="left")

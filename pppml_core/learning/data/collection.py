@@ -85,7 +85,7 @@ def assign(
     parts with the shares of the training part; parts that the data lack are first held out as a whole. A part that a single site lacks is
     held out of its training part, class by class.
 
-    Raises DataError: one patient in two parts, an empty site, a class without training examples, too few examples.
+    Raises DataError: one patient in two parts, an empty site, of several sites a class without training examples, too few examples.
     """
     if len(data) == 0:
         raise DataError("there is no example", place=data.place, hint="check the path and the layout of the files")
@@ -112,7 +112,8 @@ def assign(
     for split, fraction in missing:
         _hold_out_missing(data, infos, sites, split, fraction, seeds, remarks)
     _check(data, {split: np.concatenate([site[split] for site in sites]) for split in SPLITS})
-    _check_classes(data, np.concatenate([site["train"] for site in sites]))
+    if len(sites) > 1:  # (a class that one site lacks may be at another, whose data are elsewhere)
+        _check_classes(data, np.concatenate([site["train"] for site in sites]))
     return tuple(SiteParts(info, site, tuple(said)) for info, site, said in zip(infos, sites, remarks, strict=True))
 
 

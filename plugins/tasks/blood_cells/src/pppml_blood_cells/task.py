@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pppml_blood_cells.config import BloodCellsConfig
 from pppml_blood_cells.download import FILES, RECORD, bloodmnist
-from pppml_blood_cells.medmnist import is_medmnist, read_medmnist
+from pppml_blood_cells.medmnist import BLOODMNIST, is_medmnist, read_medmnist
 from pppml_core.errors import DataError, PluginError, check_site
 from pppml_core.interfaces.task import DataCard, Reading, SiteData, SiteInfo, Task, TaskSpec
 from pppml_core.learning.bundle.readings import centred as centred_step
@@ -49,13 +49,17 @@ class BloodCells(Task):
         return assign(self._data, c.partition, test_fraction=c.test_fraction, validation_fraction=c.validation_fraction)
 
     def spec(self) -> TaskSpec:
-        """Classes, channels and size as the file has them."""
-        data = self._data
+        """Classes, channels and size as the file has them; where none is named, those of BloodMNIST."""
+        c = self.config
+        if c.path is None and not c.download:
+            channels, size, classes = 3, (c.size or min(FILES),) * 2, BLOODMNIST
+        else:
+            channels, size, classes = self._data.channels, self._data.size, self._data.classes
         return TaskSpec(
             kind="classification",
-            channels=data.channels,
-            size=data.size,
-            classes=data.classes,
+            channels=channels,
+            size=size,
+            classes=classes,
             model="small-cnn",
             primary_metric="accuracy",
             metrics=CLASSIFICATION_METRICS,

@@ -15,8 +15,13 @@ Side = Annotated[int, Field(ge=8, le=4096)]
 class ImageSetConfig(ComponentConfig):
     """Where the images are, what they are for, how they become sites."""
 
-    path: str = Field(description="an npz file, a folder site/class/*.png|jpg|dcm, or a folder of images/ and masks/, by site or not")
+    path: str | None = Field(
+        None,
+        description="an npz file, a folder site/class/*.png|jpg|dcm, or a folder of images/ and masks/, by site or not; left out where "
+        "each site has its own data",
+    )
     kind: Literal["classification", "segmentation"] | None = Field(None, description="default: segmentation where there are masks")
+    channels: Literal[1, 3] | None = Field(None, description="1: grey, 3: colour (grey images are repeated); default: as stored")
     size: tuple[Side, Side] | None = Field(None, description="height and width to resize to; default: as stored")
     classes: list[str] | None = Field(
         None, description="class names; folders: which and in what order; segmentation: names of pixel values from 0, background first"

@@ -46,7 +46,12 @@ def is_segmentation(root: Path) -> bool:
 
 
 def read_folder(
-    root: Path, kind: Kind | None, classes: list[str] | None, size: tuple[int, int] | None, window: tuple[float, float] | None
+    root: Path,
+    kind: Kind | None,
+    classes: list[str] | None,
+    size: tuple[int, int] | None,
+    window: tuple[float, float] | None,
+    channels: int | None = None,
 ) -> Collection:
     """Describe a folder of images; pixels are read by ``collection.read``, only those asked for.
 
@@ -63,7 +68,8 @@ def read_folder(
         raise DataError("images, but no class folder with images" if loose else "there is no image file", place=str(root), hint=_LAYOUT)
     sites = sorted({item.site for item in items})
     groups, known = _patients(root, items)
-    channels, stored = shape_of(items[0].path)
+    found, stored = shape_of(items[0].path)
+    channels = channels or found
     labels = None
     if kind == "classification":
         names = tuple(classes) if classes else tuple(sorted({item.label for item in items}))

@@ -32,10 +32,16 @@ class ImageSet(Task):
     @cached_property
     def _data(self) -> Collection:
         c = self.config
+        if c.path is None:
+            hint = "give `path: FILE or FOLDER`; to plan without data: kind, channels, size and classes, all four"
+            raise DataError("no data are named", place="task.path", hint=hint)
         path = Path(c.path).expanduser()
         if path.is_dir():
-            return read_folder(path, c.kind, c.classes, c.size, c.window)
+            return read_folder(path, c.kind, c.classes, c.size, c.window, c.channels)
         data = read_multisite(path, c.kind, size=c.size, window=c.window)
+        if c.channels not in (None, data.channels):
+            text = f"`images` have {data.channels} channels, and `channels` is {c.channels}"
+            raise DataError(text, place=data.place, hint="convert the images, or change `channels`")
         if c.classes is None:
             return data
         if len(c.classes) != len(data.classes):
@@ -52,13 +58,15 @@ class ImageSet(Task):
         return assign(self._data, c.partition, test_fraction=c.test_fraction, validation_fraction=c.validation_fraction)
 
     def spec(self) -> TaskSpec:
-        """Kind, classes, channels and size as the data have them."""
-        data, segmentation = self._data, self._data.kind == "segmentation"
+        """Kind, channels, size and classes as they are configured; what is not is as the data have it, which are read for that."""
+        c = self.config
+        kind = c.kind or self._data.kind
+        segmentation = kind == "segmentation"
         return TaskSpec(
-            kind=data.kind,
-            channels=data.channels,
-            size=data.size,
-            classes=data.classes,
+            kind=kind,
+            channels=c.channels or self._data.channels,
+            size=c.size or self._data.size,
+            classes=tuple(c.classes or self._data.classes),
             model="unet" if segmentation else "small-cnn",
             primary_metric="dice" if segmentation else "balanced_accuracy",
             metrics=SEGMENTATION_METRICS if segmentation else CLASSIFICATION_METRICS,
@@ -109,7 +117,7 @@ class ImageSet(Task):
         data = self._data
         unknown = int((~data.known).sum())
         return DataCard(
-            title=Path(self.config.path).stem,
+            title=Path(data.place).stem,
             about=f"{len(data)} images of {len(data.source_names)} sources, given by the user.",
             licence="the data's own terms; pppml does not know them",
             how_to_get="yours: `path`",
