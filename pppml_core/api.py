@@ -261,10 +261,20 @@ def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
     """Run ``work(emit)`` with every event going to every reporter; a failure is an event too."""
     import time
 
+    hearing = list(listeners)
+
     def emit(event: Mapping[str, Any]) -> None:
         stamped = {"time": time.time(), **event}
-        for listener in listeners:
-            listener.handle(stamped)
+        for listener in list(hearing):
+            if listener not in hearing:
+                continue  # set aside while the failure of another one was told
+            try:
+                listener.handle(stamped)
+            except Exception as error:
+                if getattr(listener, "essential", True):
+                    raise
+                hearing.remove(listener)
+                _set_aside(listener, error, emit if hearing else None)
 
     try:
         for listener in listeners:
@@ -272,14 +282,31 @@ def _report(work: Any, listeners: Sequence[Any], folder: Path) -> None:
         work(emit)
     except (Exception, KeyboardInterrupt) as error:
         text = str(error) if isinstance(error, PppmlError) else f"{type(error).__name__}: {error}"
-        for listener in listeners:
+        for listener in hearing:
             # A reporter that fails as well (the disk is full for it too) does not hide the first reason.
             with suppress(Exception):
                 listener.handle({"time": time.time(), "event": "run-failed", "error": text})
         raise
     finally:
         for listener in listeners:
-            listener.close()
+            if getattr(listener, "essential", True):
+                listener.close()
+                continue
+            with suppress(Exception):
+                listener.close()
+
+
+def _set_aside(listener: Any, error: Exception, emit: Any) -> None:
+    """Tell the reporters that remain, or who started the run where none remains, that one of them has failed."""
+    import warnings
+
+    name = getattr(getattr(listener, "config", None), "use", None) or type(listener).__name__
+    reason = str(error) if isinstance(error, PppmlError) else f"{type(error).__name__}: {error}"
+    text = f"reporter {name} failed and hears no more of this run, which goes on: {' '.join(reason.split())}"
+    if emit is None:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    else:
+        emit({"event": "warning", "text": text})
 
 
 class Run:

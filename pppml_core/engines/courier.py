@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pppml_core.errors import UndeclaredField, WireError
-from pppml_core.interfaces.engine import Loss, Topology, Transport
+from pppml_core.interfaces.engine import Loss, Topology, Transport, Walk
 from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.manifest import Manifest
 from pppml_core.wire.messages import SERVER, Body, Exchange, ExchangeOutcome, Message, Operation, Outcome, Relay, RelayOutcome
@@ -38,7 +38,7 @@ class Courier:
         transport: delivers frames.
         topology: ``p2p``: a relay hop goes from site to site; ``star``: the server carries it.
         transcript: records every hop.
-        emit: gets ``site-done``, ``site-lost`` and ``stage`` events.
+        emit: gets ``stage-started``, ``site-done``, ``site-lost`` and ``stage`` events.
     """
 
     def __init__(self, transport: Transport, topology: Topology, transcript: Transcript, emit: Emit = lambda event: None) -> None:
@@ -55,6 +55,7 @@ class Courier:
         ]
 
     def _exchange(self, op: Exchange, address: Address, manifest: Manifest) -> ExchangeOutcome:
+        self._stage_begins(op.stage, address, op.bodies)
         sent, started = 0, time.perf_counter()
         asked: dict[str, Message] = {}
         begun: dict[str, float] = {}
@@ -109,6 +110,10 @@ class Courier:
 
     def _relay(self, op: Relay, address: Address, manifest: Manifest) -> RelayOutcome:
         """A chain. On a star the server is the carrier of every hop; the bytes are the same."""
+        walk: Callable[[Sequence[str], bytes, bool], Walk] | None = getattr(self._transport, "walk", None)
+        if walk is not None and self._topology == "p2p" and not self._transcript.payloads:
+            return self._walked(op, address, manifest, walk)
+        self._stage_begins(op.stage, address, op.path)
         sent = received = 0
         started = time.perf_counter()
         body, sender = op.body, SERVER
@@ -118,7 +123,7 @@ class Courier:
             message = Message(address.run, address.round, address.attempt, op.kind, op.stage, sender, site, body)
             frame = encode_message(message)
             sent += len(frame)
-            direct = sender == SERVER or self._topology == "p2p"
+            direct = sender == SERVER or (self._topology == "p2p" and walk is None)
             self._transcript.append(message, frame, carrier=() if direct else (SERVER,))
             began = time.perf_counter()
             ((_, reply),) = self._transport.deliver([(site, frame)])
@@ -142,6 +147,37 @@ class Courier:
             self._transcript.append(closing, encode_message(closing))
         self._stage_done(op.stage, address, sent, received, started)
         return RelayOutcome(body if visited else None, tuple(visited), tuple(bridged), {})
+
+    def _walked(self, op: Relay, address: Address, manifest: Manifest, walk: Callable[[Sequence[str], bytes, bool], Walk]) -> RelayOutcome:
+        """A chain that the sites hand on among themselves: only its beginning and its end pass the server, and what they tell of the rest."""
+        self._stage_begins(op.stage, address, op.path)
+        started = time.perf_counter()
+        header = Message(address.run, address.round, address.attempt, op.kind, op.stage, SERVER, op.path[0])
+        found = walk(op.path, encode_message(replace(header, body=op.body)), op.bridge)
+        lost: dict[str, str] = {}
+        if not _follows(found, op.path):
+            found = Walk(op.path[0], Loss("what the sites told of this relay does not fit it", handed=True))
+        for step in found.steps:
+            self._transcript.append_told(replace(header, sender=step.sender, recipient=step.recipient), step.size, step.sha256)
+        visited = [step.recipient for step in found.steps]
+        asked = replace(header, recipient=found.at)
+        answer = self._accept(asked, found.reply, manifest, recorded=False)
+        if not isinstance(answer, str) and len(visited) + len(found.bridged) < len(op.path):
+            answer = "it did not hand the relay on"
+        if isinstance(answer, str) and len(found.bridged) < len(op.path):
+            lost, visited = {found.at: answer}, [site for site in visited if site != found.at]
+            self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": found.at, "reason": answer})
+        sizes = [*(step.size for step in found.steps[1:]), len(found.reply) if isinstance(found.reply, bytes) else 0]
+        seconds = (time.perf_counter() - started) / max(1, len(visited))
+        for site, size in zip(visited, sizes, strict=False):
+            self._emit({"event": "site-done", "round": address.round, "stage": op.stage, "site": site, "seconds": seconds, "bytes": size})
+        self._stage_done(op.stage, address, sum(step.size for step in found.steps), sum(sizes), started)
+        if isinstance(answer, str):
+            unhanded = None if found.unhanded is None or not lost else decode_message(found.unhanded).body
+            return RelayOutcome(None, tuple(visited), found.bridged, lost, unhanded)
+        assert isinstance(found.reply, bytes)
+        self._transcript.append(decode_message(found.reply), found.reply)
+        return RelayOutcome(answer, tuple(visited), found.bridged, {})
 
     def _accept(self, asked: Message, reply: bytes | Loss, manifest: Manifest, *, recorded: bool) -> Body | str:
         """The reply's body, or the reason why the site counts as lost."""
@@ -173,6 +209,9 @@ class Courier:
             return f"its reply is not what the manifest declares: {error}"
         return message.body
 
+    def _stage_begins(self, stage: str, address: Address, asked: Iterable[str]) -> None:
+        self._emit({"event": "stage-started", "round": address.round, "stage": stage, "asked": list(asked)})
+
     def _stage_done(self, stage: str, address: Address, sent: int, received: int, started: float) -> None:
         self._emit(
             {
@@ -184,3 +223,21 @@ class Courier:
                 "seconds": time.perf_counter() - started,
             }
         )
+
+
+def _follows(found: Walk, path: Sequence[str]) -> bool:
+    """Whether what the sites tell is a way along this path: hops in its order, every site left out named, the end where the hops end."""
+    reached = [step.recipient for step in found.steps]
+    expected = [site for site in path if site not in found.bridged]
+    here = len(reached)
+    if not (
+        set(found.bridged) <= set(path)
+        and reached == expected[:here]
+        and [step.sender for step in found.steps] == [SERVER, *reached][:here]
+    ):
+        return False
+    if not expected:
+        return isinstance(found.reply, Loss)
+    if isinstance(found.reply, Loss) and not found.reply.handed:
+        return found.at in expected[here : here + 1]
+    return here > 0 and found.at == reached[-1]

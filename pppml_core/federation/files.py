@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pppml_core.errors import RunFailed
+
+#: a file system without locks
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -19,15 +23,40 @@ def only_writer(file_of_it: Path) -> Iterator[None]:
     Raises RunFailed where another process holds it. A file system without locks is used without.
     """
     with open(file_of_it, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            hint = "wait for it, or end it, then resume"
-            raise RunFailed("another process is writing this run", place=str(file_of_it.parent), hint=hint) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
+        for left in reversed(range(5)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if left:  # it may be no writer, but one who looks whether there is one
+                    time.sleep(0.02)
+                    continue
+                hint = "wait for it, or end it, then resume"
+                raise RunFailed("another process is writing this run", place=str(file_of_it.parent), hint=hint) from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                break
         yield
+
+
+def has_writer(file_of_it: Path) -> bool | None:
+    """Whether a process holds the folder of this file, see :func:`only_writer`; None where the file system cannot say.
+
+    A run on another machine is seen where the shared file system passes locks on, as NFS 4 does.
+    """
+    try:
+        with open(file_of_it, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in (*_NO_LOCKS, errno.EACCES):
+            raise
+        return None
+    return False
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -79,7 +79,8 @@ class Conductor:
             lost = error  # no attempt of this sum can succeed any more: a resumed run goes on after this round
         # Told before the checkpoint is written, which records how long the event file is: a resumed run must not lose it.
         done = {"event": "round-finished", "round": round, "seconds": time.perf_counter() - began}
-        self._emit({**done, "survivors": state.survivors[str(round)], "training": metrics})
+        epsilon = plain_epsilon(self._spent(round))
+        self._emit({**done, "survivors": state.survivors[str(round)], "training": metrics, "epsilon": epsilon})
         self._checkpoint(round)
         if lost is not None:
             raise lost

@@ -12,17 +12,21 @@ Events are plain dicts with ``event``, ``time`` (seconds since the epoch) and, w
 =================  ==========================================================================================================
 ``run-started``    ``name, folder, rounds, first_round, sites, steps`` (local optimizer steps of each site a round), ``headline``
 ``round-started``  ``round, attempt, cohort``
-``stage``          ``round, stage, sent, received, seconds`` when an operation of that stage has ended
+``stage-started``  ``round, stage, asked`` (the sites, in order)
+``stage``          ``round, stage, sent, received, seconds`` (bytes of frames) when an operation of that stage has ended
 ``site-done``      ``round, stage, site, seconds, bytes`` when a site has answered
 ``site-lost``      ``round, stage, site, reason``
 ``round-aborted``  ``round, attempt, reason, next`` (retry, skip or stop), ``lost`` (its sum can never be had again)
 ``sum-kept``       ``round, kind, survivors`` when a resumed run goes on from a sum it had before it was killed
 ``metrics``        ``round, rows`` (as in metrics.jsonl)
 ``warning``        ``text``
-``round-finished`` ``round, seconds, survivors``
+``round-finished`` ``round, seconds, survivors, training`` (its public metrics), ``epsilon`` (spent so far; null, or the text ``inf``)
 ``run-finished``   ``result`` (as in result.json)
 ``run-failed``     ``error``
 =================  ==========================================================================================================
+
+Where a reporter raises, the run stops with its error, and can be resumed: who asked for a record gets it or is told. One that only shows
+the run elsewhere sets ``essential = False``: it hears no more, the others get a warning, and training goes on.
 """
 
 from __future__ import annotations
@@ -39,6 +43,9 @@ Event = Mapping[str, Any]
 
 class Reporter(ABC):
     """Gets every event of a run, in order, in the coordinating process."""
+
+    #: whether the run stops where ``handle`` raises. ``open`` always stops it: nothing is lost before the first event.
+    essential = True
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config
