@@ -1,0 +1,126 @@
+"""Which node is which site. A node that names itself proves it: it signs a question with the identity pinned for that name.
+
+A node's number is Flower's, a site's name is ours, and a SuperLink could put any node behind any number. So the coordinator asks each
+node with a fresh nonce, and the home at the node signs nonce, run, its name and its own number as Flower told it. An answer cannot be
+used again, and a node cannot pass another node's answer off as its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pppml_core.errors import RunFailed, WireError
+from pppml_core.federation.home import open_home
+from pppml_core.federation.identity import load_identity, statement, verify
+from pppml_core.randomness import entropy
+from pppml_core.wire.codec import decode, encode
+from pppml_flower.post import Post
+from pppml_flower.records import CHALLENGE, INTRODUCTION
+
+_NONCE = 32
+_SIZES = {"run": 16, "nonce": _NONCE}
+#: seconds between two looks for new nodes.
+_LOOK = 1.0
+
+
+def introduce(home: Path, challenge: bytes, node: int) -> bytes:
+    """A home's answer: its name, signed. Raises WireError for something that is no challenge."""
+    asked = decode(challenge)
+    if not isinstance(asked, dict) or set(asked) != set(_SIZES) or not all(_is_bytes(asked[name], size) for name, size in _SIZES.items()):
+        raise WireError("this is no question who this node is", place="challenge")
+    name = open_home(home).name
+    return encode({"site": name, "signature": load_identity(home).sign(_statement(asked["run"], asked["nonce"], name, node))})
+
+
+def _is_bytes(value: object, size: int) -> bool:
+    return isinstance(value, bytes) and len(value) == size
+
+
+def _statement(run: bytes, nonce: bytes, site: str, node: int) -> bytes:
+    return statement("flower-node", run, {"nonce": nonce, "site": site, "node": str(node)})
+
+
+class Directory:
+    """Site -> node, as proven; asks nodes that it does not know yet.
+
+    Args:
+        post: reaches the nodes.
+        run: 16 bytes that name the run.
+        sites: whom the run is with.
+        roster: pinned public identities, by site.
+        poll: seconds between two looks for answers.
+        ttl: seconds a question is worth answering.
+    """
+
+    def __init__(self, post: Post, run: bytes, sites: Iterable[str], roster: Mapping[str, bytes], poll: float, ttl: float) -> None:
+        self._post, self._run, self._poll, self._ttl = post, run, poll, ttl
+        self._pinned = {site: roster[site] for site in sites if site in roster}
+        self.nodes: dict[str, int] = {}
+        #: nodes that are connected, as of the last look.
+        self.online: set[int] = set()
+        #: nodes that were asked; letter -> node and nonce.
+        self._asked: set[int] = set()
+        self._open: dict[str, tuple[int, bytes]] = {}
+        #: what nodes answered that are none of the sites, for people.
+        self.strange: dict[int, str] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """Sites whose node is not known, or not connected any more."""
+        return [site for site in self._pinned if self.nodes.get(site) not in self.online]
+
+    def look(self, seconds: float) -> None:
+        """Ask nodes that are new here and listen, until all sites are found or the time is over.
+
+        Raises RunFailed where two nodes prove to be one site.
+        """
+        deadline = time.monotonic() + seconds
+        asked_at = float("-inf")
+        while True:
+            if time.monotonic() - asked_at >= _LOOK:
+                self.online = set(self._post.nodes())
+                if self.missing:
+                    self._ask()
+                asked_at = time.monotonic()
+            if self.missing:
+                self._listen()
+            if not self.missing or time.monotonic() >= deadline:
+                return
+            time.sleep(self._poll)
+
+    def _ask(self) -> None:
+        for node in sorted(self.online - self._asked):
+            nonce = entropy(_NONCE)
+            letter = self._post.push(node, CHALLENGE, encode({"run": self._run, "nonce": nonce}), self._ttl)
+            if letter is not None:
+                self._asked.add(node)
+                self._open[letter] = node, nonce
+
+    def _listen(self) -> None:
+        for letter, kind, data in self._post.pull(list(self._open)):
+            if (asked := self._open.pop(letter, None)) is None:
+                continue
+            node, nonce = asked
+            try:
+                site = self._proven(kind, data, node, nonce)
+            except WireError as error:
+                self.strange[node] = error.message
+                continue
+            before = self.nodes.get(site, node)
+            if before != node and before in self.online:
+                text = f"two nodes, {before} and {node}, hold the identity of {site}"
+                raise RunFailed(text, place="join", hint="a home belongs to one node: end one of them, and ask who copied the key")
+            self.nodes[site] = node
+
+    def _proven(self, kind: str, data: bytes, node: int, nonce: bytes) -> str:
+        if kind != INTRODUCTION:
+            raise WireError(data.decode(errors="replace") if not kind else "it answered something else")
+        told = decode(data)
+        if not isinstance(told, dict) or set(told) != {"site", "signature"} or not isinstance(site := told["site"], str):
+            raise WireError("its introduction has another form")
+        if site not in self._pinned:
+            raise WireError(f"it says it is {site!r:.80}, which is none of the sites pinned here for this run")
+        verify(self._pinned[site], told["signature"], _statement(self._run, nonce, site, node), f"the node that says it is {site}")
+        return site

@@ -1,0 +1,96 @@
+"""Frames over Flower: pushed one by one, answers looked for until each site's deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from pppml_core.errors import PppmlError
+from pppml_core.interfaces.engine import Loss
+from pppml_flower.introduction import Directory
+from pppml_flower.post import Answer, Post
+from pppml_flower.records import FRAME
+
+#: seconds a letter outlives its deadline: what comes later is nobody's, and the SuperLink need not keep it.
+MARGIN = 60.0
+#: letters asked for at once: so many answers are in memory.
+_TOGETHER = 4
+
+
+class FlowerTransport:
+    """A transport over a post office.
+
+    Args:
+        post: reaches the nodes.
+        directory: site -> node.
+        sites: all sites of the run.
+        timeout: seconds a site may take for one answer.
+        poll: seconds between two looks for answers.
+    """
+
+    def __init__(self, post: Post, directory: Directory, sites: Iterable[str], timeout: float, poll: float) -> None:
+        self._post, self._directory, self._timeout, self._poll = post, directory, timeout, poll
+        self.parallel = max(1, len(tuple(sites)))
+
+    def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
+        """All sites at once; each reply or loss as it comes."""
+        waiting: dict[str, tuple[str, float]] = {}
+        self._look_again()
+        for site, frame in frames:
+            node = self._directory.nodes.get(site)
+            if node is None or node not in self._directory.online:
+                yield site, Loss("its node is not connected", handed=False)
+                continue
+            try:
+                letter = self._post.push(node, FRAME, frame, self._timeout + MARGIN)
+            except Exception as error:
+                # Whatever Flower's client raises when the SuperLink is away or slow: the letter may have been taken.
+                yield site, Loss(f"the request could not be handed over: {type(error).__name__}", handed=True)
+                continue
+            if letter is None:
+                yield site, Loss("the SuperLink did not take the request", handed=False)
+                continue
+            waiting[letter] = site, time.monotonic() + self._timeout
+        while waiting:
+            for letter, kind, data in self._pull(list(waiting)):
+                if (found := waiting.pop(letter, None)) is not None:  # else late, or a second time
+                    yield found[0], _reply(kind, data)
+            over = [letter for letter, (_, deadline) in waiting.items() if time.monotonic() >= deadline]
+            for letter in over:
+                yield waiting.pop(letter)[0], Loss(f"no answer within {self._timeout:g} seconds", handed=True)
+            if waiting:
+                time.sleep(self._poll)
+
+    def _look_again(self) -> None:
+        """Who is connected now; a site whose node is gone may have come back with another one."""
+        try:
+            self._directory.look(0.0)
+        except PppmlError:
+            raise
+        except Exception:  # noqa: S110 - the SuperLink is away: what was known last holds, and each letter tells for itself
+            pass
+
+    def _pull(self, letters: list[str]) -> Iterator[Answer]:
+        for start in range(0, len(letters), _TOGETHER):
+            try:
+                yield from self._post.pull(letters[start : start + _TOGETHER])
+            except Exception:
+                # The SuperLink is away or busy; it keeps the answers, and until the deadline it may come back.
+                return
+
+    def remarks(self) -> list[str]:
+        """Nodes that were passed over."""
+        return [f"node {node} was passed over: {reason}" for node, reason in self._directory.strange.items()]
+
+    def clock(self) -> Mapping[str, float]:
+        """Sites do not tell."""
+        return {}
+
+    def close(self) -> None:
+        """The SuperNodes go on for the next run."""
+
+
+def _reply(kind: str, data: bytes) -> bytes | Loss:
+    if kind == FRAME:
+        return data
+    return Loss(data.decode(errors="replace") if not kind else "it answered with something else than a frame", handed=True)

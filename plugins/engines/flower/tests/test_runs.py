@@ -1,0 +1,84 @@
+"""One config, one seed: the same model, charges and manifest over Flower as in one process."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pppml_core.api import Experiment
+from pppml_core.registry import Registry
+from pppml_core.wire.codec import decode_message
+from pppml_flower.keeper import kept
+from pppml_flower.records import FRAME
+from pppml_flower.server import serving
+
+SITES = ("site_1", "site_2", "site_3", "site_4")
+#: aggregator, and the stage at which a site may vanish without the round being lost.
+SUMS = {
+    "plain": ({"use": "plain"}, "contribute"),
+    "secagg-plus": ({"use": "secagg-plus"}, "masked"),
+    "cyclic-he": ({"use": "cyclic-he", "backend": {"use": "tenseal"}}, None),
+}
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    """What is installed."""
+    return Registry.discover()
+
+
+def _config(aggregator: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"task": {"use": "tiny", "sites": 4}, "aggregator": aggregator, "run": {"rounds": 2, "seed": 3, "name": "x"}, **more}
+
+
+def _of(folder: Path) -> dict[str, Any]:
+    result = json.loads((folder / "result.json").read_text())
+    return {
+        **{name: result[name] for name in ("model_sha256", "survivors", "metrics", "privacy", "guarantees")},
+        "manifest": json.loads((folder / "manifest.json").read_text()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "keepers"),
+    [*((name, dropout, True) for name in SUMS for dropout in (False, True)), ("secagg-plus", True, False)],
+)
+def test_equal_to_local(name, dropout, keepers, registry, homes, grid_of, tmp_path):
+    aggregator, stage = SUMS[name]
+    status = {row.name: row.status for row in registry.rows()}
+    if status.get(name) != "ok" or (name == "cyclic-he" and status.get("tenseal") != "ok"):
+        pytest.skip(f"{name} is not installed")
+    if stage is None and dropout:
+        stage = "open"
+    fault = {"site": "site_3", "stage": stage, "round": 2, "do": "drop"}
+    there = homes(SITES)
+    local = {"use": "local", "topology": "star", "faults": [fault] if dropout else []}
+    Experiment(_config(aggregator, engine=local), registry=registry).run(tmp_path / "local", report=False, reporters=False)
+
+    grid = grid_of(there)
+    left = [1] if dropout else []
+
+    def takes(node: int, kind: str, data: bytes) -> bool:
+        if kind == FRAME and left and node == 103:
+            message = decode_message(data)
+            if (message.stage, message.round) == (stage, 2):
+                left.pop()
+                return False
+        return True
+
+    grid.takes = takes
+    flower = {"use": "flower", "homes": str(there["server"].parent), "poll": 0.01}
+    with serving(grid), ExitStack() as stack:
+        for site in SITES if keepers else ():
+            stack.enter_context(kept(there[site]))
+        Experiment(_config(aggregator, engine=flower), registry=registry).run(tmp_path / "flower", report=False, reporters=False)
+    assert not left
+    expected, found = _of(tmp_path / "local"), _of(tmp_path / "flower")
+    assert found == expected
+    assert len(found["survivors"]["2"]) == len(SITES) - dropout
+    # Where a node makes a new site of every message, what it held lies in its home, sealed; a keeper leaves nothing of it.
+    assert all(len(list((there[site] / "runs").glob("*/frozen"))) == (not keepers) for site in SITES)
