@@ -19,6 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from pppml_core import __version__
 from pppml_core.adhoc import AttributeConfig, ObjectConfig, assemble, choice_of, imported, interface
 from pppml_core.component import KINDS, Component, ComponentConfig
@@ -181,6 +183,29 @@ class Registry:
                 return built
         reason = f"{kind} {name!r}: {component.target} is no {wanted.__name__}"
         raise PluginError(reason, place=component.distribution, hint="report this to its author")
+
+    def named(self, kind: str, name: str, args: Mapping[str, Any], place: str) -> Any:
+        """The object that a setting of another component names, as in ``of: small-cnn, args: {channels: [8, 8, 8]}``.
+
+        Args:
+            kind: of it.
+            name: of an installed component, or ``module:attribute``.
+            args: its settings, or what it is called with.
+            place: the setting that named it, for errors.
+
+        Raises ConfigError or PluginError that says what is wrong with name or settings.
+        """
+        if ":" in name:
+            return assemble(kind, imported(place, name), args, place)
+        component = self.get(kind, name)
+        try:
+            config = component.config(**args)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in (kind, "args", *first["loc"]))
+            hint = f"settings of `{name}`: {', '.join(component.config.model_fields) or 'none'}"
+            raise ConfigError(first["msg"].removeprefix("Value error, "), place=where, hint=hint) from error
+        return component.load()(config)
 
     def _build_choice(self, kind: str, value: Any, objects: Mapping[str, Any] | None) -> Any:
         if isinstance(value, ComponentConfig):

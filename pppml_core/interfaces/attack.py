@@ -216,6 +216,11 @@ class Knowledge:
     seed: int = 0
     adaptive: bool = True
 
+    @property
+    def told(self) -> Defence:
+        """The defence as far as the attack is told of it: none unless ``adaptive``."""
+        return self.defence if self.adaptive else Defence()
+
     def model(self, seen: Seen, dtype: Any = None) -> torch.nn.Module:
         """The network with the weights that the round began with, in training mode as the site had it; ``dtype``: default float32."""
         from pppml_core.learning.forward import placed
@@ -230,7 +235,7 @@ class Knowledge:
         """
         from pppml_core.learning.forward import expected_update
 
-        return expected_update(model, self.loss, images, targets, self.training, self.defence if self.adaptive else Defence())
+        return expected_update(model, self.loss, images, targets, self.training, self.told)
 
     def gradient(self, sight: Sight) -> dict[str, npt.NDArray[np.float32]]:
         """The mean gradient that one step of plain descent would have made of this sight: minus the update over rate times steps."""

@@ -1,18 +1,45 @@
-"""The forward model of a site: which update it would make of given images, differentiable in them. What gradient attacks compare with."""
+"""The forward model of a site: which update it would make of given images, differentiable in them, and how single images are in a sum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pppml_core.interfaces.attack import Defence, Training
+from pppml_core.interfaces.attack import Defence, Knowledge, Sight, Training
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How single images are in a decoded sum, to first order: each as if it were alone.
+
+    Args:
+        weight: share of the update that an image would make alone; that of a recorded round (not ``exact``) is made in one step.
+        count: images in the sum, all of the same weight.
+        own: of these the watched site's.
+    """
+
+    weight: float
+    count: int
+    own: int
+
+    @classmethod
+    def of(cls, sight: Sight, knowledge: Knowledge) -> Mixture:
+        """Sites weigh the same and make their steps alike."""
+        defence, training, sites = knowledge.told, knowledge.training, len(sight.sites)
+        # A public divisor stands in the update of a single image already; without one a step is a mean over its batch.
+        batch = 1 if defence.clips == "example" and defence.clip is not None and defence.divisor else training.batch
+        own = training.batch * training.steps
+        # A batch of one image is stepped upon in every step, an image of the batch in one.
+        alone = training.steps if training.exact else 1
+        return cls(1.0 / (sites * batch * alone), sites * own, own)
 
 
 def placed(model: torch.nn.Module, weights: Mapping[str, npt.NDArray[Any]], dtype: torch.dtype | None = None) -> torch.nn.Module:

@@ -17,6 +17,25 @@ import pytest
 
 from pppml_core import cli
 
+#: an audit that reads no view and finds everything.
+LOOK = """
+    from pppml_core import Component, ComponentConfig, hookimpl
+    from pppml_core.interfaces.attack import Attack, Verdict
+
+    class Config(ComponentConfig):
+        depth: int = 3
+
+    class Look(Attack):
+        reads_view = False
+
+        def run(self, view, budget, ctx):
+            metrics = {"depth": self.config.depth, "share": 0.123456}
+            return Verdict("recovered", "it saw [everything]", metrics, {"passed": True})
+
+    @hookimpl
+    def pppml_attacks():
+        return [Component("look", Config, "pppml_look:Look", "made up for a test")]
+    """
 TINY = "task: {use: tiny, sites: 3, examples: 6}\nreporters: [jsonl]\nrun: {rounds: 1}\n"
 
 
@@ -182,6 +201,10 @@ class World:
                 return [Component("{name}", Config, "{target}", "made up for a test", needs={needs})]
             """
         self.plugin(distribution, source, requires=requires)
+
+    def look(self) -> None:
+        """The attack ``look``, installed."""
+        self.plugin("pppml-look", LOOK)
 
     def run_folder(self, *, unfinished: bool = False) -> None:
         """``runs/a``: a run of the config of :meth:`tiny`, finished or as if it had been killed before its end."""

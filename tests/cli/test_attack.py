@@ -6,29 +6,10 @@ import json
 
 import pytest
 
-PLUGIN = """
-    from pppml_core import Component, ComponentConfig, hookimpl
-    from pppml_core.interfaces.attack import Attack, Verdict
-
-    class Config(ComponentConfig):
-        depth: int = 3
-
-    class Look(Attack):
-        reads_view = False
-
-        def run(self, view, budget, ctx):
-            metrics = {"depth": self.config.depth, "share": 0.123456}
-            return Verdict("recovered", "it saw [everything]", metrics, {"passed": True})
-
-    @hookimpl
-    def pppml_attacks():
-        return [Component("look", Config, "pppml_look:Look", "made up for a test")]
-    """
-
 
 @pytest.fixture
 def attacked(world):
-    world.plugin("pppml-look", PLUGIN)
+    world.look()
     world.run_folder()
     return world
 
@@ -79,7 +60,7 @@ def test_errors_teach(attacked, line, code, said):
 
 
 def test_an_unfinished_run(world):
-    world.plugin("pppml-look", PLUGIN)
+    world.look()
     world.run_folder(unfinished=True)
     done = world.pppml("attack runs/a --use look")
     assert done.code == 2

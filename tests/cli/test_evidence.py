@@ -6,23 +6,6 @@ import json
 
 import pytest
 
-PLUGIN = """
-    from pppml_core import Component, ComponentConfig, hookimpl
-    from pppml_core.interfaces.attack import Attack, Verdict
-
-    class Config(ComponentConfig):
-        depth: int = 3
-
-    class Look(Attack):
-        reads_view = False
-
-        def run(self, view, budget, ctx):
-            return Verdict("recovered", "it saw everything")
-
-    @hookimpl
-    def pppml_attacks():
-        return [Component("look", Config, "pppml_look:Look", "made up for a test")]
-    """
 MATRIX = """
 base: {task: {use: tiny, sites: 2, examples: 6}, run: {rounds: 1}}
 defences: {plain: {}}
@@ -32,7 +15,7 @@ attacks: [{use: look, vantages: [server, public]}]
 
 @pytest.fixture
 def looked(world):
-    world.plugin("pppml-look", PLUGIN)
+    world.look()
     world.write("m.yaml", MATRIX)
     return world
 

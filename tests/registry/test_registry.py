@@ -202,6 +202,20 @@ def test_an_unbound_config_is_not_built(registry):
         registry.build("model", NetConfig())
 
 
+def test_what_another_components_setting_names(registry, monkeypatch):
+    """By name with settings, or ``module:attribute`` with arguments; errors name the setting."""
+    net = registry.named("model", "net", {"width": 9}, "model.of")
+    assert isinstance(net, Net)
+    assert net.config.width == 9
+    by_path = registry.named("model", "torch.nn:Linear", {"in_features": 8, "out_features": 3}, "model.of")
+    assert by_path.build(SPEC).out_features == 3
+    for name, args, said in (("nett", {}, "did you mean 'net'"), ("net", {"wide": 1}, "settings of `net`: width"),
+                             ("net", {"width": "x"}, "model.args.width"), ("no_such_module:Net", {}, "model.of")):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            registry.named("model", name, args, "model.of")
+        assert said in str(caught.value)
+
+
 OWN = """
 import torch
 from pppml_core.interfaces.model import ModelFactory

@@ -8,6 +8,7 @@ import torch
 
 from pppml_core.interfaces.attack import Budget, Defence, Images, Training
 from pppml_core.learning.losses import default_loss
+from pppml_core.testing.attacked import Attacked
 from pppml_label_restoration.attack import LesionArea
 from pppml_label_restoration.config import LesionAreaConfig
 
@@ -28,12 +29,12 @@ def lesions(generator, count: int) -> Images:
 
 
 @pytest.fixture
-def segmenter(world_of):
+def segmenter():
     def make(seed: int, loss=torch.nn.functional.cross_entropy):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
-        return world_of(network, 2, "segmentation", loss)
+        return Attacked(network, 2, "segmentation", loss)
 
     return make
 
@@ -52,7 +53,7 @@ def test_cross_entropy_gives_the_area_away_exactly(segmenter):
         victim = lesions(generator, 1)
         update = world.update(victim)
         assert share + update["2.bias"][1] / 0.5 == pytest.approx(true_area(victim), abs=1e-6)
-        assert area(world.view([update]), ctx) == pytest.approx(true_area(victim), abs=1e-3)
+        assert area(world.sum_of(update), ctx) == pytest.approx(true_area(victim), abs=1e-3)
 
 
 @pytest.mark.parametrize(("size", "sites"), [(1, 1), (8, 1), (4, 3)])
@@ -64,7 +65,7 @@ def test_the_default_loss_of_segmentation(segmenter, size, sites):
     for _ in range(6):
         batches = [lesions(generator, size) for _ in range(sites)]
         true = float(np.mean([true_area(batch) for batch in batches]))
-        errors.append(abs(area(world.view([world.update(batch) for batch in batches]), ctx) - true))
+        errors.append(abs(area(world.sum_of(*(world.update(batch) for batch in batches)), ctx) - true))
         blind.append(abs(true_area(public) - true))
     assert np.mean(errors) <= np.mean(blind) / 10
 
@@ -74,7 +75,7 @@ def test_noise_leaves_the_public_mean(segmenter):
     public, victim = lesions(generator, 60), lesions(generator, 1)
     update = world.update(victim)
     found = [
-        area(world.view([update]), world.knowledge(public, Training(0.5, 1, 1), Defence(noise=noise))) for noise in (0.0, 0.1, 1e3)
+        area(world.sum_of(update), world.knowledge(public, Training(0.5, 1, 1), Defence(noise=noise))) for noise in (0.0, 0.1, 1e3)
     ]  # fmt: skip
     assert found[0] == pytest.approx(true_area(victim), abs=0.03)
     assert found[2] == pytest.approx(true_area(public), abs=1e-3)
@@ -84,8 +85,9 @@ def test_noise_leaves_the_public_mean(segmenter):
 def test_misfits(segmenter):
     world, generator = segmenter(3), np.random.default_rng(3)
     public = lesions(generator, 4)
-    view, attack = world.view([world.update(public)]), LesionArea(LesionAreaConfig())
+    update, attack = world.update(public), LesionArea(LesionAreaConfig())
+    view, headless = world.sum_of(update), world.sum_of({n: u for n, u in update.items() if not n.startswith("2")})
     assert attack.misfit(view, world.knowledge(public)) == ""
-    assert "last layer" in attack.misfit(world.view([world.update(public)], without="2"), world.knowledge(public))
+    assert "last layer" in attack.misfit(headless, world.knowledge(public))
     world.kind = "classification"
     assert "label-restoration" in attack.misfit(view, world.knowledge(public))

@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pppml_core.interfaces.attack import AdversaryView, Defence, Images, Knowledge, Seen, Sight, Training, Vantage
-from pppml_core.interfaces.task import TaskSpec
+from pppml_core.interfaces.attack import AdversaryView, Images, Seen, Sight, Training, Vantage
+from pppml_core.testing.attacked import Attacked, joined, one_thread, some  # noqa: F401
 
 EACH = 40
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network() -> torch.nn.Module:
@@ -55,13 +47,10 @@ class World:
         learnt(model, {"members": members, "strangers": strangers}[trained], steps)
         self.after = state(model)
         order = generator.permutation(2 * EACH)
-        queries = Images(np.concatenate([members.images, others.images])[order], np.concatenate([members.targets, others.targets])[order])
         self.inside = order < EACH
-        spec = TaskSpec("classification", 1, (10, 10), ("x", "y", "z"), "any", "accuracy", {})
-        low, high = np.full((1, 1, 1), -9, np.float32), np.full((1, 1, 1), 9, np.float32)
-        training = Training(0.1, 100, EACH, exact=False)
-        loss = torch.nn.functional.cross_entropy
-        self.ctx = Knowledge("a", spec, network, loss, training, Defence(), low, high, public, queries=queries, sites=("a", "b", "c"))
+        told = {"queries": some(joined(members, others), *order), "sites": ("a", "b", "c")}
+        ctx = Attacked(model, 3).knowledge(public, Training(0.1, 100, EACH, exact=False), **told)
+        self.ctx = replace(ctx, site="a", network=network)
 
     @property
     def update(self) -> dict[str, np.ndarray]:

@@ -9,34 +9,28 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from pppml_core.interfaces.attack import AdversaryView, Budget, Defence, Images, Knowledge, Seen, Sight, Training, Vantage
-from pppml_core.interfaces.task import TaskSpec
+from pppml_core.interfaces.attack import AdversaryView, Budget, Images, Knowledge, Seen, Training
 from pppml_core.testing import PluginSuite
+from pppml_core.testing.attacked import SITES, Attacked, joined, mean_of, one_thread, some  # noqa: F401
 from pppml_site_inference.attack import SiteInference
 from pppml_site_inference.config import SiteInferenceConfig
 from pppml_site_inference.parts import parts_of
 from pppml_site_inference.usual import RIDGE
 
-SITES = ("a", "b", "c")
+FIRST, SECOND, THIRD = SITES[:3]
+ALL = (FIRST, SECOND, THIRD)
 
 
 class TestPlugin(PluginSuite):
     plugin = "pppml_site_inference.plugin"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def network():
+def world():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    return Attacked(network, 3)
 
 
 def images(generator: np.random.Generator, count: int) -> Images:
@@ -44,31 +38,13 @@ def images(generator: np.random.Generator, count: int) -> Images:
     return Images(generator.random((count, 1, 10, 10), np.float32), generator.integers(0, 3, count))
 
 
-def update(network, batch: Images) -> dict[str, np.ndarray]:
-    network.zero_grad()
-    torch.nn.functional.cross_entropy(network(torch.from_numpy(batch.images)), torch.from_numpy(batch.targets)).backward()
-    return {n: -0.5 * p.grad.numpy().copy() for n, p in network.named_parameters()}
+def knowledge(world: Attacked, public: Images, queries: Images | None, **others) -> Knowledge:
+    return world.knowledge(public, Training(0.5, 1, 8), queries=queries, sites=ALL, **others)
 
 
-def mean(updates: list[dict]) -> dict[str, np.ndarray]:
-    return {n: np.mean([u[n] for u in updates], axis=0) for n in updates[0]}
-
-
-def seen(network, *sums: tuple[str, dict], round: int = 1) -> Seen:
-    """Each sum: its sites, a letter each, and their mean update."""
-    weights = {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
-    return Seen(round, weights, {}, SITES, tuple(Sight(tuple(who), u, float(len(who))) for who, u in sums))
-
-
-def view(*rounds: Seen) -> AdversaryView:
-    return AdversaryView(Vantage("server", server=True), rounds)
-
-
-def knowledge(network, public: Images, queries: Images | None, **others) -> Knowledge:
-    spec = TaskSpec("classification", 1, (10, 10), ("x", "y", "z"), "any", "accuracy", {})
-    zero, one = np.zeros((1, 1, 1), np.float32), np.ones((1, 1, 1), np.float32)
-    loss, training = torch.nn.functional.cross_entropy, Training(0.5, 1, 8)
-    return Knowledge("a", spec, lambda: network, loss, training, Defence(), zero, one, public, queries=queries, sites=SITES, **others)
+def apart(world: Attacked, updates: list[dict]) -> Seen:
+    """Each of the three sites' updates is in the open."""
+    return world.seen(*(((site,), update) for site, update in zip(ALL, updates, strict=True)))
 
 
 def sites_of(view: AdversaryView, ctx: Knowledge, **settings) -> np.ndarray:
@@ -78,35 +54,34 @@ def sites_of(view: AdversaryView, ctx: Knowledge, **settings) -> np.ndarray:
 
 
 @pytest.fixture
-def trained(network):
+def trained(world):
     """What each site trained on, 8 images; its update; all images as queries and where they are from."""
     generator = np.random.default_rng(1)
-    batches = [images(generator, 8) for _ in SITES]
-    queries = Images(np.concatenate([b.images for b in batches]), np.concatenate([b.targets for b in batches]))
-    return [update(network, b) for b in batches], queries, np.repeat(np.arange(3), 8), images(generator, 60)
+    batches = [images(generator, 8) for _ in ALL]
+    return [world.update(b) for b in batches], joined(*batches), np.repeat(np.arange(3), 8), images(generator, 60)
 
 
-def test_sites_seen_alone_are_told_apart(network, trained):
+def test_sites_seen_alone_are_told_apart(world, trained):
     """Of 24 trained images, the site of each; chance is a third. Fixed seed."""
     updates, queries, true, public = trained
-    ctx = knowledge(network, public, queries)
-    scores = sites_of(view(seen(network, *zip(SITES, updates, strict=True))), ctx)
+    ctx = knowledge(world, public, queries)
+    scores = sites_of(world.view(apart(world, updates)), ctx)
     assert scores.shape == (24, 3)
     right = int((scores.argmax(axis=1) == true).sum())
     assert right >= 18
     assert binom.sf(right - 1, 24, 1 / 3) < 1e-4
 
 
-def test_the_score_is_a_z_score_of_the_whitened_cosine(network, trained):
+def test_the_score_is_a_z_score_of_the_whitened_cosine(world, trained):
     """Against the same formula with the ``d x d`` metric written out."""
     updates, queries, _, public = trained
-    scores = sites_of(view(seen(network, *zip(SITES, updates, strict=True))), knowledge(network, public, queries))
+    scores = sites_of(world.view(apart(world, updates)), knowledge(world, public, queries))
 
     def flat(made: dict) -> np.ndarray:
         return np.concatenate([u.ravel() for u in made.values()]).astype(np.float64)
 
     def single(batch: Images, i: int) -> np.ndarray:
-        return flat(update(network, Images(batch.images[i : i + 1], batch.targets[i : i + 1])))
+        return flat(world.update(some(batch, i)))
 
     known = np.stack([single(public, i) for i in range(60)])
     scatter = (known - known.mean(0)).T @ (known - known.mean(0))
@@ -120,64 +95,63 @@ def test_the_score_is_a_z_score_of_the_whitened_cosine(network, trained):
     assert scores[5, 1] == pytest.approx((cosine(queries, 5) - usual.mean()) / usual.std(ddof=1), rel=1e-4)
 
 
-def test_a_sum_is_taken_off_a_larger_one(network, trained):
+def test_a_sum_is_taken_off_a_larger_one(world, trained):
     """The sum of all and that of the second site show the second, and the others together."""
     updates, queries, true, public = trained
-    one = seen(network, ("abc", mean(updates)), ("b", updates[1]))
+    one = world.seen((ALL, mean_of(updates)), ((SECOND,), updates[1]))
     names = tuple(updates[0])
     parts = parts_of(one, names)
-    assert list(parts) == [frozenset("b"), frozenset("ac")]
+    assert list(parts) == [frozenset({SECOND}), frozenset({FIRST, THIRD})]
     wanted = np.concatenate([((updates[0][n] + updates[2][n]) / 2).ravel() for n in names])
-    np.testing.assert_allclose(parts[frozenset("ac")], wanted, atol=1e-6)
-    scores = sites_of(view(one), knowledge(network, public, queries))
+    np.testing.assert_allclose(parts[frozenset({FIRST, THIRD})], wanted, atol=1e-6)
+    scores = sites_of(world.view(one), knowledge(world, public, queries))
     np.testing.assert_array_equal(scores[:, 0], scores[:, 2])
     assert ((scores[:, 1] > scores[:, 0]) == (true == 1)).mean() >= 0.8
 
 
-def test_unseen_sites_get_the_score_of_strangers(network, trained):
+def test_unseen_sites_get_the_score_of_strangers(world, trained):
     updates, queries, true, public = trained
-    scores = sites_of(view(seen(network, ("a", updates[0]))), knowledge(network, public, queries))
+    scores = sites_of(world.view(world.seen(((FIRST,), updates[0]))), knowledge(world, public, queries))
     np.testing.assert_array_equal(scores[:, 1:], 0)
     assert (scores[true == 0, 0] > 0).mean() >= 0.75
 
 
-def test_rounds_are_averaged(network, trained):
+def test_rounds_are_averaged(world, trained):
     updates, queries, _, public = trained
-    ctx = knowledge(network, public, queries)
+    ctx = knowledge(world, public, queries)
     generator = np.random.default_rng(2)
 
     def noisy() -> Seen:
         drawn = [{n: x + generator.normal(0, 0.01, x.shape) for n, x in u.items()} for u in updates]
-        return seen(network, *zip(SITES, drawn, strict=True))
+        return apart(world, drawn)
 
     rounds = [noisy(), noisy()]
-    alone = [sites_of(view(one), ctx) for one in rounds]
-    np.testing.assert_allclose(sites_of(view(*rounds), ctx), (alone[0] + alone[1]) / 2)
-    np.testing.assert_allclose(sites_of(view(*rounds), ctx, history="last"), alone[1])
+    alone = [sites_of(world.view(one), ctx) for one in rounds]
+    np.testing.assert_allclose(sites_of(world.view(*rounds), ctx), (alone[0] + alone[1]) / 2)
+    np.testing.assert_allclose(sites_of(world.view(*rounds), ctx, history="last"), alone[1])
     # A round in which only the sum of all was decoded says nothing.
-    np.testing.assert_allclose(sites_of(view(seen(network, ("abc", mean(updates))), rounds[1]), ctx), alone[1])
+    np.testing.assert_allclose(sites_of(world.view(world.seen((ALL, mean_of(updates))), rounds[1]), ctx), alone[1])
 
 
-def test_scores_are_held_against_images_of_all_sites(network, trained):
+def test_scores_are_held_against_images_of_all_sites(world, trained):
     """Where the sites' own looks are known, each counts alike, however many images there are of it."""
     updates, queries, _, _ = trained
     generator = np.random.default_rng(3)
-    looks = {"a": images(generator, 40), "b": images(generator, 4), "c": images(generator, 9)}
-    one = view(seen(network, *zip(SITES, updates, strict=True)))
-    ctx = knowledge(network, images(generator, 60), queries, sites_public=looks)
-    few = [Images(i.images[c], i.targets[c]) for i, c in zip(looks.values(), ([0, 13, 26, 39], [0, 1, 2, 3], [0, 3, 5, 8]), strict=True)]
-    same = Images(np.concatenate([i.images for i in few]), np.concatenate([i.targets for i in few]))
-    np.testing.assert_allclose(sites_of(one, ctx), sites_of(one, knowledge(network, same, queries)))
+    looks = {FIRST: images(generator, 40), SECOND: images(generator, 4), THIRD: images(generator, 9)}
+    one = world.view(apart(world, updates))
+    ctx = knowledge(world, images(generator, 60), queries, sites_public=looks)
+    same = joined(some(looks[FIRST], 0, 13, 26, 39), some(looks[SECOND], 0, 1, 2, 3), some(looks[THIRD], 0, 3, 5, 8))
+    np.testing.assert_allclose(sites_of(one, ctx), sites_of(one, knowledge(world, same, queries)))
 
 
-def test_misfits(network, trained):
+def test_misfits(world, trained):
     updates, queries, _, public = trained
-    attack, ctx = SiteInference(SiteInferenceConfig()), knowledge(network, public, queries)
-    every = view(seen(network, ("abc", mean(updates))))
+    attack, ctx = SiteInference(SiteInferenceConfig()), knowledge(world, public, queries)
+    every = world.sum_of(*updates)
     assert "tells one site from another" in attack.misfit(every, ctx)
-    alone = seen(network, *zip(SITES, updates, strict=True))
-    assert attack.misfit(view(alone), ctx) == ""
-    assert "no images to ask about" in attack.misfit(view(alone), knowledge(network, public, None))
-    assert "no public images" in attack.misfit(view(alone), knowledge(network, images(np.random.default_rng(0), 1), queries))
-    assert "does not have the model" in attack.misfit(view(replace(alone, weights={})), ctx)
-    assert "tells one site from another" in attack.misfit(view(replace(alone, sights=())), ctx)
+    alone = apart(world, updates)
+    assert attack.misfit(world.view(alone), ctx) == ""
+    assert "no images to ask about" in attack.misfit(world.view(alone), knowledge(world, public, None))
+    assert "no public images" in attack.misfit(world.view(alone), knowledge(world, images(np.random.default_rng(0), 1), queries))
+    assert "does not have the model" in attack.misfit(world.view(replace(alone, weights={})), ctx)
+    assert "tells one site from another" in attack.misfit(world.view(replace(alone, sights=())), ctx)

@@ -6,11 +6,12 @@ No attacker who has this view, this gallery and the same model of the rest picks
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Defence, Images, Knowledge, Reconstruction, Seen, Sight
+from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Images, Knowledge, Reconstruction, Seen, Sight
+from pppml_core.learning.forward import Mixture
 from pppml_gallery.config import GalleryConfig
 from pppml_gallery.likelihood import Likelihood, Numbers, others_like
 from pppml_gallery.updates import flat, in_batches, of_model, remembered, spread
@@ -35,7 +36,7 @@ class Gallery(Attack):
             return "this adversary does not have the model that the round began with"
         if ctx.candidates is None or len(ctx.candidates) == 0:
             return "there are no candidates to pick the patient from"
-        if len(ctx.public) < 2 and (not ctx.training.exact or Mixture.of(sight, ctx).unknown):
+        if len(ctx.public) < 2 and (not ctx.training.exact or Mixture.of(sight, ctx).count > 1):
             return "other images are in the sum too, and there are no public ones to tell what they add"
         return ""
 
@@ -62,33 +63,17 @@ class Gallery(Attack):
         names = of_model(model, sight)
         observed = flat(sight.update, names)
         mixture = Mixture.of(sight, ctx)
-        known = mixture.unknown or not ctx.training.exact
+        unknown = mixture.count - 1
+        known = unknown or not ctx.training.exact
         held = remembered(ctx, model, spread(ctx.public, self.config.public, len(observed)), names) if known else None
         if not ctx.training.exact:
             assert held is not None
             found = [batch @ observed for batch in in_batches(ctx, model, candidates, names)]
             return against(held @ observed, np.concatenate(found)), len(candidates) + len(held)
         others = None if held is None else others_like(held, shrink=self.config.others == "shrunk")
-        likelihood = Likelihood(observed, mixture.weight, error_variance(sight, ctx, names), others, mixture.unknown)
+        likelihood = Likelihood(observed, mixture.weight, error_variance(sight, ctx, names), others, unknown)
         found = [likelihood.of(batch) for batch in in_batches(ctx, model, candidates, names)]
         return np.concatenate(found), len(candidates) + (0 if held is None else len(held))
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How one image's update is in a sum: with ``weight``, beside ``unknown`` others of the same weight."""
-
-    weight: float
-    unknown: int
-
-    @classmethod
-    def of(cls, sight: Sight, ctx: Knowledge) -> Mixture:
-        """Sites weigh the same and make their steps alike. Of several images of a site each counts as if it were alone (first order)."""
-        defence, training, sites = _defence(ctx), ctx.training, len(sight.sites)
-        # A public divisor stands in the update of a single image already; without one a step is a mean over its batch.
-        batch = 1 if defence.clips == "example" and defence.clip is not None and defence.divisor else training.batch
-        # A batch of one image is stepped upon in every step, an image of the batch in one.
-        return cls(1.0 / (sites * batch * training.steps), sites * training.batch * training.steps - 1)
 
 
 def error_variance(sight: Sight, ctx: Knowledge, names: tuple[str, ...]) -> Numbers:
@@ -97,7 +82,7 @@ def error_variance(sight: Sight, ctx: Knowledge, names: tuple[str, ...]) -> Numb
     Unbiased rounding to a grid of step ``g`` has the variance ``g^2 f (1 - f)``, ``f`` the place between two of its points; over all
     places that is ``g^2 / 6``. Each site rounds for itself, and the mean divides the sum by their number.
     """
-    defence, sites = _defence(ctx), len(sight.sites)
+    defence, sites = ctx.told, len(sight.sites)
     squares = {name: float(np.square(sight.update[name], dtype=np.float64).mean()) for name in names}
     least = NUMERICS**2 * (max(squares.values(), default=0.0) or 1.0)
 
@@ -111,8 +96,3 @@ def against(public: Numbers, scores: Numbers) -> Numbers:
     """Z-scores of ``scores`` among those of public images."""
     deviation = float(public.std(ddof=1))
     return np.asarray((scores - public.mean()) / (deviation if deviation > 0 else 1.0))
-
-
-def _defence(ctx: Knowledge) -> Defence:
-    """What the attack is told of it."""
-    return ctx.defence if ctx.adaptive else Defence()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pppml_core.interfaces.attack import Arrays, Defence, Images, Knowledge, Sight
+from pppml_core.interfaces.attack import Arrays, Images, Knowledge, Sight
 
 #: numbers that are held at a time of many images' updates: 160 MB.
 HELD = 20_000_000
@@ -47,7 +47,7 @@ _MADE: dict[bytes, npt.NDArray[np.float64]] = {}
 
 def _forward(ctx: Knowledge) -> tuple[object, ...]:
     """All that an expected update depends on besides model and image."""
-    defence = ctx.defence if ctx.adaptive else Defence()
+    defence = ctx.told
     return (defence.clip, defence.clips, defence.divisor, ctx.loss.func, ctx.loss.args) if isinstance(ctx.loss, partial) else ()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pppml_core.interfaces.attack import AdversaryView, Arrays, Defence, Knowledge, Sight
+from pppml_core.interfaces.attack import AdversaryView, Arrays, Knowledge, Sight
 from pppml_idlg.labels import Head, head_of
 
 Tensors = dict[str, torch.Tensor]
@@ -109,11 +109,10 @@ def update_evidence(view: AdversaryView, ctx: Knowledge, images: int | None, dty
     sight = view.of(ctx.site)
     assert sight is not None
     model = ctx.model(view.last, dtype)
-    defence = ctx.defence if ctx.adaptive else Defence()
     names, sites = _matched(model, sight.update), len(sight.sites)
     seen = {n: torch.from_numpy(np.array(sight.update[n])).to(dtype) for n in names}
     # The mean over n sites has an n-th of the summed noise; a rounding error is spread evenly over one step of the grid to each side.
-    noise = {n: (defence.noise / sites) ** 2 + defence.grid.get(n, 0.0) ** 2 / 3 for n in names}
+    noise = {n: (ctx.told.noise / sites) ** 2 + ctx.told.grid.get(n, 0.0) ** 2 / 3 for n in names}
     own = behind(ctx, images)
     return Evidence(sight, seen, model, ctx, sites, own, own, noise)
 

@@ -15,10 +15,8 @@ from __future__ import annotations
 from math import prod
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
-from pppml_core.adhoc import assemble, imported
 from pppml_core.errors import ConfigError, PppmlError
 from pppml_core.interfaces.model import ModelFactory
 from pppml_core.interfaces.task import TaskSpec
@@ -65,22 +63,10 @@ class ImprintFrontModel(ModelFactory):
         return ImprintFront((spec.channels, *spec.size), self.config.rows, inner, skip=self.config.skip)
 
     def _another(self) -> ModelFactory:
-        name, args, place = str(self.config.of), self.config.args, "model.of"
-        found: ModelFactory
-        if ":" in name:
-            found = assemble("model", imported(place, name), args, place)
-            return found
+        name, place = str(self.config.of), "model.of"
         if name == "imprint-front":
             raise ConfigError("imprint-front stands before another network, not before itself", place=place, hint="name that network")
-        component = Registry.discover().get("model", name)
-        try:
-            config = component.config(**args)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in ("model", "args", *first["loc"]))
-            hint = f"settings of `{name}`: {', '.join(component.config.model_fields) or 'none'}"
-            raise ConfigError(first["msg"].removeprefix("Value error, "), place=where, hint=hint) from error
-        found = component.load()(config)
+        found: ModelFactory = Registry.discover().named("model", name, self.config.args, place)
         return found
 
 

@@ -44,7 +44,7 @@ def planted(weights: Arrays, layer: FirstLayer, config: ImprintConfig, ctx: Know
 
 def _scale(ctx: Knowledge) -> float:
     """Without a clip an update should stay in the encoding's range; with one this layer should take all of the norm that is allowed."""
-    return 1e-4 if ctx.defence.clip is None or not ctx.adaptive else 1e-7
+    return 1e-4 if ctx.told.clip is None else 1e-7
 
 
 def is_planted(weights: Arrays, layer: FirstLayer) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.interfaces.attack import Defence, Knowledge, Sight
+from pppml_core.interfaces.attack import Knowledge, Sight
 from pppml_imprint.first_layer import FirstLayer
 
 Numbers = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class Rows:
     def of(cls, sight: Sight, layer: FirstLayer, ctx: Knowledge) -> Rows:
         """Those of a sum. Its sign, rate and clip are common factors of a row and its bias, which every ratio is free of."""
         weight, bias = (np.asarray(sight.update[name]) for name in (layer.weight, layer.bias))
-        defence = ctx.defence if ctx.adaptive else Defence()
+        defence = ctx.told
         exact = weight.dtype == np.float64
         errors = []
         for name, array in ((layer.weight, weight), (layer.bias, bias)):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pppml_core.interfaces.attack import Defence, Images, Knowledge, Sight
+from pppml_core.interfaces.attack import Images, Knowledge, Sight
 
 Numbers = npt.NDArray[np.float64]
 #: difference of two correct float32 computations of an update, of its root mean square.
@@ -69,7 +69,7 @@ class Reading:
 
     def error(self, sight: Sight, ctx: Knowledge) -> Numbers:
         """Variance of noise, rounding (unbiased, to a grid: a sixth of its step's square) and numerics, ``(readings,)``, above 0."""
-        defence, sites = told(ctx), len(sight.sites)
+        defence, sites = ctx.told, len(sight.sites)
         weight, bias = self.head.rows(sight.update)
 
         def of(name: str, values: Numbers) -> float:
@@ -97,33 +97,9 @@ def updates_of(ctx: Knowledge, model: torch.nn.Module, images: Images, head: Hea
     return found
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """``count`` images are in a sum, each with ``weight`` times the update it would make alone; ``own`` of them are the watched site's."""
-
-    weight: float
-    count: int
-    own: int
-
-    @classmethod
-    def of(cls, sight: Sight, ctx: Knowledge) -> Mixture:
-        """Sites weigh the same and make their steps alike; several images of a site count as if each were alone (first order)."""
-        defence, training, sites = told(ctx), ctx.training, len(sight.sites)
-        # A public divisor stands in the update of a single image already; without one a step is a mean over its batch.
-        batch = 1 if defence.clips == "example" and defence.clip is not None and defence.divisor else training.batch
-        own = training.batch * training.steps
-        # A batch of one image is stepped upon in every step, an image of the batch in one.
-        return cls(1.0 / (sites * batch * unit(ctx).training.steps), sites * own, own)
-
-
 def unit(ctx: Knowledge) -> Knowledge:
     """Under which the update of a single image is computed: of recorded rounds with one step, as theirs are too many."""
     return ctx if ctx.training.exact else replace(ctx, training=replace(ctx.training, steps=1))
-
-
-def told(ctx: Knowledge) -> Defence:
-    """What the attack is told of the defence."""
-    return ctx.defence if ctx.adaptive else Defence()
 
 
 def spread(images: Images, count: int) -> Images:

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from pppml_core import ComponentConfig
 
+#: networks of this plugin that name another one; they do not name each other.
+MADE_FROM_ANOTHER = ("linear-head", "group-normed")
 #: Every layer has a multiple of 64 channels.
 Groups = Annotated[Literal[1, 2, 4, 8, 16, 32, 64], Field(description="groups of every group normalization")]
 
