@@ -18,6 +18,8 @@ from pppml_core.registry import Registry
 
 #: sections of a config that are the coordinator's: a site never runs their components.
 ELSEWHERE = ("engine", "attacks", "reporters")
+#: settings that name a component, or module:attribute; `of`: what another one is made from, see :meth:`.Registry.named`.
+NAMING = ("use", "of")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ def used(config: Mapping[str, Any], registry: Registry) -> list[tuple[str, str]]
 
 def _uses(place: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
-        if isinstance(name := value.get("use"), str):
-            yield place, name
+        for key in NAMING:
+            if isinstance(name := value.get(key), str):
+                yield (place if key == "use" else f"{place}.{key}"), name
         for key, inner in value.items():
             yield from _uses(f"{place}.{key}", inner)
 

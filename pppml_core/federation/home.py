@@ -24,11 +24,12 @@ from pppml_core.federation.identity import (
     read_card,
 )
 from pppml_core.federation.policy import POLICY_FILE, Policy
+from pppml_core.federation.site_file import SITE_FILE, site_template
 from pppml_core.wire.messages import SERVER
 
 _HEAD = """\
-# What this site insists on. It stays here and no server can change it: a round that breaks a rule is refused before any code of a
-# plugin sees it. Every line below is the default; take away the # to set another value.
+# What this site insists on. It stays here and no server can change it: a run that breaks a rule is refused before any training. Lines that
+# begin with # are not in force; take away the # to set that rule. docs/policy.md explains each.
 """
 
 
@@ -47,10 +48,11 @@ class Home:
         return {"home": str(self.folder), "name": self.name, **_public(self.public), "pinned": pinned}
 
 
-def init_home(folder: Path, name: str) -> Home:
-    """Make a home: a lasting identity under ``name``, pinned by itself, and, unless it is the coordinator's, a policy to edit.
+def init_home(folder: Path, name: str, *, careful: bool = False) -> Home:
+    """Make a home: a lasting identity under ``name``, pinned by itself, and, unless it is the coordinator's, a policy and a file about its
+    data to edit.
 
-    A policy that is there is kept.
+    Those that are there are kept. ``careful``: the policy is that of a hospital, see :func:`policy_template`.
 
     Raises ConfigError for a name that is no slug, and where there is a home already.
     """
@@ -58,8 +60,9 @@ def init_home(folder: Path, name: str) -> Home:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (folder / CARD_FILE).exists() and (folder / KEY_FILE).exists():
         raise ConfigError("there is a home already", place=str(folder), hint="pppml site show")
-    if name != SERVER and not (folder / POLICY_FILE).exists():
-        write_atomic(folder / POLICY_FILE, policy_template().encode())
+    for file, text in ((POLICY_FILE, policy_template(careful=careful)), (SITE_FILE, site_template())):
+        if name != SERVER and not (folder / file).exists():
+            write_atomic(folder / file, text.encode())
     # An identity without a card is what an interrupted call left.
     identity = load_identity(folder) if (folder / KEY_FILE).exists() else new_identity(folder)
     pin(folder, name, identity.public)
@@ -100,11 +103,16 @@ def check_fingerprint(public: bytes, told: str) -> None:
         raise ConfigError(f"the fingerprint of this key is another one: {fingerprint(public)}", place="fingerprint", hint=hint)
 
 
-def policy_template() -> str:
-    """``policy.yaml`` with every rule explained, all of them commented out."""
-    rules = Policy.model_fields.items()
-    lines = [f"\n# {rule.description}\n# {name}: {json.dumps(rule.default)}\n" for name, rule in rules]
-    return _HEAD + "".join(lines)
+def policy_template(*, careful: bool = False) -> str:
+    """``policy.yaml`` with every rule explained. ``careful``: what a hospital begins with is in force; else every line is commented out."""
+    text = _HEAD
+    for name, field in Policy.model_fields.items():
+        shown = field.json_schema_extra
+        assert isinstance(shown, dict)
+        value = shown["careful"] if shown["careful"] is not None else shown["example"]
+        in_force = careful and shown["careful"] is not None
+        text += f"\n# {field.description}\n{'' if in_force else '# '}{name}: {json.dumps(value)}\n"
+    return text
 
 
 def _public(key: bytes) -> dict[str, str]:

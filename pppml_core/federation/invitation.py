@@ -14,7 +14,7 @@ from pppml_core.errors import WireError
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.code import ELSEWHERE, code_of_run
 from pppml_core.federation.identity import Identity, statement, verify
-from pppml_core.federation.terms import promises
+from pppml_core.federation.terms import check_promises, promises
 from pppml_core.interfaces.aggregation import Guarantees
 from pppml_core.interfaces.engine import Job
 from pppml_core.values import ValueSpec
@@ -35,7 +35,8 @@ class Invitation:
         sites: all sites of the run, in the task's order.
         sizes: training examples of each site.
         code: distribution -> ``version`` and ``sha256`` of the code the coordinator runs.
-        terms: ``guarantees`` of a sum over a full cohort, the ``privacy`` statement, and ``metrics``; as plain data.
+        terms: ``guarantees`` of a sum over a full cohort, the ``privacy`` statement, ``metrics``, and the kind of ``images``; as plain
+        data.
     """
 
     run: bytes
@@ -65,11 +66,15 @@ def announced(parts: Assembly, sizes: Mapping[str, int]) -> dict[str, Any]:
     cohort = tuple(sizes)[: setting.cohort]
     if parts.personalization.shares and not parts.aggregator.misfits(one := ValueSpec(1, "integer", 1), cohort):
         guarantees = parts.aggregator.plan(one, cohort).guarantees  # what is promised does not depend on the value that is summed
-    return {**promises(guarantees, parts.mechanism.plan(setting).statement), "metrics": parts.config.run.metrics}
+    spec = parts.spec
+    images = {"kind": spec.kind, "channels": spec.channels, "size": list(spec.size), "classes": list(spec.classes)}
+    return {**promises(guarantees, parts.mechanism.plan(setting).statement), "metrics": parts.config.run.metrics, "images": images}
 
 
 def read_invitation(message: Message, roster: Mapping[str, bytes]) -> Invitation:
-    """What a message of kind ``join`` holds. Raises WireError for another form, and for a signature that is not the pinned coordinator's."""
+    """What a message of kind ``join`` holds. Raises WireError for another form, and for a signature that is not the pinned
+    coordinator's.
+    """
     body = message.body
     if set(body) != set(_FORM) or not all(type(body[name]) is form for name, form in _FORM.items()):
         raise WireError(f"an invitation must hold {', '.join(_FORM)}", place=JOIN)
@@ -82,8 +87,10 @@ def read_invitation(message: Message, roster: Mapping[str, bytes]) -> Invitation
         raise WireError("sites must be different names, sizes a map of them", place=JOIN)
     if not all(type(size) is int and size >= 0 for size in sizes.values()):
         raise WireError("sizes must be whole numbers", place=JOIN)
-    if not all(isinstance(one, Mapping) and set(one) == {"version", "sha256"} for one in code.values()):
+    said = [one for one in code.values() if isinstance(one, Mapping) and set(one) == {"version", "sha256"}]
+    if len(said) != len(code) or not all(isinstance(text, str) for one in said for text in one.values()):
         raise WireError("code must hold version and sha256 of each distribution", place=JOIN)
-    if set(terms) != {"guarantees", "privacy", "metrics"} or not isinstance(terms["guarantees"].get("sees_update"), list):
-        raise WireError("terms must hold guarantees, privacy and metrics", place=JOIN)
+    if set(terms) != {"guarantees", "privacy", "metrics", "images"}:
+        raise WireError("terms must hold guarantees, privacy, metrics and images", place=JOIN)
+    check_promises(terms)
     return Invitation(message.run, body["config"], tuple(sites), sizes, code, terms)

@@ -1,6 +1,6 @@
-"""A site's own policy: checked against a round's announced terms, and the weights it begins with, before any plugin code sees them.
+"""A site's own policy: what it insists on, held in its home as ``policy.yaml``, a map of the settings of :class:`Policy`.
 
-It is held in the site's home as ``policy.yaml``, a map of the settings of :class:`Policy`; without the file the defaults hold.
+Without the file the defaults hold. What the rules say of a run is in :mod:`.rules`, when they are asked in :mod:`.admission`.
 """
 
 from __future__ import annotations
@@ -8,73 +8,130 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pppml_core.config.source import load_yaml
 from pppml_core.errors import ConfigError, PolicyRefusal, nearest
 from pppml_core.federation.identity import refuse_writable
-from pppml_core.interfaces.privacy import CONDITIONS, condition_words
+from pppml_core.federation.rules import TERMS
+from pppml_core.interfaces.privacy import Placement
 
 POLICY_FILE = "policy.yaml"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_HOURS = r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
+
+
+class Pin(BaseModel):
+    """The code of a distribution that a site lets take part in runs: its version, the hash of its files, or both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str | None = Field(None, min_length=1)
+    sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.version is None and self.sha256 is None:
+            raise ValueError("give version, sha256 or both")
+        return self
+
+
+def rule(default: Any, description: str, *, careful: Any = None, example: Any = None, **limits: Any) -> Any:
+    """A rule: its default, which suits a simulation; what a hospital begins with, where that is another; what may stand there."""
+    return Field(default, description=description, json_schema_extra={"careful": careful, "example": example}, **limits)
 
 
 class Policy(BaseModel):
     """What a site insists on, held locally; the server cannot change it.
 
-    The defaults accept everything a configuration may say, and no weights that look made to read images.
+    The defaults accept everything a configuration may say, but for code that nobody named here (``python``) and weights that look made to
+    read images. `pppml site init` begins with more careful ones. docs/policy.md has a page on each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_cohort: int = Field(1, ge=1, description="fewest sites of a round, and of a sum, this site takes part in")
-    max_epsilon: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="largest epsilon the terms may announce; null: any, also no claim at all"
+    # -- with whom
+    min_cohort: int = rule(1, "fewest sites of a round, and of a sum, this site takes part in", careful=3, ge=1)
+    plain_updates: bool = rule(True, "whether anybody may see this site's own update", careful=False)
+    max_colluders: int = rule(
+        1, "how many other sites may work with the server without learning this site's update from a secure sum", careful=1, ge=0
     )
-    plain_updates: bool = Field(True, description="whether anybody may see this site's own update")
-    max_colluders: int = Field(
-        1, ge=0, description="how many other sites may work with the server without learning this site's update from a secure sum"
+    min_honest: int = rule(2, "fewest sites besides those whose updates must be mixed", careful=2, ge=2)
+    min_degree: int = rule(2, "fewest neighbours on a sparse graph of masks", careful=2, ge=1)
+
+    # -- what runs here
+    components: list[str] | None = rule(
+        None,
+        "names of the tasks, models, methods, mechanisms, sums and back ends a run may use; null: any",
+        example=["unet", "secagg-plus"],
     )
-    min_honest: int = Field(2, ge=2, description="fewest sites besides those whose updates must be mixed")
-    min_degree: int = Field(2, ge=1, description="fewest neighbours on a sparse graph of masks")
-    vet_weights: bool = Field(True, description="whether weights are refused that no training makes, but a server that reads images does")
-    record_secrets: bool = Field(
-        False, description="whether this site's keys and updates may be written down for experiments (run.transcript: secrets)"
+    python: list[str] | None = rule(
+        [], "own code, module:attribute, that a run may name beside components of plugins; null: any", careful=[]
     )
+    code: dict[str, Sha256 | Pin] | None = rule(
+        None,
+        "code that may run: of every distribution a run uses the hash of its files, or {version, sha256}; null: any",
+        example={"pppml-core": {"version": "0.1.0"}},
+    )
+    same_versions: bool = rule(True, "whether the coordinator's code must be that of this site: versions and files", careful=True)
+    models: list[Sha256] | None = rule(
+        None,
+        "hashes of the networks (names, shapes, dtypes) that may be trained; `pppml site check` prints them; null: any",
+        example=["0" * 64],
+    )
+
+    # -- what the result may reveal
+    mechanisms: list[str] | None = rule(None, "privacy mechanisms one of which must be used; null: any, also none", example=["dp-sgd"])
+    placements: list[Placement] | None = rule(
+        None,
+        "who may add the noise; with `server` the coordinator sees the sum without it; null: anybody",
+        example=["local", "distributed"],
+    )
+    privacy_unit: Literal["example", "patient", "site"] | None = rule(
+        None, "whose data a claim of epsilon must protect; null: any, also no claim", example="patient"
+    )
+    max_epsilon: float | None = rule(
+        None, "largest epsilon the terms may announce; null: any, also no claim at all", example=8.0, gt=0, allow_inf_nan=False
+    )
+    total_epsilon: float | None = rule(
+        None,
+        "largest epsilon of all runs on this site's data together, by its own account; null: any",
+        example=8.0,
+        gt=0,
+        allow_inf_nan=False,
+    )
+    total_delta: float = rule(1e-4, "largest delta of all runs together; counts where there is a total_epsilon", careful=1e-4, gt=0, lt=1)
+    metrics: Literal["none", "sum", "per-site"] = rule(
+        "per-site", "the most of evaluation scores that may leave: none, only in sums over sites, or this site's own", careful="sum"
+    )
+    fewest_patients: int = rule(
+        1, "fewest patients (groups) in a validation or test set whose scores may leave other than in a sum", careful=10, ge=1
+    )
+
+    # -- what a round may do
+    vet_weights: bool = rule(True, "whether weights are refused that no training makes, but a server that reads images does", careful=True)
+    record_secrets: bool = rule(
+        False, "whether this site's keys and updates may be written down for experiments (run.transcript: secrets)", careful=False
+    )
+    hours: str | None = rule(
+        None, "when this site joins runs and begins rounds, local time, from-to; null: always", example="07:00-19:00", pattern=_HOURS
+    )
+    max_rounds_per_day: int | None = rule(None, "most rounds this site begins in a day, all runs together; null: any", example=100, ge=1)
+
+    @field_validator("hours")
+    @classmethod
+    def _some_hours(cls, value: str | None) -> str | None:
+        if value is not None and value[:5] == value[6:]:
+            raise ValueError("begin and end are the same")
+        return value
 
     def check(self, terms: Mapping[str, Any]) -> None:
-        """Raise PolicyRefusal naming the first rule the terms break."""
-        cohort = terms["cohort"]
-        if len(set(cohort)) < self.min_cohort:
-            raise PolicyRefusal(f"min_cohort: {len(set(cohort))} sites announced, at least {self.min_cohort} required")
-        epsilon = terms["privacy"].get("epsilon")
-        # An infinite epsilon comes as the text `inf`.
-        if self.max_epsilon is not None and not (isinstance(epsilon, float | int) and epsilon <= self.max_epsilon):
-            said = "none" if epsilon is None else f"{epsilon:g}" if isinstance(epsilon, float | int) else str(epsilon)
-            conditions = "" if epsilon is None else f" ({_conditions(terms['privacy'])})"
-            raise PolicyRefusal(f"max_epsilon: {said} announced, at most {self.max_epsilon:g} allowed{conditions}")
-        self._check_secrecy(terms["guarantees"])
-
-    def _check_secrecy(self, promised: Mapping[str, Any]) -> None:
-        if not self.plain_updates and promised["sees_update"]:
-            raise PolicyRefusal(f"plain_updates: {', '.join(promised['sees_update'])} would see this site's update")
-        if promised["sees_update"] or "coalition_curious" not in promised:
-            return  # a sum in the clear, which this policy allows, or no sum at all
-        # The default of max_colluders is for the sums that let a site choose; as a demand it holds where somebody demanded it.
-        demanded = not self.plain_updates or "max_colluders" in self.model_fields_set
-        if demanded and promised["coalition_curious"] < self.max_colluders:
-            text = f"the sum withstands {promised['coalition_curious']} sites that work with the server, {self.max_colluders} are demanded"
-            raise PolicyRefusal(f"max_colluders: {text}")
-
-
-def _conditions(announced: Mapping[str, Any]) -> str:
-    """What the announced epsilon is of. Terms come from another party: whatever is missing or long is told as such."""
-    said = {}
-    for name in CONDITIONS:
-        value = announced.get(name)
-        said[name] = value if isinstance(value, float | int) else f"{value:.200}" if isinstance(value, str) and value else "not said"
-    return condition_words(said)
+        """Raise PolicyRefusal naming the first rule the terms of a round, or of a run, break."""
+        for name, broken in TERMS.items():
+            if (reason := broken(self, terms)) is not None:
+                raise PolicyRefusal(f"{name}: {reason}")
 
 
 def load_policy(home: Path) -> Policy:

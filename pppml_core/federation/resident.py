@@ -1,31 +1,37 @@
 """A site that lives by itself, at a hospital: engines that it joins hand it frames and take its replies.
 
-Everything that is the site's is in its home: identity, roster, policy, and ``runs/<run>/`` with the invitation it accepted and what it holds of
-that run. So a process that is started again goes on from there. Of an attempt in which it was lost it knows nothing, and its record on the
-disk makes it refuse that attempt: no mask and no noise is ever used twice.
+Everything that is the site's is in its home: identity, roster, policy, the account of what its runs cost (:mod:`.site_ledger`), the log of
+what left it (:mod:`.audit`), and ``runs/<run>/`` with the invitation it accepted and what it holds of that run. So a process that is
+started again goes on from there. Of an attempt in which it was lost it knows nothing, and its record on the disk makes it refuse that
+attempt: no mask and no noise is ever used twice.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pppml_core.errors import DataError, PolicyRefusal, WireError
-from pppml_core.federation.admission import after_code, before_code
+from pppml_core.federation.admission import Case, about_run, after_code, before_building, before_code
+from pppml_core.federation.audit import Audit
 from pppml_core.federation.checks import own_misfits
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.home import open_home
-from pppml_core.federation.identity import Identity, derive, load_identity, statement
+from pppml_core.federation.identity import ROSTER_FILE, Identity, derive, load_identity, statement
 from pppml_core.federation.invitation import JOIN, Invitation, read_invitation
 from pppml_core.federation.own_parts import own_parts
-from pppml_core.federation.policy import load_policy
+from pppml_core.federation.policy import POLICY_FILE, load_policy
 from pppml_core.federation.reason import reason_of
 from pppml_core.federation.site import Site, SiteHost
+from pppml_core.federation.site_ledger import Account
+from pppml_core.federation.timetable import Rounds, check_timetable, local_time
 from pppml_core.interfaces.engine import Job
 from pppml_core.randomness import entropy
 from pppml_core.registry import Registry
@@ -34,6 +40,8 @@ from pppml_core.wire.messages import SERVER, Body, Message
 
 INVITATION = "invitation"
 FROZEN = "frozen"
+_NO_AUDIT = "this site cannot write its audit log"
+_log = logging.getLogger("pppml.site")
 
 
 class Resident:
@@ -49,44 +57,86 @@ class Resident:
         self.home = open_home(home)
         self._identity = load_identity(home)
         self._recreated = recreated
+        self._account = Account(home, self._identity)
+        self._audit: Audit | None = None
         #: the run this process takes part in; a newer one takes its place.
         self._run = b""
         self._site: Site | None = None
+        #: policy and roster as they were when it was admitted.
+        self._standing: tuple[bytes, ...] = ()
         self._lock = threading.Lock()
 
     def receive(self, frame: bytes) -> bytes:
-        """The reply to one frame. Never raises: it answers ``refused`` or ``failed`` with the reason."""
-        with self._lock:  # engines may call from several threads; a site does one thing after the other
-            return self._receive(frame)
+        """The reply to one frame. Never raises: it answers ``refused`` or ``failed`` with the reason.
 
-    def _receive(self, frame: bytes) -> bytes:
+        What it returns is in the audit log already. Where that cannot be written, nothing of what was asked is done or leaves this site;
+        that this is so is the one thing it says without writing it down.
+        """
+        with self._lock:  # engines may call from several threads; a site does one thing after the other
+            reply = self._reply(_unreadable(self.home.name), "failed", {"reason": _NO_AUDIT})
+            try:
+                self._audit = self._audit or Audit(self.home.folder, self._identity)
+                reply, about = self._answer(frame)
+                self._audit.note(reply, about)
+            except Exception as error:
+                _log.error("nothing leaves this site: %s: %s", _NO_AUDIT, error)
+                return self._reply(_turned(decode_message(reply)), "failed", {"reason": _NO_AUDIT})
+            return reply
+
+    def _answer(self, frame: bytes) -> tuple[bytes, dict[str, Any] | None]:
+        """The reply to one frame, and what the audit log says of it besides."""
         try:
             message = decode_message(frame)
         except WireError as error:
-            return self._reply(Message(bytes(16), 0, 1, "unreadable", "", SERVER, self.home.name), "failed", reason_of(error))
+            return self._reply(_unreadable(self.home.name), "failed", reason_of(error)), None
         try:
             if message.kind == JOIN:
-                return self._reply(message, "reply", self._join(message, frame))
+                about = self._join(message, frame)
+                return self._reply(message, "reply", {"joined": True}), about
+            if message.kind == "open":
+                self._stand_by(message)
             site = self._living(message.run)
             reply = site.receive(frame)
             if self._recreated:
                 self._freeze(message.run, site)
-            return reply
+            return reply, None
         except PolicyRefusal as error:
-            return self._reply(message, "refused", reason_of(error))
+            return self._reply(message, "refused", reason_of(error)), None
         except Exception as error:
             # Whatever it is, an engine that carried it to the coordinator would carry along what it says of this machine.
-            return self._reply(message, "failed", reason_of(error))
+            return self._reply(message, "failed", reason_of(error)), None
 
-    def _join(self, message: Message, frame: bytes) -> Body:
+    def _join(self, message: Message, frame: bytes) -> dict[str, Any]:
+        """Take part in a run from now on. What the audit log says of it."""
         if message.recipient != self.home.name:
             raise WireError("this message is for another site", place=self.home.name)
         asked = read_invitation(message, open_home(self.home.folder).pinned)
-        host = self._accept(asked)
-        if wrong := own_misfits(host.assembly, self.home.name, host.privacy):
-            raise DataError("; ".join(wrong), place=self.home.name)
-        write_atomic(self._folder(message.run) / INVITATION, frame)
-        return {"joined": True}
+        self._refuse_other(asked)
+        check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
+        case = self._admit(asked)
+        write_atomic(self._folder(asked.run) / INVITATION, frame)
+        self._live(case)
+        return about_run(case)
+
+    def _refuse_other(self, asked: Invitation) -> None:
+        """Raise PolicyRefusal where this site has joined the run, and was asked for something else then."""
+        try:
+            held = decode_message((self._folder(asked.run) / INVITATION).read_bytes()).body
+        except FileNotFoundError:
+            return
+        now = {"config": asked.config, "sites": list(asked.sites), "sizes": asked.sizes, "terms": asked.terms}
+        if other := [name for name, value in now.items() if held.get(name) != value]:
+            raise PolicyRefusal(f"joined: this site joined this run with another {' and '.join(other)}")
+
+    def _stand_by(self, message: Message) -> None:
+        """A round begins: is it time, and does what this site insists on still hold for the run?"""
+        if self._standing != self._stands():
+            self._site = None  # policy or roster were edited: the run is looked at anew
+        policy, now, begun = load_policy(self.home.folder), local_time(), f"{message.run.hex()} {message.round}"
+        check_timetable(policy, self.home.folder, now, begun)
+        self._living(message.run)
+        if policy.max_rounds_per_day is not None:
+            Rounds(self.home.folder).note(begun, now)
 
     def _living(self, run: bytes) -> Site:
         """The site in a run that it has joined, brought to life where this process does not hold it."""
@@ -96,23 +146,40 @@ class Resident:
             frame = (self._folder(run) / INVITATION).read_bytes()
         except OSError as error:
             raise WireError("this site has not joined this run", place=self.home.name) from error
-        host = self._accept(read_invitation(decode_message(frame), open_home(self.home.folder).pinned))
-        if self._recreated and (frozen := self._frozen(run)) is not None:
-            self._site = Site.thaw(self.home.name, host, frozen)
-        assert self._site is not None
-        return self._site
+        return self._live(self._admit(read_invitation(decode_message(frame), open_home(self.home.folder).pinned)))
 
-    def _accept(self, asked: Invitation) -> SiteHost:
-        """Check the invitation, build the run's parts, bring the site to life. The policy is read anew: it may have changed."""
+    def _admit(self, asked: Invitation) -> Case:
+        """Check the invitation, build the run's parts, enter the run into this site's account. The policy is read anew: it may have
+        changed.
+        """
+        stands = self._stands()
         home, policy = open_home(self.home.folder), load_policy(self.home.folder)
-        before_code(home, policy, asked)
-        homes = {home.name: home.folder}
-        job = Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, homes)
-        host = SiteHost(replace(job, parts=own_parts(job, home.name, Registry.discover())))
-        after_code(home, policy, asked, host)
+        case = Case(home, policy, asked, self._account)
+        before_code(case)
+        registry = Registry.discover()
+        before_building(case, registry)
+        job = Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, {home.name: home.folder})
+        host = SiteHost(replace(job, parts=own_parts(job, home.name, registry)))
+        after_code(case, host)
+        if wrong := own_misfits(host.assembly, home.name, host.privacy):
+            raise DataError("; ".join(wrong), place=home.name)
+        self._account.reserve(asked.run, case.claim, case.limits, about_run(case))
+        self._standing = stands
+        return case
+
+    def _live(self, case: Case) -> Site:
+        host, run = case.host, case.asked.run
+        assert host is not None
         torch.set_num_threads(host.assembly.config.training.threads)  # part of what makes results equal on every engine
-        self._run, self._site = asked.run, host.site(home.name, policy)
-        return host
+        site = host.site(self.home.name, case.policy)
+        if self._recreated and (frozen := self._frozen(run)) is not None:
+            site = Site.thaw(self.home.name, host, frozen)
+        self._run, self._site = run, site
+        return site
+
+    def _stands(self) -> tuple[bytes, ...]:
+        files = (self.home.folder / POLICY_FILE, self.home.folder / ROSTER_FILE)
+        return tuple(file.read_bytes() if file.exists() else b"" for file in files)
 
     def _folder(self, run: bytes) -> Path:
         return self.home.folder / "runs" / run.hex()
@@ -140,3 +207,12 @@ class Resident:
 def _key(identity: Identity, run: bytes) -> bytes:
     # Ed25519 signatures are deterministic and unpredictable without the key, so one over a statement of its own purpose serves as a secret.
     return derive(identity.sign(statement("frozen-site", run, {})), b"pppml-frozen-v1")
+
+
+def _unreadable(site: str) -> Message:
+    return Message(bytes(16), 0, 1, "unreadable", "", SERVER, site)
+
+
+def _turned(reply: Message) -> Message:
+    """What a reply answers, without its contents."""
+    return replace(reply, sender=reply.recipient, recipient=reply.sender, body={})

@@ -114,6 +114,15 @@ def _check_terms(terms: Mapping[str, Any]) -> None:
             raise WireError(f"{name} must hold {form.__name__} only", place="terms")
     if len(set(terms["cohort"])) != len(terms["cohort"]):
         raise WireError("the cohort names a site twice", place="terms")
+    check_promises(terms)
+    if len(terms["roster"]) != 32:
+        raise WireError("roster must be a hash", place="terms")
+
+
+def check_promises(terms: Mapping[str, Any]) -> None:
+    """Raise WireError unless guarantees, privacy and metrics of terms have the form in which :func:`promises` says them."""
+    if not all(isinstance(terms.get(name), form) for name, form in (("guarantees", Mapping), ("privacy", Mapping), ("metrics", str))):
+        raise WireError("terms must hold guarantees, privacy and metrics", place="terms")
     epsilon, sees = terms["privacy"].get("epsilon"), terms["guarantees"].get("sees_update")
     if (
         not (isinstance(epsilon, float | int | None) or epsilon == "inf")
@@ -121,8 +130,8 @@ def _check_terms(terms: Mapping[str, Any]) -> None:
         or not all(isinstance(s, str) for s in sees)
     ):
         raise WireError("privacy.epsilon must be a number, inf or none, guarantees.sees_update a list of names", place="terms")
-    if type(terms["guarantees"].get("coalition_curious", 0)) is not int or len(terms["roster"]) != 32:
-        raise WireError("guarantees.coalition_curious must be a whole number, roster a hash", place="terms")
+    if type(terms["guarantees"].get("coalition_curious", 0)) is not int:
+        raise WireError("guarantees.coalition_curious must be a whole number", place="terms")
 
 
 def binding(run: bytes, round: int, attempt: int, weights: bytes, terms: Mapping[str, Any]) -> bytes:

@@ -52,7 +52,8 @@ def test_init_makes_a_home(pppml: Go, tmp_path: Path) -> None:
     assert (tmp_path / "a/identity.pub").read_text() == f"clinic_a {base64.b64encode(public).decode()}\n"
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
     assert load_roster(tmp_path / "a") == {"clinic_a": public}, "a party pins itself, so nobody else can be pinned under its name"
-    assert load_policy(tmp_path / "a") == Policy()
+    policy = load_policy(tmp_path / "a")
+    assert (policy.min_cohort, policy.plain_updates, policy.metrics, policy.fewest_patients) == (3, False, "sum", 10), "a hospital's"
 
 
 def test_init_keeps_what_is_there(pppml: Go, tmp_path: Path) -> None:
@@ -88,14 +89,19 @@ def test_the_coordinator_has_no_policy(pppml: Go, tmp_path: Path) -> None:
     assert "policy" not in out
 
 
-def test_the_template_of_a_policy_names_every_rule_and_sets_none(tmp_path: Path) -> None:
-    text = policy_template()
+@pytest.mark.parametrize("careful", [False, True])
+def test_the_template_of_a_policy_names_every_rule(tmp_path: Path, careful: bool) -> None:
+    text = policy_template(careful=careful)
     (tmp_path / "policy.yaml").write_text(text)
-    assert load_policy(tmp_path) == Policy()
-    (tmp_path / "policy.yaml").write_text(re.sub(r"^# (\w+: \S+)$", r"\1", text, flags=re.MULTILINE))
-    set_by_hand = load_policy(tmp_path)
-    assert set_by_hand.model_fields_set == set(Policy.model_fields)
-    assert set_by_hand.model_dump() == Policy().model_dump(), "the values shown are the defaults"
+    held = load_policy(tmp_path)
+    choices = {name: field.json_schema_extra["careful"] for name, field in Policy.model_fields.items()}
+    in_force = {name: value for name, value in choices.items() if value is not None}
+    assert held == (Policy(**in_force) if careful else Policy())
+    assert held.model_fields_set == (set(in_force) if careful else set())
+    may_be_null = {name for name, field in Policy.model_fields.items() if field.default is None}
+    assert may_be_null == set(Policy.model_fields) - set(in_force), "what no hospital can do without has a value"
+    (tmp_path / "policy.yaml").write_text(re.sub(r"^# (\w+: \S.*)$", r"\1", text, flags=re.MULTILINE))
+    assert load_policy(tmp_path).model_fields_set == set(Policy.model_fields), "every line can be put in force as it stands"
 
 
 def test_show_prints_who_this_is_and_whom_it_trusts(pppml: Go, tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""The audit log of a site: one line for every message that leaves it, on the disk before the message is handed to an engine.
+
+``audit.jsonl`` in the home, a :mod:`.chain`. A line holds ``time`` (UTC), ``run``, ``round``, ``attempt``, ``stage``, ``kind``, ``to``,
+``bytes`` and ``sha256`` of the frame, and ``fields``, the names in its body; where the site refused or failed also ``reason``, where it
+joined a run ``about``, what it was told of it. What the coordinator recorded of a run (``transcripts/``) has the same hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pppml_core.federation.chain import Chain, ChainBroken, Head, read_chain
+from pppml_core.federation.identity import Identity
+from pppml_core.wire.codec import decode_message
+
+AUDIT_FILE = "audit.jsonl"
+#: names of fields told of one message, and letters of a text.
+_FIELDS, _LETTERS = 64, 200
+
+
+class Audit:
+    """Writes the log of one home. Raises ChainBroken where runs were joined here and the log is gone."""
+
+    def __init__(self, home: Path, identity: Identity) -> None:
+        self._chain = Chain(home / AUDIT_FILE, identity)
+        if not (home / AUDIT_FILE).exists() and (home / "runs").exists():
+            raise ChainBroken("line 1 is missing: this home has taken part in runs, and the log of what left it is gone", place=AUDIT_FILE)
+        with self._chain.opened():
+            pass  # made where missing, checked where it is
+
+    def note(self, frame: bytes, about: Mapping[str, Any] | None = None) -> None:
+        """Write down a message that is about to leave. Raises PppmlError or OSError where that is not possible: then it must not leave."""
+        message = decode_message(frame)
+        line: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "run": message.run.hex(),
+            "round": message.round,
+            "attempt": message.attempt,
+            "stage": message.stage,
+            "kind": message.kind,
+            "to": message.recipient,
+            "bytes": len(frame),
+            "sha256": hashlib.sha256(frame).hexdigest(),
+            "fields": [name[:_LETTERS] for name in sorted(message.body)[:_FIELDS]],
+        }
+        if isinstance(reason := message.body.get("reason"), str):
+            line["reason"] = reason
+        if about is not None:
+            line["about"] = dict(about)
+        self._chain.append(line)
+
+
+def read_audit(home: Path, public: bytes, noted: str | None = None) -> tuple[list[dict[str, Any]], Head]:
+    """All lines, verified, and the head. Raises ChainBroken naming the first line that is not right."""
+    if not (home / AUDIT_FILE).exists() and (home / "runs").exists():
+        raise ChainBroken("line 1 is missing: this home has taken part in runs, and the log of what left it is gone", place=AUDIT_FILE)
+    return read_chain(home / AUDIT_FILE, public, noted)
+
+
+def by_run(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each run, in order of its first message: ``run``, ``first``, ``last``, ``messages``, ``bytes``, ``kinds`` (name -> messages)."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        run = found.setdefault(line["run"], {"run": line["run"], "first": line["time"], "messages": 0, "bytes": 0, "kinds": {}})
+        run["last"] = line["time"]
+        run["messages"] += 1
+        run["bytes"] += line["bytes"]
+        kind = line["stage"] if line["kind"] == "reply" else line["kind"]
+        run["kinds"][kind] = run["kinds"].get(kind, 0) + 1
+    return list(found.values())

@@ -1,0 +1,74 @@
+"""When a site works, and how often: the rules ``hours`` and ``max_rounds_per_day``, held where a run is joined and where a round begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from pppml_core.errors import ConfigError, PolicyRefusal
+from pppml_core.federation.files import write_atomic
+from pppml_core.federation.policy import Policy
+
+ROUNDS_FILE = "rounds.json"
+
+
+def local_time() -> datetime:
+    """Of this machine."""
+    return datetime.now().astimezone()
+
+
+def hours(policy: Policy, now: datetime) -> str | None:
+    """Why this is no working hour; None where it is one. From-to; over midnight where the end comes first."""
+    if policy.hours is None:
+        return None
+    begin, end = policy.hours.split("-")
+    time = f"{now:%H:%M}"
+    inside = begin <= time < end if begin < end else time >= begin or time < end
+    return None if inside else f"this site works from {begin} to {end}, and its clock says {time}"
+
+
+class Rounds:
+    """The rounds that a site has begun today: ``rounds.json`` in its home. A retry is the same round."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / ROUNDS_FILE
+
+    def full(self, policy: Policy, now: datetime, begun: str = "") -> str | None:
+        """Why no further round may begin today; None where one may, or where this one has begun."""
+        if policy.max_rounds_per_day is None:
+            return None
+        rounds = self._today(now)
+        if begun in rounds or len(rounds) < policy.max_rounds_per_day:
+            return None
+        return f"{len(rounds)} rounds were begun today, at most {policy.max_rounds_per_day} a day"
+
+    def note(self, begun: str, now: datetime) -> None:
+        """Count a round."""
+        if begun not in (rounds := self._today(now)):
+            write_atomic(self._path, json.dumps({"day": f"{now:%Y-%m-%d}", "rounds": [*rounds, begun]}).encode())
+
+    def _today(self, now: datetime) -> list[str]:
+        try:
+            held = json.loads(self._path.read_bytes())
+            day, rounds = held["day"], [str(one) for one in held["rounds"]]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError("the count of today's rounds is damaged", place=str(self._path), hint="remove the file") from error
+        return rounds if day == f"{now:%Y-%m-%d}" else []
+
+
+#: name of the rule -> ``(policy, home, now, the round) -> why not now, or None``.
+TIMETABLE: dict[str, Callable[[Policy, Path, datetime, str], str | None]] = {
+    "hours": lambda policy, home, now, begun: hours(policy, now),
+    "max_rounds_per_day": lambda policy, home, now, begun: Rounds(home).full(policy, now, begun),
+}
+
+
+def check_timetable(policy: Policy, home: Path, now: datetime, begun: str = "") -> None:
+    """Raise PolicyRefusal where no run may be joined, or this round not begun, at this time."""
+    for name, check in TIMETABLE.items():
+        if (reason := check(policy, home, now, begun)) is not None:
+            raise PolicyRefusal(f"{name}: {reason}")
