@@ -1,0 +1,91 @@
+"""Drills: marked ``drill``, and only those marked ``quick`` too are part of every test run. ``--drills`` runs all and counts them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from drilling.runs import Disturbed, wrong_sums
+from drilling.table import TABLE, Drill, Ends
+
+PROPERTY = "drilled"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--drills", action="store_true", help="run all drills, not the quick ones alone")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "drill: a failure drill; only the quick ones run without --drills")
+    config.addinivalue_line("markers", "quick: a drill that every test run holds")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--drills", default=False) or "drill" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("drill") and not item.get_closest_marker("quick")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def ended(run: Disturbed, round: int, everyone: list[str], site: str | None) -> Ends | None:
+    """How a round ended, as the table puts it; None: in none of these ways."""
+    survivors, aborted = run.survivors[round], run.aborted(round)
+    if not survivors:
+        return Ends.LOST if run.lost(round) else None
+    if survivors == everyone:
+        return Ends.AGAIN if aborted else Ends.WHOLE
+    return Ends.WITHOUT if survivors == [s for s in everyone if s != site] and not aborted else None
+
+
+@pytest.fixture
+def note(record_property) -> Callable[..., None]:
+    """Notes what came of a drill, for the count at the end, and holds it against the table."""
+
+    def one(drill: Drill, came: Ends | None, told: list[str], wrong: int = 0) -> list[str]:
+        assert drill in TABLE, drill
+        lost = drill.ends.survives and (came is None or not came.survives)
+        record_property(PROPERTY, json.dumps([drill.engine, drill.stage, drill.name, wrong, int(lost)]))
+        problems = [] if came is drill.ends else [f"{drill.name}: {came}, not {drill.ends}: {told}"]
+        return problems if drill.was_told(told) else [*problems, f"{drill.name}: nobody was told {drill.told!r}: {told}"]
+
+    return one
+
+
+@pytest.fixture
+def check_rounds(note, tmp_path) -> Callable[..., None]:
+    """Holds a disturbed run, one drill a round, against the table and against the sums it should have made."""
+
+    def check(run: Disturbed, rounds: dict[int, list[Drill]], struck: dict[int, str]) -> None:
+        everyone = [f"site_{i + 1}" for i in range(run.sections["task"]["sites"])]
+        wrong = wrong_sums(run, tmp_path / "reference")
+        problems: list[str] = []
+        for round, held in rounds.items():
+            for drill in held:
+                problems += note(drill, ended(run, round, everyone, struck.get(round)), run.told(0 if drill.stage == "hello" else round), int(round in wrong))
+        assert wrong == [], f"wrong sums: {wrong}"
+        assert not problems, "\n".join(["", *problems])
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, []) if report.when == "call"]
+    held: list[list[Any]] = [json.loads(value) for report in reports for name, value in report.user_properties if name == PROPERTY]
+    if not held:
+        return
+    engines, stages = {h[0] for h in held}, {(h[0], h[1]) for h in held}
+    terminalreporter.section("drills")
+    terminalreporter.write_line(f"{len(held)} drills, {len({s for _, s in stages})} stages, {len(engines)} engines: {', '.join(sorted(engines))}")
+    terminalreporter.write_line(f"{sum(h[3] for h in held)} wrong sums, {sum(h[4] for h in held)} lost rounds that the table says survive")
+    missing = {drill.name for drill in TABLE} - {h[2] for h in held}
+    if missing and terminalreporter.config.getoption("--drills", default=False):
+        terminalreporter.write_line(f"{len(missing)} drills of the table were not held: " + "; ".join(sorted(missing)[:5]))
