@@ -159,6 +159,15 @@ def test_the_card_counts(tmp_path: Path) -> None:
     assert card_with_counts(task(medmnist(tmp_path)))["licence"].startswith("BloodMNIST: CC BY 4.0")
 
 
+def test_without_a_file_it_is_said_what_those_of_bloodmnist_are(tmp_path: Path) -> None:
+    """What a coordinator without data needs; a site that lacks a class still has sites of its own."""
+    assert task(None).spec() == task(medmnist(tmp_path)).spec()
+    assert task(None, size=64).spec().size == (64, 64)
+    labels = np.full((160, 1), 3, np.uint8)
+    labels[:2] = 7
+    assert len(task(medmnist(tmp_path, changes={"train_labels": labels})).sites()) == 1
+
+
 BAD: list[tuple[str, Callable[[Path], BloodCells], str, str]] = [
     ("nothing given", lambda f: task(None), "neither a file nor a download", "download: true"),
     ("missing file", lambda f: task(f / "bloodmnst.npz") if medmnist(f) else task(None), "no such file", "'bloodmnist.npz'"),
@@ -186,7 +195,7 @@ BAD: list[tuple[str, Callable[[Path], BloodCells], str, str]] = [
     ),
     (
         "class absent in training",
-        lambda f: task(medmnist(f, changes={"test_labels": np.full((64, 1), 8, np.uint8)})),
+        lambda f: task(medmnist(f, changes={"test_labels": np.full((64, 1), 8, np.uint8)}), partition={"by": "iid", "sites": 2}),
         "no site has a training example of class 'class_8'",
         "class",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,33 @@ def test_a_flat_folder_is_one_site(tmp_path: Path) -> None:
     root = classified(tmp_path / "all", sites=("clinic",)) / "clinic"
     assert [site.name for site in task(root).sites()] == ["clinic"]
     assert [site.slug for site in task(paired(tmp_path / "pairs", ())).sites()] == ["pairs"]
+
+
+def test_what_is_told_of_the_images_needs_no_image(tmp_path: Path) -> None:
+    """A coordinator without data says all four; a site's own images must then be so."""
+    told: dict[str, Any] = {"kind": "classification", "channels": 1, "size": [12, 10], "classes": ["healthy", "sick"]}
+    assert ImageSet(ImageSetConfig(**told)).spec() == task(classified(tmp_path / "a"), size=[12, 10]).spec()
+    for left_out in told:
+        with pytest.raises(DataError, match="no data are named"):
+            ImageSet(ImageSetConfig(**{name: value for name, value in told.items() if name != left_out})).spec()
+    with pytest.raises(DataError, match="no data are named"):
+        ImageSet(ImageSetConfig(**told)).sites()
+
+
+def test_a_folder_that_lacks_a_class_has_data_of_the_others(tmp_path: Path) -> None:
+    root = classified(tmp_path / "a", sites=("Hospital A",))
+    shutil.rmtree(root / "Hospital A" / "sick")
+    own = task(root, classes=["healthy", "sick"])
+    assert set(own.load("hospital_a").train.labels().tolist()) == {0}
+
+
+def test_channels_as_they_are_asked_for(tmp_path: Path) -> None:
+    (site, _), grey = task(classified(tmp_path / "a"), channels=3).sites(), task(classified(tmp_path / "b"))
+    image = task(tmp_path / "a", channels=3).load(site.slug).train.example(0)[0]
+    assert image.shape == (3, 12, 10)
+    assert (image == grey.load(site.slug).train.example(0)[0]).all()
+    with pytest.raises(DataError, match="have 3 channels, and `channels` is 1"):
+        task(npz(tmp_path), channels=1).sites()
 
 
 def test_dicom_is_windowed_in_its_own_unit(tmp_path: Path) -> None:
