@@ -149,7 +149,7 @@ class Courier:
         return RelayOutcome(body if visited else None, tuple(visited), tuple(bridged), {})
 
     def _walked(self, op: Relay, address: Address, manifest: Manifest, walk: Callable[[Sequence[str], bytes, bool], Walk]) -> RelayOutcome:
-        """A chain that the sites hand on among themselves: only its beginning and its end pass the server, and what they tell of the rest."""
+        """A chain that the sites hand on among themselves: only its beginning and its end pass the server; the rest is what they tell."""
         self._stage_begins(op.stage, address, op.path)
         started = time.perf_counter()
         header = Message(address.run, address.round, address.attempt, op.kind, op.stage, SERVER, op.path[0])

@@ -75,10 +75,41 @@ class Loss:
     handed: bool
 
 
+@dataclass(frozen=True)
+class Step:
+    """A frame that went from one site to another past the coordinator, as the sites tell. ``sha256``: hexadecimal."""
+
+    sender: str
+    recipient: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How a relay went that sites handed on among themselves.
+
+    Args:
+        at: the site at which it ended.
+        reply: that site's reply frame, or its loss.
+        steps: frames from site to site, in order.
+        bridged: sites that were never handed their frame and left out.
+        unhanded: where the loss is that of a site which was surely never handed its frame: that frame.
+    """
+
+    at: str
+    reply: bytes | Loss
+    steps: tuple[Step, ...] = ()
+    bridged: tuple[str, ...] = ()
+    unhanded: bytes | None = None
+
+
 class Transport(Protocol):
     """A live connection to the sites.
 
-    It may have two things more: ``parallel``, how many sites compute at once, and ``remarks()``, sentences for the user when the run ends.
+    It may have three things more: ``parallel``, how many sites compute at once; ``remarks()``, sentences for the user when the run ends;
+    and ``walk(path, frame, bridge) -> Walk``, where sites can hand on a relay among themselves: ``frame`` is for the first of ``path``, and
+    what each answers goes on to the next as a message of its own (see :class:`pppml_core.wire.messages.Relay`).
     """
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:

@@ -80,14 +80,26 @@ class Transcript:
 
         Raises RunFailed where it cannot be written (a full disk); the transcript is then as it was before.
         """
-        digest, now = hashlib.sha256(frame).hexdigest(), time.time()
+        digest = hashlib.sha256(frame).hexdigest()
+        self._note(message, len(frame), digest, carrier, frame if self.payloads else None)
+
+    def append_told(self, message: Message, size: int, sha256: str) -> None:
+        """Record a frame that passed from site to site, as the sites tell: its bytes were never here. ``message``: without its body.
+
+        Raises RunFailed as :meth:`append` does, and where this transcript keeps payloads.
+        """
+        if self.payloads:
+            raise RunFailed("a frame was not here to be kept", place=str(self.path), hint="engine.topology: star")
+        self._note(message, size, sha256, (), None)
+
+    def _note(self, message: Message, size: int, digest: str, carrier: tuple[str, ...], payload: bytes | memoryview | None) -> None:
         header = (message.round, message.attempt, message.kind, message.stage)
-        ends = (message.sender, *carrier, message.recipient)
+        ends, now = (message.sender, *carrier, message.recipient), time.time()
         links = itertools.pairwise(ends)
-        hops = [Hop(*header, *link, ends[0], ends[-1], carrier, len(frame), digest, now) for link in links]
+        hops = [Hop(*header, *link, ends[0], ends[-1], carrier, size, digest, now) for link in links]
         try:
-            if self.payloads:
-                _write_once(self.path.parent / "payloads" / f"{digest}.bin", frame)
+            if payload is not None:
+                _write_once(self.path.parent / "payloads" / f"{digest}.bin", payload)
             self._write(b"".join(json.dumps(asdict(hop)).encode() + b"\n" for hop in hops))
         except OSError as error:
             os.ftruncate(self._file, self._length)

@@ -1,0 +1,146 @@
+"""The engine ``nvflare``: brings a federation up where that is its part, submits a job, and invites the sites."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pppml_core.engines.faults import FaultyTransport
+from pppml_core.engines.local import at_sites
+from pppml_core.engines.remote import invite
+from pppml_core.errors import ConfigError, RunFailed
+from pppml_core.interfaces.engine import Engine, Job, Topology, Transport
+from pppml_core.wire.messages import SERVER
+from pppml_nvflare import conducting
+from pppml_nvflare.config import NvflareConfig
+from pppml_nvflare.federation import Carrier, Simulator, Submitted
+from pppml_nvflare.homes import HOME, introduce
+from pppml_nvflare.transport import NvflareTransport
+
+
+class NvflareEngine(Engine):
+    """The engine of that name."""
+
+    config: NvflareConfig
+
+    def __init__(self, config: NvflareConfig) -> None:
+        super().__init__(config)
+        # Faults strike between coordinator and site, so every hop must pass there.
+        self.topology: Topology = "star" if config.faults else config.topology
+        self.homes = Path(config.homes).resolve() if config.homes else None
+        self.sites_here = config.environment == "sim" and self.homes is None
+        if (inside := conducting.here()) is not None:
+            self.homes = inside[1]
+
+    def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
+        """What cannot travel to sites, and what is missing here."""
+        out = []
+        if names := ", ".join(sorted(at_sites(job_objects))):
+            out.append(f"engine: sites cannot share live Python objects ({names}); use `engine: local`, or write them as module:attr")
+        if conducting.here() is not None:
+            return out
+        if self.homes is not None and not self.homes.is_dir():
+            out.append(f"engine.homes: there is no folder {self.homes}; make homes with `pppml site init`")
+        if self.config.environment == "prod" and (missing := [name for name in ("kit", "homes") if not getattr(self.config, name)]):
+            out += [f"engine.{name}: `environment: prod` needs it" for name in missing]
+        if self.config.kit and not (Path(self.config.kit) / "startup").is_dir():
+            out.append(f"engine.kit: {self.config.kit} is no startup kit")
+        if self.config.python is None and importlib.util.find_spec("nvflare") is None:
+            out.append(
+                "engine: NVFlare is not installed here; pip install pppml-nvflare, or name an interpreter that has it (engine.python)"
+            )
+        return out
+
+    def connect(self, job: Job) -> Transport:
+        """Bring up what is missing, submit the job, and return when every site has joined. Raises RunFailed with what keeps one from it."""
+        inside = conducting.here()
+        transport = inside[0] if inside is not None else self._begun(job)
+        try:
+            invite(job, transport)
+        except BaseException:
+            transport.close()
+            raise
+        return FaultyTransport(transport, self.config.faults) if self.config.faults else transport
+
+    def _begun(self, job: Job) -> NvflareTransport:
+        carry, stop = self._carrier(job)
+        settings = self.config
+        parallel = min(settings.parallel or len(job.sites), len(job.sites))
+        arguments = {"timeout": settings.timeout, "silence": settings.silence, "parallel": parallel}
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(job.config["run"]["name"])).strip("-") or "run"
+        transport = NvflareTransport(f"pppml-{name}", job.sites, arguments, settings.start, parallel, carry, stop)
+        try:
+            transport.begin()
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
+    def _carrier(self, job: Job) -> tuple[Callable[[Path], Carrier], Callable[[], None]]:
+        """How a job is carried, and how to end what is started here and now to carry it."""
+        settings, parties = self.config, (*job.sites, SERVER)
+        python, log = settings.python or sys.executable, job.folder.parent / "nvflare.log"
+        homes = self.homes or job.folder
+        if settings.environment != "prod" and self.homes is None:
+            introduce(homes, parties)
+        if settings.environment == "sim":
+            threads = int(job.config["training"]["threads"])
+            return lambda folder: Simulator(folder, job.sites, homes, log, python, threads), lambda: None
+        if settings.kit is not None:
+            kit = Path(settings.kit)
+            return lambda folder: Submitted(kit, folder, job.sites, settings.start, log, python), lambda: None
+        import shutil
+        import tempfile
+
+        from pppml_nvflare.poc import Poc
+
+        poc = Poc(Path(tempfile.mkdtemp(prefix="pppml-poc-")), job.sites, homes, python=python)
+
+        def stop() -> None:
+            poc.stop()
+            shutil.rmtree(poc.folder, ignore_errors=True)
+
+        try:
+            poc.prepare()
+            poc.start()
+        except BaseException:
+            stop()
+            raise
+        return lambda folder: Submitted(poc.kit, folder, job.sites, settings.start, log, python), stop
+
+    def serve(self, home: Path) -> int:
+        """Be this party's NVFlare process until it ends; its exit code. The kit is that of a client, or of the server."""
+        from pppml_core.federation.home import open_home
+        from pppml_nvflare.kits import check, command, environment, role
+        from pppml_nvflare.processes import end_tree
+
+        if self.config.kit is None:
+            raise ConfigError("no startup kit is named", place="engine.kit", hint="in site.yaml: engine: {use: nvflare, kit: PATH}")
+        kit, name = (home / self.config.kit).resolve(), open_home(home).name
+        if role(kit) != ("server" if name == SERVER else "client"):
+            raise ConfigError(f"this kit is not for {name}: it starts a {role(kit)}", place=str(kit))
+        check(kit)
+        started = command(kit, self.config.python or sys.executable)
+        if name != SERVER and f"uid={name}" not in started:
+            raise ConfigError(f"NVFlare knows this kit by another name than {name}", place=str(kit), hint="use one name for home and kit")
+        process = subprocess.Popen(started, cwd=kit, env=environment(**{HOME: str(home.resolve())}), stdin=subprocess.DEVNULL)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            end_tree(process.pid, patience=5)
+
+    def export(self, config: Mapping[str, Any], folder: Path) -> Path:
+        """Write a job that NVFlare's server conducts by itself, and a README beside it. Returns the job's folder."""
+        from pppml_nvflare.export import export
+
+        try:
+            return export(config, self.config, folder)
+        except OSError as error:
+            raise RunFailed(f"the job cannot be written: {error.strerror}", place=str(folder)) from error

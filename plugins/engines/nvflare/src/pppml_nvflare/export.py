@@ -1,0 +1,51 @@
+"""``pppml export nvflare``: a run as a job which a provisioned NVFlare server takes and conducts by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pppml_core.config import resolve
+from pppml_core.config.source import dump_yaml
+from pppml_core.federation.assembly import Assembly
+from pppml_core.registry import Registry
+from pppml_nvflare.config import NvflareConfig
+from pppml_nvflare.job import CLASSES, write_job
+
+#: settings that say where something is on the machine that exports.
+_HERE = ("environment", "homes", "kit", "python", "faults")
+
+_README = """\
+# {name}: a run of pppml, as an NVFlare job
+
+`{job}` is the job: a few JSON files and the run's configuration. It holds no data, no key and no code; every party runs what it has
+installed. Submit it as an administrator of the federation:
+
+    nvflare job submit -j {job}
+
+Sites (NVFlare clients): {sites}. The server conducts the run; its folder is `runs/{run}` in the coordinator's home, and the result goes
+with NVFlare's job result (`pppml/`). A run that was interrupted goes on when the job is submitted again.
+
+Before: every party has a home (`pppml site init`), has pinned the others (`pppml site trust`), and runs `pppml site run --home HOME`, with
+`engine: {{use: nvflare, kit: KIT}}` in the home's `site.yaml`. Each NVFlare process must allow these classes, and needs no others
+(`python -m pppml_nvflare.kits admit KIT`):
+
+{classes}
+"""
+
+
+def export(config: Mapping[str, Any], settings: NvflareConfig, folder: Path) -> Path:
+    """Write ``folder/<job>`` and ``folder/README.md``; the job's folder."""
+    registry = Registry.discover()
+    sites = [site.slug for site in Assembly.build(resolve(config, registry=registry), registry).task.sites()]
+    run = str(config["run"]["name"])
+    job = "pppml-" + (re.sub(r"[^A-Za-z0-9_-]+", "-", run).strip("-") or "run")
+    kept = {name: value for name, value in config["engine"].items() if name not in _HERE}
+    text = dump_yaml({**config, "engine": {**kept, "environment": "prod"}})
+    arguments = {"timeout": settings.timeout, "silence": settings.silence, "parallel": settings.parallel or 0}
+    written = write_job(folder / job, job, sites, arguments, settings.start, text)
+    classes = "\n".join(f"- `{name}`" for name in CLASSES)
+    (folder / "README.md").write_text(_README.format(name=run, run=run, job=job, sites=", ".join(sites), classes=classes))
+    return written

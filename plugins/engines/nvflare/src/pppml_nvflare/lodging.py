@@ -1,0 +1,115 @@
+"""The process in which a site lives, a child of its NVFlare client's: ``python -m pppml_nvflare.lodging HOME DESCRIPTOR``.
+
+NVFlare ends a job for all sites when one site's process of that job ends by a fault. What may fail at a site, above all for want of memory,
+is training. So it happens in a process of its own: when that ends, this site alone is lost, for this attempt, and the process is started
+again when the next attempt opens. It goes on from its home, and refuses what its record there says it may have answered already.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+from pppml_core.wire.codec import decode_message
+
+#: messages that belong to an attempt which a process must have opened itself.
+_WITHIN = ("session", "metrics", "train")
+#: seconds for the process to end once nobody needs it.
+END = 10.0
+
+
+class Gone(Exception):
+    """The process is not there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Lodging:
+    """Starts the process of a home when it is first needed, hands it frames, and starts it again where an attempt begins."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: Connection | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def receive(self, frame: bytes) -> bytes:
+        """The site's reply. Raises Gone where its process ended, now or earlier in this attempt."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                if self._process is not None and decode_message(frame).kind in _WITHIN:
+                    raise Gone(f"its process had ended (exit code {self._process.returncode})")
+                self._start()
+            assert self._line is not None
+            assert self._process is not None
+            try:
+                self._line.send_bytes(frame)
+                return self._line.recv_bytes()
+            except (EOFError, OSError) as error:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(END)
+                raise Gone(f"its process ended (exit code {self._process.poll()})") from error
+
+    def _start(self) -> None:
+        if self._closed:
+            raise Gone("the NVFlare job is over")
+        if self._line is not None:
+            self._line.close()
+        self._line, theirs = Pipe()
+        try:
+            command = [sys.executable, "-m", __name__, str(self._home), str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        finally:
+            theirs.close()
+
+    def close(self) -> None:
+        """Hang up: the process ends by itself; one that is at work is killed, and goes on from its home another time."""
+        self._closed = True
+        idle = self._lock.acquire(blocking=False)
+        try:
+            if self._process is None:
+                return
+            if idle and self._line is not None:
+                self._line.close()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(END)
+            self._process.kill()
+            self._process.wait()
+        finally:
+            if idle:
+                self._lock.release()
+
+
+def main() -> int:
+    """Live here until whoever started this hangs up."""
+    from queue import SimpleQueue
+
+    home, line = Path(sys.argv[1]), Connection(int(sys.argv[2]))
+    frames: SimpleQueue[bytes] = SimpleQueue()
+
+    def listen() -> None:
+        # Beside the work, so that nobody trains on for a client that is gone.
+        try:
+            while True:
+                frames.put(line.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+
+    threading.Thread(target=listen, name="pppml-line", daemon=True).start()
+    from pppml_core.federation.resident import Resident
+
+    resident = Resident(home)
+    while True:
+        line.send_bytes(resident.receive(frames.get()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
