@@ -98,4 +98,4 @@ def _conditions(announced: Terms) -> str:
 
 
 def _said(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float | int) else f"{value:.200}" if isinstance(value, str) and value else "none"
+    return "none" if value in (None, "") else f"{value:g}" if isinstance(value, float | int) else f"{value!s:.200}"

@@ -49,15 +49,16 @@ def claim_of(privacy: PrivacyStatement | Mapping[str, Any], *, shares: bool) -> 
     if not shares:
         return Claim(0.0)
     plain = privacy.to_dict() if isinstance(privacy, PrivacyStatement) else privacy
-    epsilon, delta, unit, adjacency = (plain.get(name) for name in ("epsilon", "delta", "unit", "adjacency"))
-    delta = 0.0 if delta is None else delta
-    if not _number(epsilon) or not _number(delta) or delta >= 1 or not isinstance(unit, str) or not unit:
+    epsilon, delta = _number(plain.get("epsilon")), _number(plain.get("delta") or 0.0)
+    unit, adjacency = plain.get("unit"), plain.get("adjacency")
+    if not (epsilon < math.inf and delta < 1 and isinstance(unit, str) and unit and isinstance(adjacency, str)):
         return Claim(math.inf)
-    return Claim(float(epsilon), float(delta), unit, adjacency if isinstance(adjacency, str) else "")
+    return Claim(epsilon, delta, unit, adjacency)
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+def _number(value: Any) -> float:
+    """Infinite where it is none, or negative."""
+    return float(value) if type(value) in (int, float) and value >= 0 else math.inf
 
 
 @dataclass(frozen=True)
