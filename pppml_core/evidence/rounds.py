@@ -23,15 +23,8 @@ def weights_before(folder: Path, parts: Assembly, round: int, rounds: int) -> Ar
         return to_numpy(parts.initial_weights)
     if round == rounds + 1:
         return _final(folder, parts)
-    if (folder / "transcripts" / "payloads").is_dir():
-        recording = Recording(folder)
-        named = {bytes(p.message.body["sha256"]) for p in recording.passages(round=round, kinds=("open",)) if p.message.kind == "open"}
-        # A model that was scored after the round before has been sent then, and is not sent again.
-        for at in (round, round - 1):
-            for passage in recording.passages(round=at, kinds=("open", "evaluate")):
-                body = passage.message.body
-                if "weights" in body and bytes(body["sha256"]) in named:
-                    return {name: np.asarray(array) for name, array in body["weights"].items()}
+    if (folder / "transcripts" / "payloads").is_dir() and (found := Recording(folder).weights_before(round)):
+        return {name: np.asarray(array) for name, array in found.items()}
     text = f"this run did not keep the model that round {round} began with"
     hint = f"attack round 1 or {rounds + 1} (after the last), or run with `run.transcript: payloads`"
     raise ConfigError(text, place="round", hint=hint)
