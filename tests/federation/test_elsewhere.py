@@ -253,6 +253,22 @@ def test_own_settings_of_the_task(federation, components, folders, homes):
     assert str(homes) in str(refused.value)
 
 
+@pytest.mark.parametrize("place", ["/etc/labels.csv", "~/labels.csv", "../labels.csv", r"C:\labels.csv"])
+def test_a_run_names_no_place_on_a_sites_machine(place, federation, components, homes):
+    plan = federation()._plan()
+    plain = plan.config.to_dict()
+
+    def built(text, own):
+        config = {**plain, "task": {**plain["task"], "classes": ["normal", text]}}
+        say(homes / "clinic_b", f"data: {homes}\n{own}")
+        return own_parts(Job(bytes(16), config, homes, tuple(plan.sizes), plan.sizes, {}, homes), "clinic_b", components)
+
+    with pytest.raises(PolicyRefusal, match=r"task.classes names a place on this machine"):
+        built(place, "")
+    assert built("labels.csv", "").spec.classes == ("normal", "labels.csv")
+    assert built("sick", f"task: {{classes: [normal, '{place}']}}").spec.classes == ("normal", place)
+
+
 def test_a_site_checks_its_own_data_as_a_plan_would(federation, components, homes):
     plan = federation()._plan()
     parts = own_parts(Job(bytes(16), plan.config.to_dict(), homes, tuple(plan.sizes), plan.sizes, {}, homes), "clinic_a", components)
