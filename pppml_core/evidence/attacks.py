@@ -95,7 +95,7 @@ class Target:
         records = []
         for found in evaluation.run(cells):
             about, before = _about(found, watched, model), self.rounds if round is None else round - 1
-            record = record_of(found, evaluation.stage.privacy, watched, at, about=about, before=before, cells=judged)
+            record = record_of(found, evaluation.stage.privacy, watched, at, about=about, before=before, rounds=self.rounds, cells=judged)
             records.append(self._write(record, found))
         return records
 
@@ -118,7 +118,10 @@ class Target:
             "update in the open, made again with plain gradients."
         )
         return [
-            self._write(record_of(found, evaluation.privacy, watched, at, about=about, staged=False, before=at, cells=judged), found)
+            self._write(
+                record_of(found, evaluation.privacy, watched, at, about=about, staged=False, before=at, rounds=self.rounds, cells=judged),
+                found,
+            )
             for found in evaluation.run(cells)
         ]
 
@@ -224,7 +227,7 @@ def bound(parts: Assembly, attack: Mapping[str, Any]) -> ComponentConfig:
 def _about(found: Found, site: str, model: str) -> str:
     batch = found.attack.batch
     step = "one training step on one image" if batch == 1 else f"one training step on {batch} images"
-    lie = " The server lied about the model." if type(found.attack).plant is not Attack.plant else ""
+    lie = " The server lied about the model." if found.lied else ""
     return (
         f"Staged: {step} of {site} at {model}, every site making one such step, through this run's own clip, noise and secure sum. "
         f"What training on many images for many steps gives away is another question.{lie}"

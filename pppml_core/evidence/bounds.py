@@ -70,9 +70,11 @@ class Bound:
         return asdict(self)
 
 
-def kappa(candidates: int, blind: Iterable[tuple[int, int]] = ()) -> float:
+def kappa(candidates: int, blind: Iterable[tuple[int, int]] = (), look_alikes: Sequence[int] = ()) -> float:
     """How often the best blind guess picks the victim out of ``candidates``, at least ``1/candidates``.
 
+    ``look_alikes``: of each victim, how many candidates share its site and label. Whoever guesses knows the watched site and
+    what is frequent there, and picks among these alone: the mean of ``1 / (look_alikes + 1)`` counts.
     ``blind``: successes and trials of each rule that was tried on the same galleries (:func:`.blind_candidates`). One counts by its
     measured rate where that is above chance beyond doubt (one-sided 1 %, divided by the rules), as where look-alikes were chosen around the
     victim; a lucky hit does not.
@@ -81,7 +83,8 @@ def kappa(candidates: int, blind: Iterable[tuple[int, int]] = ()) -> float:
 
     chance, tried = 1.0 / candidates, [(s, n) for s, n in blind if n]
     beyond = [s / n for s, n in tried if binomtest(s, n, chance, "greater").pvalue <= 0.01 / len(tried)]
-    return max([chance, *beyond])
+    among_alike = [float(np.mean([1.0 / (n + 1) for n in look_alikes]))] if look_alikes else []
+    return max([chance, *among_alike, *beyond])
 
 
 def pure_bound(kappa: float, epsilon: float, adjacency: Adjacency) -> Bound:

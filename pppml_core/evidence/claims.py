@@ -11,6 +11,7 @@ from typing import Any, cast
 from pppml_core.evidence.bounds import Adjacency, Bound, Release, gaussian_bound
 from pppml_core.interfaces.attack import Seen, Vantage
 from pppml_core.interfaces.privacy import PrivacyPlan
+from pppml_core.wire.messages import SERVER
 
 
 def before_noise(plan: PrivacyPlan, who: Vantage) -> bool:
@@ -23,7 +24,8 @@ def outside(plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str) ->
     said = plan.statement
     if said.epsilon is None or math.isinf(said.epsilon):
         return "no differential privacy is claimed"
-    if site in who.sites:
+    sites = {m for one in seen for m in one.members if m != SERVER} | who.sites
+    if site in sites:
         return "the watched site is one of them"
     if before_noise(plan, who):
         return "the server is trusted to add the noise, and sees the sum before" + ("" if who.server else ", as who listens to it may")
@@ -32,6 +34,9 @@ def outside(plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str) ->
         left = min((len(sight.sites) for one in seen for sight in one.sights if site in sight.sites), default=honest)
         if left < honest:
             return f"the claim is against those who leave the noise of {honest} sites unknown, and these leave {left}"
+        most = int(said.details.get("colluders", 0))
+        if len(sites) > most:
+            return f"the claim is against at most {most} sites, each of which knows its own share of the noise, and these are {len(sites)}"
     return ""
 
 

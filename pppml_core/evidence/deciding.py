@@ -3,7 +3,8 @@
 Each kind of answer makes one or two claims, such as "picks the patient out of look-alikes". A claim is *shown* where the attack succeeds
 significantly more often than the best blind guess **and** than the same attack on random gradients (the negative control). Where it is
 not shown, that says something only if the same attack shows it with the defence off (the positive control): otherwise the test could not
-have found anything, and the outcome is inconclusive, never "protected". All tests are exact and one-sided; the level is shared out over
+have found anything, and the outcome is inconclusive, never "protected". Tests are one-sided, and exact where trials
+succeed or fail (degrees are compared by permutations); a patient counts once, with the first of its images; the level is shared out over
 the claims (Bonferroni).
 """
 
@@ -113,9 +114,29 @@ def claims(answers: Answer, target: Scores, positive: Scores, negative: Scores, 
     """Every claim of this kind of answer; none where no victim was attacked. Arguments as of :func:`decide`."""
     if not target:
         return []
+    target, positive = one_each(target), one_each(positive)
     names = _names(answers, target)
     share = level / len(names)
     return [_claim(n, _TALLIES[n](target), _TALLIES[n](positive), _TALLIES[n](negative), share) for n in names]
+
+
+def one_each(scores: Scores) -> Scores:
+    """The first score of each ``person``: several images of one patient are no independent trials. Scores that name nobody all stay."""
+    known: set[Any] = set()
+    kept = []
+    for score in scores:
+        person = score.get("person")
+        if person is None or person not in known:
+            kept.append(score)
+        known.add(person)
+    return kept
+
+
+def blind_rate(scores: Scores, prefix: str, kind: str) -> tuple[int, float]:
+    """How many candidates there are at least, and how often the best blind guess picks the victim among them, see :func:`.kappa`."""
+    among = min(_all(scores, prefix + "gallery"))
+    rules = [[h for s in scores for h in s["blind"][kind][rule][prefix + "picked"]] for rule in _rules(scores, kind, prefix + "picked")]
+    return int(among), kappa(int(among), [(sum(r), len(r)) for r in rules], _all(scores, "look_alikes"))
 
 
 def controls_needed(victims: int, level: float = 0.01, claims: int = 2) -> int:
@@ -211,11 +232,9 @@ def _picked(scores: Scores, prefix: str, kind: str) -> Tally:
     hits = _all(scores, prefix + "picked")
     if not hits:
         return Tally((), 0.0, 1.0)
-    among = min(_all(scores, prefix + "gallery"))
-    rules = [[h for s in scores for h in s["blind"][kind][rule][prefix + "picked"]] for rule in _rules(scores, kind, prefix + "picked")]
-    chance = kappa(int(among), [(sum(r), len(r)) for r in rules])
+    among, chance = blind_rate(scores, prefix, kind)
     p = binomtest(int(sum(hits)), len(hits), chance, "greater").pvalue
-    return Tally(tuple(map(float, hits)), chance, float(p), int(among))
+    return Tally(tuple(map(float, hits)), chance, float(p), among)
 
 
 def _never_blind(scores: Scores, metric: str) -> Tally:

@@ -73,10 +73,14 @@ class Effort:
 
 @dataclass(frozen=True)
 class Control:
-    """Scores of one victim with the defence off, and on random updates (of attacks that are not cheap)."""
+    """Scores of one victim with the defence off, and on random updates; ``broken``: why the attack failed in a control run.
+
+    A broken run with the defence off found nothing; one on random updates says nothing, and is not among the scores.
+    """
 
     positive: Metrics
     negative: Sequence[Metrics] = ()
+    broken: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Picture:
 class Found:
     """What came of one cell, victim by victim; what is scored, not what was guessed.
 
-    ``pictures``: see :mod:`.strips`. ``caught``: what a site's policy (``vet_weights``) says of the model, where the server lied about it.
+    ``pictures``: see :mod:`.strips`. ``misfit``: why the attack does not fit this vantage, ``unfit`` of its
+    victims; a cell with scores is judged on the others. ``lied``: the server sent other weights than the true ones;
+    ``caught``: what a site's policy (``vet_weights``) says of them.
     """
 
     cell: Cell
@@ -107,6 +113,9 @@ class Found:
     misfit: str = ""
     errors: list[str] = field(default_factory=list)
     caught: list[str] = field(default_factory=list)
+    lied: bool = False
+    broken: list[str] = field(default_factory=list)
+    unfit: int = 0
     pictures: list[Picture] = field(default_factory=list)
     alike: list[int] = field(default_factory=list)
 
@@ -179,9 +188,9 @@ class Evaluation:
         if weights is not self._weights:
             caught = suspicious(weights, to_numpy(self._parts.initial_weights))
             for one in group:
-                one.caught = caught
+                one.caught, one.lied = caught, True
         for number, victim in enumerate(victims):
-            wanted = [one for one in group if number < effort.victims(one.attack) and not one.misfit]
+            wanted = [one for one in group if number < effort.victims(one.attack) and (one.scores or not one.misfit)]
             if not wanted:
                 break
             self._emit({"event": "victim", "number": number + 1, "of": len(victims), "round": self._round})
@@ -198,13 +207,13 @@ class Evaluation:
 
     def _ask(self, one: Found, number: int, victim: Victim, held: Staged, open_: _Once) -> _Asked | None:
         """What an attacker is given of one victim, and what is true; None where this vantage has no view."""
-        if self.site in one.cell.vantage.sites:
-            one.misfit = OWN
-            return None
         try:
             seen = held.seen(one.cell.vantage)
         except ConfigError as error:  # e.g. neighbours where there is no ring
             one.misfit = error.message
+            return None
+        if self.site in seen.members:
+            one.misfit = OWN
             return None
         sight = seen.of(self.site)
         among = len(sight.sites) if sight else len(held.cohort)
@@ -245,14 +254,19 @@ class Evaluation:
         victims = self._effort.victims(one.attack)
         trials = 1 if one.attack.cheap else -(-controls_needed(victims) // victims)
         seen = control.view.last
-        wrong = [AdversaryView(control.view.vantage, (randomized(seen, self._effort.seed, number + 1000 * i),)) for i in range(trials)]
-        scores = []
+        drawn = [Seeds(self._effort.seed).generator("random update", number + 1000 * i) for i in range(trials)]
+        wrong = [AdversaryView(control.view.vantage, (randomized(seen, generator),)) for generator in drawn]
+        scores, broken = list[Metrics](), list[str]()
         if one.attack.answers == "update":  # its best guess is of the round that is attacked
             blind = blind_scores("update", control.truth, control.knowledge)
         for view in (control.view, *wrong):
             answered = attacker.answer(one.cell.attack, view, self._effort.seconds, control.knowledge)
-            scores.append(scored(one.attack.answers, answered, control.truth, control.knowledge, blind))
-        return Control(scores[0], scores[1:])
+            score = scored(one.attack.answers, answered, control.truth, control.knowledge, blind)
+            if why := answered["misfit"] or answered["error"]:
+                broken.append(why)
+            if not why or not scores:
+                scores.append(score)
+        return Control(scores[0], scores[1:], broken)
 
     def _take(self, answers: Sequence[_Answer]) -> None:
         """Note what came of one victim."""
@@ -262,14 +276,17 @@ class Evaluation:
             one.seen.append(trimmed(seen))
             if answer.answered["misfit"]:
                 one.misfit = answer.answered["misfit"]
+                one.unfit += 1
                 continue
             if answer.answered["error"]:
                 one.errors.append(answer.answered["error"])
-            one.scores.append(answer.score)
+            who = {"person": asked.victim.person, "look_alikes": asked.victim.look_alikes}
+            one.scores.append({**answer.score, **who})
             one.efforts.append(answer.answered["effort"])
             one.alike.append(asked.victim.look_alikes)
-            one.control.append(answer.control.positive)
+            one.control.append({**answer.control.positive, **who})
             one.negative += answer.control.negative
+            one.broken += answer.control.broken
             guess, knowledge = answer.answered["guess"], asked.question.knowledge
             if one.attack.answers == "images":  # one for every score
                 original = Images(asked.victim.batch.images[:1], asked.victim.batch.targets[:1])
@@ -397,19 +414,22 @@ def flat(tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     return np.concatenate([np.asarray(t, np.float64).ravel() for t in tensors.values()])
 
 
-def randomized(seen: Seen, seed: int, number: int) -> Seen:
-    """The same view with every decoded update replaced by a Gaussian one of the same norm, tensor by tensor."""
-    generator = Seeds(seed).generator("random update", number)
+def randomized(seen: Seen, generator: np.random.Generator) -> Seen:
+    """The same view with nothing true of the round in it: every decoded update, and what the two models differ by, is replaced by
+    a Gaussian one of the same norm, tensor by tensor; messages and secrets are left out.
+    """
 
     def like(update: Arrays) -> Arrays:
         out = {}
         for name, tensor in update.items():
-            drawn = generator.standard_normal(tensor.shape)
-            norm = float(np.linalg.norm(drawn)) or 1.0
-            out[name] = (drawn * (float(np.linalg.norm(tensor)) / norm)).astype(np.float32)
+            drawn = generator.standard_normal(np.shape(tensor))
+            out[name] = (drawn * (float(np.linalg.norm(tensor)) / (float(np.linalg.norm(drawn)) or 1.0))).astype(np.float32)
         return out
 
-    return replace(seen, sights=tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights))
+    sights = tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights)
+    moved = like({n: np.asarray(a, np.float64) - np.asarray(seen.weights[n]) for n, a in seen.after.items()}) if seen.weights else {}
+    after = {n: (np.asarray(seen.weights[n]) + d).astype(np.asarray(seen.weights[n]).dtype) for n, d in moved.items()}
+    return replace(seen, sights=sights, after=after, messages=(), secrets={})
 
 
 def trimmed(seen: Seen) -> Seen:

@@ -33,6 +33,7 @@ def encode_view(view: AdversaryView) -> bytes:
             "sights": [{"sites": s.sites, "update": s.update, "weight": s.weight} for s in seen.sights],
             "messages": [{f.name: getattr(m, f.name) for f in fields(Message)} for m in seen.messages],
             "secrets": seen.secrets,
+            "members": seen.members,
         }
         for seen in view.rounds
     ]
@@ -58,6 +59,7 @@ def _seen(plain: Mapping[str, Any]) -> Seen:
         sights=tuple(Sight(tuple(s["sites"]), s["update"], s["weight"]) for s in plain["sights"]),
         messages=tuple(Message(**m) for m in plain["messages"]),
         secrets=plain["secrets"],
+        members=tuple(plain["members"]),
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pppml_core.evidence.bounds import Bound, beats, kappa
+from pppml_core.evidence.bounds import Bound, beats
 from pppml_core.evidence.claims import bound_of
-from pppml_core.evidence.deciding import claims, decide
+from pppml_core.evidence.deciding import blind_rate, claims, decide, one_each
 from pppml_core.evidence.evaluate import Found
 from pppml_core.evidence.summary import best_guess, summarize, total_effort
 from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
@@ -20,7 +20,16 @@ NOT_ITS_OWN = ("use", "vantage", "rounds")
 
 
 def record_of(
-    found: Found, plan: PrivacyPlan, site: str, round: int, *, about: str, staged: bool = True, before: int = 0, cells: int = 1
+    found: Found,
+    plan: PrivacyPlan,
+    site: str,
+    round: int,
+    *,
+    about: str,
+    staged: bool = True,
+    before: int = 0,
+    rounds: int = 0,
+    cells: int = 1,
 ) -> dict[str, Any]:
     """The record of a cell.
 
@@ -32,6 +41,7 @@ def record_of(
         about: what exactly was attacked, a sentence.
         staged: whether the round was held again for this.
         before: how many rounds of the run itself are in the view: those from which its model came, and the recorded one.
+        rounds: of the whole run; ``bound.whole_run`` counts all of them, whatever the view holds.
         cells: how many bounds are judged together.
     """
     attack, cell = found.attack, found.cell
@@ -57,15 +67,22 @@ def record_of(
         "bound": None,
         "violation": False,
         "caught": list(found.caught),
+        "lied": found.lied,
+        "people": people(found),
+        "members": sorted({member for seen in found.seen for member in seen.members}),
         "exposed": exposed(found),
         "look_alikes": float(np.median(found.alike)) if found.alike else None,
     }
-    if found.misfit:
+    if not found.scores:
         return record
     outcome, reason = decide(attack.answers, found.scores, found.control, found.negative)
+    if found.broken:
+        reason = f"The attack failed in {len(found.broken)} of its control runs ({found.broken[0]}). {reason}"
     if found.errors:
         outcome = "inconclusive" if outcome == "not_shown_to_leak" else outcome
         reason = f"The attack failed for {len(found.errors)} of {len(found.scores)} victims ({found.errors[0]}). {reason}"
+    if found.unfit:
+        reason = f"It did not fit {found.unfit} further victims ({found.misfit}). {reason}"
     made = claims(attack.answers, found.scores, found.control, found.negative)
     shown = {claim.name: claim.verdict for claim in made}
     passed = succeeds(found)
@@ -74,6 +91,7 @@ def record_of(
             f"A site whose policy vets the weights it is sent (vet_weights, on by default) refuses this model: {found.caught[0]}. {reason}"
         )
     bound, violated = judged(found, plan, site, round if staged else None, before, cells)
+    whole = judged(found, plan, site, round if staged else None, rounds, cells)[0]
     if violated:
         outcome = "recovered"
         reason = f"The claim of privacy is refuted: patients were picked more often than it allows. {reason}"
@@ -85,7 +103,7 @@ def record_of(
         "negative": {"what": "the same attack on random updates", **summarize(found.negative)} if found.negative else {},
         "best_guess": best_guess(attack.answers, found.scores),
         "effort": total_effort(found.efforts),
-        "bound": None if bound is None else bound.to_dict(),
+        "bound": None if bound is None else {**bound.to_dict(), "whole_run": None if whole is None else whole.rate},
         "violation": violated,
     }
     plain: dict[str, Any] = finite(record)
@@ -99,19 +117,19 @@ def succeeds(found: Found) -> bool:
 
 def judged(found: Found, plan: PrivacyPlan, site: str, staged: int | None, before: int, cells: int) -> tuple[Bound | None, bool]:
     """What the privacy claim allows in picking the victim, and whether it was picked more often; None: nobody was to be picked."""
-    prefix = "candidate_" if found.attack.answers == "candidate" else ""
-    hits = [bool(h) for s in found.scores for h in s.get(f"{prefix}picked", ())]
+    prefix, scores = "candidate_" if found.attack.answers == "candidate" else "", one_each(found.scores)
+    hits = [bool(h) for s in scores for h in s.get(f"{prefix}picked", ())]
     if not hits:
         return None, False
-    kind = "candidate" if prefix else "images"
-    among = min(int(g) for s in found.scores for g in s[f"{prefix}gallery"])
-    rules = {rule for s in found.scores for rule in s["blind"].get(kind, {})}
-    tried = [
-        [bool(h) for s in found.scores for h in s["blind"].get(kind, {}).get(rule, {}).get(f"{prefix}picked", ())] for rule in sorted(rules)
-    ]
-    blind = kappa(among, [(sum(one), len(one)) for one in tried])
+    _, blind = blind_rate(scores, prefix, "candidate" if prefix else "images")
     bound = bound_of(plan, found.cell.vantage, found.seen, site, blind, staged=staged, before=before)
     return bound, bound.rate is not None and beats(sum(hits), len(hits), bound.rate, cells)
+
+
+def people(found: Found) -> int | None:
+    """How many different persons the victims are; None where nobody in particular is attacked."""
+    persons = {score["person"] for score in found.scores if score.get("person") is not None}
+    return len(persons) or None
 
 
 def exposed(found: Found) -> list[dict[str, Any]]:

@@ -17,14 +17,15 @@ import numpy.typing as npt
 from pppml_core.errors import ConfigError
 from pppml_core.evidence.attacker import Attacker
 from pppml_core.evidence.claims import before_noise
-from pppml_core.evidence.evaluate import OWN, Cell, Effort, Emit, Found, scored, trimmed
+from pppml_core.evidence.evaluate import OWN, Cell, Effort, Emit, Found, randomized, scored, trimmed, undefended
 from pppml_core.evidence.knowledge import known
 from pppml_core.evidence.scoring import Truth, blind_scores
 from pppml_core.evidence.victims import held_out_victims, images_of, public_images
 from pppml_core.evidence.view import read_view
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.trainer import plain_rule
-from pppml_core.interfaces.attack import AdversaryView, Arrays, Images, Knowledge, Seen, Sight, Training
+from pppml_core.interfaces.attack import AdversaryView, Arrays, Images, Knowledge, Sight, Training
+from pppml_core.interfaces.privacy import PrivacyPlan
 from pppml_core.learning.arrays import load_state, to_torch
 from pppml_core.learning.training import LocalTraining, learning_rate_factor, steps_per_round
 from pppml_core.randomness import Seeds, seeded
@@ -62,6 +63,8 @@ class Recorded:
         self._effort, self._live, self._emit = effort, live, emit
         self.privacy = parts.mechanism.plan(parts.privacy_setting(sizes))
         self._public = public_images(parts, site, effort.seed)
+        #: what there is to know of the defence where it is off.
+        self._undefended = open_plan(parts, sizes).defence(round, 1)
 
     def run(self, cells: Sequence[Cell]) -> list[Found]:
         """All cells, in their order."""
@@ -78,12 +81,13 @@ class Recorded:
                 except ConfigError as error:
                     one.misfit = str(error)
                     continue
+                if self.site in view.last.members:
+                    one.misfit = OWN
+                    continue
                 self._one(one, view, attacker)
         return found
 
     def _misfit(self, one: Found) -> str:
-        if self.site in one.cell.vantage.sites:
-            return OWN
         if one.attack.answers in ("labels", "area", "update"):
             return "of a recorded round it is not scored what an attack says of all its images together; let one be staged"
         return ""
@@ -93,7 +97,7 @@ class Recorded:
         base = self._knowledge(len(sight.sites) if sight else len(self._sizes), before_noise(self.privacy, one.cell.vantage))
         control = self.control(view)
         trials = self._trials(one, base)
-        for number, (knowledge, truth) in enumerate(trials):
+        for number, (knowledge, truth, who) in enumerate(trials):
             self._emit({"event": "victim", "number": number + 1, "of": len(trials), "round": self._round})
             answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
             if answered["misfit"]:
@@ -104,12 +108,18 @@ class Recorded:
             found = scored(one.attack.answers, answered, truth, knowledge, blind)
             if answered["error"]:
                 one.errors.append(answered["error"])
-            one.scores.append(found)
+            one.scores.append({**found, **who})
             one.efforts.append(answered["effort"])
             one.seen.append(trimmed(view.last))
-            for other, kept in ((control, one.control), (self.random(view, number), one.negative)):
-                again = attacker.answer(one.cell.attack, other, self._effort.seconds, knowledge)
-                kept.append(scored(one.attack.answers, again, truth, knowledge, blind))
+            open_ = replace(knowledge, defence=self._undefended)
+            wrong = AdversaryView(view.vantage, (randomized(view.last, Seeds(self._effort.seed).generator("random round", number)),))
+            for other, told, kept in ((control, open_, one.control), (wrong, knowledge, one.negative)):
+                again = attacker.answer(one.cell.attack, other, self._effort.seconds, told)
+                score = scored(one.attack.answers, again, truth, told, blind)
+                if why := again["misfit"] or again["error"]:
+                    one.broken.append(why)
+                if not why or kept is one.control:
+                    kept.append({**score, **who})
 
     def _knowledge(self, sites: int, raw: bool) -> Knowledge:
         training, run = self._parts.config.training, self._parts.config.run
@@ -125,13 +135,13 @@ class Recorded:
             seed=self._effort.seed,
         )
 
-    def _trials(self, one: Found, base: Knowledge) -> list[tuple[Knowledge, Truth]]:
-        """What is asked, and what is true."""
+    def _trials(self, one: Found, base: Knowledge) -> list[tuple[Knowledge, Truth, Mapping[str, Any]]]:
+        """What is asked, what is true, and of whom, where it is of somebody in particular."""
         parts, site, effort = self._parts, self.site, self._effort
         nobody = Truth(Images(base.public.images[:1], base.public.targets[:1]))
         if one.attack.answers == "members":
             queries, inside = self._members(site)
-            return [(replace(base, queries=queries), replace(nobody, members=inside))]
+            return [(replace(base, queries=queries), replace(nobody, members=inside), {})]
         if one.attack.answers == "site":
             asked = [self._some(s, "train") for s in base.sites]
             queries = Images(np.concatenate([a.images for a in asked]), np.concatenate([a.targets for a in asked]))
@@ -139,13 +149,14 @@ class Recorded:
             order = Seeds(effort.seed).generator("queries").permutation(len(queries))
             known_from = {s: self._some(s, "validation") for s in base.sites}
             told = replace(base, queries=Images(queries.images[order], queries.targets[order]), sites_public=known_from)
-            return [(told, replace(nobody, sites=whose[order]))]
+            return [(told, replace(nobody, sites=whose[order]), {})]
         victims = held_out_victims(parts, site, effort.victims(one.attack), effort.seed, effort.gallery)
         one.alike += [v.look_alikes for v in victims]
         return [
             (
                 replace(base, candidates=v.candidates if one.attack.answers == "candidate" else None),
                 Truth(v.batch, v.candidates.images, (v.place,), v.place),
+                {"person": v.person, "look_alikes": v.look_alikes},
             )
             for v in victims
         ]
@@ -185,19 +196,8 @@ class Recorded:
             made, _ = parts.personalization.local_update(model, data, plain_rule(parts, examples), state)
         return {n: made.delta[n].numpy().astype(np.float32) for n in weights if n in made.delta}
 
-    def random(self, view: AdversaryView, number: int) -> AdversaryView:
-        """The same view with random updates of the same size, tensor by tensor, and the model that follows from one."""
-        generator = Seeds(self._effort.seed).generator("random round", number)
-        seen: Seen = view.last
 
-        def like(update: Arrays) -> dict[str, npt.NDArray[np.float32]]:
-            out = {}
-            for name, tensor in update.items():
-                drawn = generator.standard_normal(np.shape(tensor))
-                out[name] = (drawn * (float(np.linalg.norm(tensor)) / (float(np.linalg.norm(drawn)) or 1.0))).astype(np.float32)
-            return out
-
-        moved = like({n: np.asarray(a, np.float64) - np.asarray(seen.weights[n]) for n, a in seen.after.items()}) if seen.weights else {}
-        after = {n: (np.asarray(seen.weights[n]) + d).astype(np.asarray(seen.weights[n]).dtype) for n, d in moved.items()}
-        sights = tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights)
-        return AdversaryView(view.vantage, (replace(seen, sights=sights, after=after, messages=(), secrets={}),))
+def open_plan(parts: Assembly, sizes: Mapping[str, int]) -> PrivacyPlan:
+    """The plan of privacy with the defence off."""
+    bare = undefended(parts)
+    return bare.mechanism.plan(bare.privacy_setting(sizes))

@@ -135,6 +135,7 @@ def seen_of(
         sights=sights_of(pipeline, known, members, contributions, order, step),
         messages=tuple(heard),
         secrets={m: states[m] for m in members if states.get(m)},
+        members=tuple(members),
     )
 
 

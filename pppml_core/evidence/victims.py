@@ -27,12 +27,14 @@ class Victim:
         candidates: a gallery in random order.
         place: where in it the victim is.
         look_alikes: candidates of the victim's own site and label.
+        person: site and group (patient) of the victim.
     """
 
     batch: Images
     candidates: Images
     place: int
     look_alikes: int
+    person: str
 
 
 def draw_victims(parts: Assembly, site: str, count: int, batch: int, seed: int, gallery: int = GALLERY) -> list[Victim]:
@@ -141,4 +143,4 @@ def _victim(train: Examples, index: int, batch: int, pool: _Pool, gallery: int, 
     chosen = [pool.entries[i] for i in generator.permutation(picked)]
     chosen.insert(place, (train, index))
     alike = int((pool.own[picked] & (pool.labels[picked] == label)).sum())
-    return Victim(images_of([(train, index), *((train, int(i)) for i in others)]), images_of(chosen), place, alike)
+    return Victim(images_of([(train, index), *((train, int(i)) for i in others)]), images_of(chosen), place, alike, group)

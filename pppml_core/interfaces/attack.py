@@ -97,6 +97,7 @@ class Seen:
         sights: every sum it decodes.
         messages: everything that went through its hands, decoded; ciphertexts and masked values are arrays and bytes as they are.
         secrets: member -> what it held itself (keys, seeds, shares), everything it could remember.
+        members: the parties of the coalition; who are neighbours in a ring is decided round by round.
     """
 
     round: int
@@ -106,6 +107,7 @@ class Seen:
     sights: tuple[Sight, ...]
     messages: tuple[Message, ...] = field(default=(), repr=False)
     secrets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    members: tuple[str, ...] = ()
 
     def of(self, site: str) -> Sight | None:
         """The smallest decoded sum that this site is in; None: there is none."""

@@ -103,6 +103,7 @@ class DpSgdPlan(PrivacyPlan):
                 "expected_batch": self._scale.divisor,
                 "integer_sensitivity": self._grid.l2,
                 "share_variance": self._noise.variance,
+                "colluders": config.colluders,
                 "honest_shares": shares,
             },
         )

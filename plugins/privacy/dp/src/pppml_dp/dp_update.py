@@ -59,6 +59,7 @@ class DpUpdatePlan(PrivacyPlan):
                 "noise": config.noise,
                 "integer_sensitivity": self._grid.l2,
                 "share_variance": self._noise.variance,
+                "colluders": config.colluders,
                 "honest_shares": placing.honest_shares(self.placement, setting, config.colluders),
                 **self._claimed(),
             },
