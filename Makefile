@@ -4,6 +4,7 @@
 #   make demo                train on the phantom, attack what was trained, and write a report
 #   make evidence [ARGS=...] the default matrix of attacks into evidence/default, on two cores; goes on where it stopped; ARGS="--budget 30"
 #   make test [ARGS=...]     all tests of the core and the plugins; ARGS goes to pytest
+#   make drills [ARGS=...]   failure drills (docs/failures.md): processes are killed, networks stall, disks fill up; on every engine
 #   make bench [ARGS=...]    the benchmarks, beside peers (requirements/peers.txt) where those install; ARGS=--full for every size
 #   make lint                ruff, mypy (strict for the core), import-linter
 #   make alone P=<plugin>    wheels of the core and of that plugin in an environment of their own; runs the plugin's tests there
@@ -33,7 +34,7 @@ INPUTS := pyproject.toml pppml_core/__init__.py $(wildcard requirements/*.txt) $
 # One torch thread and no display: what bit-identical results and a fair count of two cores depend on.
 QUIET := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: install demo evidence test bench lint alone alone-all constraints clean
+.PHONY: install demo evidence test drills bench lint alone alone-all constraints clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -65,6 +66,10 @@ evidence: $(INSTALLED)
 # Files of tests are shared out over as many processes as there are cores, at most four: each holds torch and data of its own.
 test: $(INSTALLED)
 	@$(QUIET) $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+# One after another: a drill starts a federation of processes, and some measure what it holds.
+drills: $(INSTALLED)
+	@$(QUIET) $(PY) -m pytest tests/integration --drills -q $(ARGS)
 
 bench: $(INSTALLED) $(PEERS)
 	@$(QUIET) $(PY) -m pytest benchmarks --benchmark-only $(ARGS)

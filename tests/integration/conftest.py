@@ -70,7 +70,8 @@ def check_rounds(note, tmp_path) -> Callable[..., None]:
         problems: list[str] = []
         for round, held in rounds.items():
             for drill in held:
-                problems += note(drill, ended(run, round, everyone, struck.get(round)), run.told(0 if drill.stage == "hello" else round), int(round in wrong))
+                told = run.told(0 if drill.stage == "hello" else round)
+                problems += note(drill, ended(run, round, everyone, struck.get(round)), told, int(round in wrong))
         assert wrong == [], f"wrong sums: {wrong}"
         assert not problems, "\n".join(["", *problems])
 
@@ -82,10 +83,11 @@ def pytest_terminal_summary(terminalreporter):
     held: list[list[Any]] = [json.loads(value) for report in reports for name, value in report.user_properties if name == PROPERTY]
     if not held:
         return
-    engines, stages = {h[0] for h in held}, {(h[0], h[1]) for h in held}
+    engines, stages = sorted({h[0] for h in held}), {h[1] for h in held}
+    say = terminalreporter.write_line
     terminalreporter.section("drills")
-    terminalreporter.write_line(f"{len(held)} drills, {len({s for _, s in stages})} stages, {len(engines)} engines: {', '.join(sorted(engines))}")
-    terminalreporter.write_line(f"{sum(h[3] for h in held)} wrong sums, {sum(h[4] for h in held)} lost rounds that the table says survive")
+    say(f"{len(held)} drills, {len(stages)} stages and moments, {len(engines)} engines: {', '.join(engines)}")
+    say(f"{sum(h[3] for h in held)} wrong sums, {sum(h[4] for h in held)} lost rounds that the table says survive")
     missing = {drill.name for drill in TABLE} - {h[2] for h in held}
     if missing and terminalreporter.config.getoption("--drills", default=False):
-        terminalreporter.write_line(f"{len(missing)} drills of the table were not held: " + "; ".join(sorted(missing)[:5]))
+        say(f"{len(missing)} drills of the table were not held: " + "; ".join(sorted(missing)[:5]))

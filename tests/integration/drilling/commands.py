@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from drilling.killer import KILL_AT
+
+from drilling.killer import FULL_AT, KILL_AT
 
 HERE = Path(__file__).resolve().parent.parent
 #: seconds; no command of a drill takes as long.
@@ -28,8 +29,10 @@ def write_config(path: Path, sections: Mapping[str, Any]) -> Path:
     return path
 
 
-def command(*arguments: str | Path, kill_at: Mapping[str, Any] | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-    """``pppml ...``; with ``kill_at`` it is killed at the event that contains this map."""
+def command(
+    *arguments: str | Path, kill_at: Mapping[str, Any] | None = None, full_at: Mapping[str, Any] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``pppml ...``; at the event that contains ``kill_at`` it is killed, at that of ``full_at`` it can write no file any more."""
     line = [sys.executable, "-m", "pppml_core.cli", *map(str, arguments)]
-    about = environment(**more) if kill_at is None else environment(**{KILL_AT: json.dumps(kill_at)}, **more)
-    return subprocess.run(line, env=about, capture_output=True, text=True, timeout=TOO_LONG, check=False)
+    moments = {name: json.dumps(event) for name, event in ((KILL_AT, kill_at), (FULL_AT, full_at)) if event is not None}
+    return subprocess.run(line, env=environment(**moments), capture_output=True, text=True, timeout=TOO_LONG, check=False)

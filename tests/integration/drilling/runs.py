@@ -1,7 +1,7 @@
 """A federation that is disturbed, what came of each of its rounds, and the sums it should have made.
 
-The sums are checked without the code that made them: the same configuration is run again in one process, with ``plain``, each round over the
-sites that the disturbed run says its sum was over. Sums are exact, so the weights after every round must be the same bit for bit.
+The sums are checked without the code that made them: the same configuration is run again in one process, with ``plain``, each round over
+the sites that the disturbed run says its sum was over. Sums are exact, so the weights after every round must be the same bit for bit.
 """
 
 from __future__ import annotations

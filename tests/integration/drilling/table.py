@@ -19,11 +19,12 @@ class Ends(Enum):
     RESUMED_LOST = "the run ends; resumed, it leaves this round out and goes on"
     REFUSED = "refused with the reason, before anything is trained"
     LEFT_OUT = "the site refuses with the reason; the run goes on without it"
+    STOPPED = "the run does not go on, and says which file is damaged"
 
     @property
     def survives(self) -> bool:
         """Whether the round has its sum in the end."""
-        return self not in (Ends.LOST, Ends.RESUMED_LOST, Ends.REFUSED)
+        return self not in (Ends.LOST, Ends.RESUMED_LOST, Ends.REFUSED, Ends.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -56,33 +57,33 @@ class Drill:
         return not self.told or any(re.search(self.told, text) for text in texts)
 
 
-W, O, A, L, R, X = Ends.WHOLE, Ends.WITHOUT, Ends.AGAIN, Ends.LOST, Ends.RESUMED, Ends.RESUMED_LOST
+W, B, A, L, R, X = Ends.WHOLE, Ends.WITHOUT, Ends.AGAIN, Ends.LOST, Ends.RESUMED, Ends.RESUMED_LOST
 KILLED = r"its process ended \(exit code -9\)"
 
-# -- a site is killed ------------------------------------------------------------------------------------------------------------------------
+# -- a site is killed ---------------------------------------------------------------------------------------------------------------------
 #: the engine's `do` of each moment.
 MOMENTS = {"before it has the request": "kill-before", "once it has the request": "kill", "after its reply": "kill-after"}
 SITE_KILLED, INITIATOR_KILLED = "kill -9 of a site", "kill -9 of a ring's initiator"
 Stages = dict[str, tuple[Ends, Ends, Ends]]
 #: sum -> stage -> what comes of it at each of the moments.
 KILLS: dict[str, Stages] = {
-    "plain": {"hello": (W, W, W), "open": (O, O, O), "contribute": (O, O, W), "evaluate": (W, W, W)},
+    "plain": {"hello": (W, W, W), "open": (B, B, B), "contribute": (B, B, W), "evaluate": (W, W, W)},
     "secagg-plus": {
         "hello": (W, W, W),
-        "open": (O, O, O),
-        "advertise": (O, O, O),
-        "share": (O, O, O),
-        "mask": (O, O, W),
+        "open": (B, B, B),
+        "advertise": (B, B, B),
+        "share": (B, B, B),
+        "mask": (B, B, W),
         "agree": (W, W, W),
         "unmask": (W, W, W),
         "evaluate": (W, W, W),
     },
     "cyclic-he": {
         "hello": (W, W, W),
-        "open": (O, O, A),
+        "open": (B, B, A),
         "advertise": (A, A, A),
-        "keys": (A, A, O),
-        "ring-1": (O, A, A),
+        "keys": (A, A, B),
+        "ring-1": (B, A, A),
         "ring-2": (A, A, A),
         "confirm": (A, A, L),
         "release": (L, L, W),
@@ -112,7 +113,7 @@ def _site_kills() -> Iterator[Drill]:
                 yield Drill("processes", sum, breaks, stage, moment, end, KILLED if missed else "")
 
 
-# -- the server is killed --------------------------------------------------------------------------------------------------------------------
+# -- the server is killed -----------------------------------------------------------------------------------------------------------------
 SERVER_KILLED = "kill -9 of the server"
 UNDER_WAY, OVER = "with the first reply", "with all replies"
 SERVER_KILLS: dict[str, dict[str, tuple[Ends, Ends]]] = {
@@ -148,7 +149,76 @@ def _server_kills() -> Iterator[Drill]:
                     yield Drill("processes", sum, SERVER_KILLED, stage, moment, end, told)
 
 
-TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills())
+# -- the network, clocks ------------------------------------------------------------------------------------------------------------------
+#: seconds the coordinator waits in the drills of stalls, where it does not wait for ever.
+PATIENCE = 12
+STALL, LONG_STALL, PARTITION = "network stalls for 30 s", "network of a site stalls beyond the timeout", "network of a site is cut"
+SPLIT, SLOW, SKEW = "network of too many sites is cut", "a site is slow", "clocks are hours apart"
+WAITED = f"no answer within {PATIENCE} seconds"
+
+
+def _network() -> Iterator[Drill]:
+    here, all_rounds = "processes", "whole round"
+    for stage in ("open", "mask"):
+        yield Drill(here, "secagg-plus", STALL, stage, "", W, "")
+    yield Drill(here, "secagg-plus", SLOW, all_rounds, "0.2 s a packet", W, "")
+    for stage, end in {"open": B, "share": B, "mask": B, "agree": W, "unmask": W, "evaluate": W}.items():
+        yield Drill(here, "secagg-plus", LONG_STALL, stage, "", end, WAITED)
+    for stage, end in {"advertise": B, "mask": B, "agree": W, "unmask": W}.items():
+        yield Drill(here, "secagg-plus", PARTITION, stage, "", end, r"its process ended \(exit code")
+    yield Drill(here, "secagg-plus", SPLIT, "mask", "until the attempt is given up", A, "2 sites are left, 3 are needed")
+    for stage, end in {"advertise": A, "ring-1": A, "release": L}.items():
+        yield Drill(here, "cyclic-he", LONG_STALL, stage, "", end, WAITED)
+    for sum in ("secagg-plus", "cyclic-he"):
+        yield Drill(here, sum, SKEW, all_rounds, "of all sites, up to 19 hours", W, "")
+
+
+# -- disks, checkpoints, rosters, bombs ---------------------------------------------------------------------------------------------------
+FULL_SITE, FULL_SERVER, DAMAGED = "no file can be written at a site", "no file can be written at the server", "damaged file"
+REVOKED, BOMB = "revoked key", "message bomb"
+NO_ROOM = "File too large|no space is left"
+
+
+def _here() -> Iterator[Drill]:
+    engine = "processes"
+    for sum, stages in {"plain": ("open", "contribute", "evaluate"), "secagg-plus": ("mask",)}.items():
+        for stage in stages:
+            yield Drill(engine, sum, FULL_SITE, stage, "", R, NO_ROOM)
+    for stage in ("open", "contribute", "checkpoint"):
+        yield Drill(engine, "plain", FULL_SERVER, stage, "", R, NO_ROOM)
+    for file, end, told in (
+        ("the server's newest checkpoint", R, "cannot be read and is passed over"),
+        ("both checkpoints of the server", Ends.STOPPED, "no checkpoint can be read"),
+        ("a site's state", Ends.STOPPED, "the site's file is damaged"),
+        ("a site's cached contribution", R, ""),
+        ("a site's record of its attempts", Ends.STOPPED, "record of its attempts is damaged"),
+        ("a site's record of what it released", Ends.STOPPED, "record of what it released is damaged"),
+    ):
+        yield Drill(engine, "secagg-plus", DAMAGED, file, "before a resume", end, told)
+    yield Drill(
+        engine,
+        "plain",
+        REVOKED,
+        "start",
+        "a site's key is gone from the server's roster",
+        Ends.REFUSED,
+        "has pinned no identity for site_2",
+    )
+    for stage, told in {
+        "a site's key is gone from another's roster": "no identity is pinned here for site_2",
+        "a site's key was replaced, at the server only": "identities that the server announced are not those pinned at this site",
+    }.items():
+        yield Drill(engine, "plain", REVOKED, "open", stage, Ends.LEFT_OUT, told)
+    for kind, end, told in (
+        ("a reply that says it has 2^63 bytes", B, "a frame of|its process ended"),
+        ("a reply of 4 GiB that never comes", B, WAITED),
+        ("a million replies that nobody asked for", W, ""),
+    ):
+        yield Drill(engine, "plain", BOMB, "contribute", kind, end, told)
+    yield Drill(engine, "plain", BOMB, "whole round", "a million messages of strangers at the coordinator's port", W, "")
+
+
+TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills(), *_network(), *_here())
 
 
 def drills(engine: str, sum: str, breaks: str) -> list[Drill]:

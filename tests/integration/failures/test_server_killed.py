@@ -1,4 +1,4 @@
-"""``kill -9`` of the server at every stage: `pppml run` is killed, resumed, killed again at the next stage a round later, and so to the end."""
+"""``kill -9`` of the server at every stage: `pppml run` is killed, resumed, killed at the next stage a round later, and so to the end."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""The lines between the coordinator and the sites of `processes`, each through a proxy of its own; and sites that are started otherwise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from drilling.runs import Event
+from pppml_core.engines import processes
+from pppml_core.testing.proxy import Proxy
+
+STRANGE = Path(__file__).resolve().parent / "strange_site.py"
+
+
+@contextmanager
+def proxied(monkeypatch: pytest.MonkeyPatch, *, record: bool = False) -> Iterator[dict[str, Proxy]]:
+    """Site -> the proxy on its line; made when a run starts the site."""
+    found: dict[str, Proxy] = {}
+    settings = processes._SiteProcess._settings
+
+    def redirected(site):
+        given = settings(site)
+        if site.name not in found:
+            found[site.name] = Proxy(given["port"], record=record)
+        return {**given, "port": found[site.name].port}
+
+    monkeypatch.setattr(processes._SiteProcess, "_settings", redirected)
+    try:
+        yield found
+    finally:
+        for proxy in found.values():
+            proxy.close()
+
+
+def strange_sites(monkeypatch: pytest.MonkeyPatch, *about: str) -> None:
+    """Start the sites as :mod:`strange_site` does."""
+    monkeypatch.setattr(processes, "COMMAND", [sys.executable, str(STRANGE), *about])
+
+
+def at(act: Callable[[], None], **wanted: object) -> Callable[[Event], None]:
+    """Do something at the first event that contains this."""
+    done: list[bool] = []
+
+    def watch(event: Event) -> None:
+        if not done and all(event.get(key) == value for key, value in wanted.items()):
+            done.append(True)
+            act()
+
+    return watch
