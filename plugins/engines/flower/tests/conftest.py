@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pppml_core.federation.home import init_home, open_home
 from pppml_core.federation.identity import pin
 from pppml_core.wire.messages import SERVER
-from pppml_flower.records import unpack
+from pppml_flower.grid import unpack
 
 #: what a test does to an answer on its way: the answers that come instead of it.
 Meddle = Callable[[str, Message], list[Message]]

@@ -12,15 +12,16 @@ import pytest
 from pppml_core.api import Experiment
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message
+from pppml_flower.at_hand import using
+from pppml_flower.grid import GridPost
 from pppml_flower.keeper import kept
-from pppml_flower.records import FRAME
-from pppml_flower.server import serving
+from pppml_flower.post import FRAME
 
 SITES = ("site_1", "site_2", "site_3", "site_4")
 #: aggregator, and the stage at which a site may vanish without the round being lost.
 SUMS = {
     "plain": ({"use": "plain"}, "contribute"),
-    "secagg-plus": ({"use": "secagg-plus"}, "masked"),
+    "secagg-plus": ({"use": "secagg-plus"}, "mask"),
     "cyclic-he": ({"use": "cyclic-he", "backend": {"use": "tenseal"}}, None),
 }
 
@@ -72,7 +73,7 @@ def test_equal_to_local(name, dropout, keepers, registry, homes, grid_of, tmp_pa
 
     grid.takes = takes
     flower = {"use": "flower", "homes": str(there["server"].parent), "poll": 0.01}
-    with serving(grid), ExitStack() as stack:
+    with using(GridPost(grid)), ExitStack() as stack:
         for site in SITES if keepers else ():
             stack.enter_context(kept(there[site]))
         Experiment(_config(aggregator, engine=flower), registry=registry).run(tmp_path / "flower", report=False, reporters=False)

@@ -6,57 +6,24 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-
-from pppml_core.engines.sockets import Door, Line, knock
+from pppml_core.engines.sockets import Door, Line
 from pppml_core.errors import RunFailed
 from pppml_core.federation.files import write_atomic
-from pppml_core.federation.identity import CARD_FILE, card, load_identity, provision
+from pppml_core.federation.home import init_home, open_home
+from pppml_core.federation.identity import CARD_FILE, pin
 from pppml_core.interfaces.engine import Job, Loss, Transport
 from pppml_core.wire.codec import decode, encode
 from pppml_core.wire.messages import SERVER
 from pppml_flower.config import FlowerConfig
 from pppml_flower.export import write_bridge
 from pppml_flower.local_federation import local_federation
-from pppml_flower.post import Answer, GridPost
+from pppml_flower.post import Answer
 from pppml_flower.transport import FlowerTransport
 
 #: seconds for the app to start.
 _START = 120.0
-
-
-def app_of() -> ServerApp:
-    """The app that lends its grid. The run config names a file in a folder that only this user enters, with a port and a token."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        where = decode(Path(str(context.run_config["out"])).read_bytes())
-        line, post = knock(where["port"], where["token"]), GridPost(grid)
-        try:
-            while True:
-                number, _, asked = line.receive()
-                line.send(number, b"", encode(_done(post, decode(asked))))
-        except (OSError, EOFError):
-            return  # the run is over
-
-    return app
-
-
-def _done(post: GridPost, asked: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        if asked["do"] == "nodes":
-            return {"nodes": [str(node) for node in post.nodes()]}
-        if asked["do"] == "push":
-            return {"letter": post.push(int(asked["node"]), asked["kind"], asked["data"], asked["ttl"]) or ""}
-        return {"answers": [list(answer) for answer in post.pull(asked["letters"])]}
-    except Exception as error:
-        # It is the other end's to decide what to make of it, as it would be with a grid of its own.
-        return {"error": f"{type(error).__name__}: {error}"[:1000]}
 
 
 class BridgePost:
@@ -66,15 +33,15 @@ class BridgePost:
         self._line, self._number = line, 0
 
     def nodes(self) -> list[int]:
-        """As :class:`.post.GridPost`."""
+        """As :class:`.grid.GridPost`."""
         return [int(node) for node in self._ask(do="nodes")["nodes"]]
 
     def push(self, node: int, kind: str, data: bytes, ttl: float) -> str | None:
-        """As :class:`.post.GridPost`."""
+        """As :class:`.grid.GridPost`."""
         return self._ask(do="push", node=str(node), kind=kind, data=data, ttl=ttl)["letter"] or None
 
     def pull(self, letters: Sequence[str]) -> list[Answer]:
-        """As :class:`.post.GridPost`."""
+        """As :class:`.grid.GridPost`."""
         return [(letter, kind, data) for letter, kind, data in self._ask(do="pull", letters=list(letters))["answers"]]
 
     def _ask(self, **asked: Any) -> dict[str, Any]:
@@ -116,7 +83,8 @@ def on_this_machine(job: Job, config: FlowerConfig) -> Transport:
     if config.homes is None:
         _homes(job)
     with ExitStack() as stack:
-        federation = stack.enter_context(local_federation({site: job.home(site).resolve() for site in job.sites}))
+        homes = {site: job.home(site).resolve() for site in job.sites}
+        federation = stack.enter_context(local_federation(homes, python=config.python))
         door = Door()
         stack.callback(door.close)
         token, arrival = door.expect()
@@ -135,10 +103,10 @@ def on_this_machine(job: Job, config: FlowerConfig) -> Transport:
 
 
 def _homes(job: Job) -> None:
-    """Homes under the run's folder, as one person has them who runs everything."""
-    parties = (*job.sites, SERVER)
-    provision(job.folder, parties)
-    for party in parties:
-        home = job.folder / party
-        if not (home / CARD_FILE).exists():
-            write_atomic(home / CARD_FILE, f"{card(party, load_identity(home).public)}\n".encode())
+    """Homes under the run's folder, made where missing, and everybody pinned by everybody: one person runs all parties."""
+    folders = {party: job.folder / party for party in (*job.sites, SERVER)}
+    made = [open_home(home) if (home / CARD_FILE).exists() else init_home(home, party) for party, home in folders.items()]
+    for home in made:
+        for other in made:
+            if home.pinned.get(other.name) != other.public:
+                pin(home.folder, other.name, other.public)

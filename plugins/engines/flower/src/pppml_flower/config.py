@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pppml_core import ComponentConfig
+from pppml_core.engines.faults import Fault
 
 
 class FlowerConfig(ComponentConfig):
@@ -26,16 +27,24 @@ class FlowerConfig(ComponentConfig):
     poll: float = Field(0.2, ge=0.01, le=60, description="seconds between two looks for answers at the SuperLink")
     homes: str | None = Field(
         None,
-        description="folder of existing homes made with `pppml site init`: `homes/server`, and under `processes` also `homes/SITE`; default: "
-        "the environment variable PPPML_HOMES; under `processes` identities made for this run, under its folder",
+        description="folder of existing homes made with `pppml site init`: `homes/server`, under `processes` also `homes/SITE`; default: "
+        "the home that the SuperLink was started with; under `processes` identities made for this run, under its folder",
     )
-    superlink: str | None = Field(None, description="in a `site.yaml`: HOST:PORT of the SuperLink")
+    python: str | None = Field(
+        None,
+        description="under `processes` and in a `site.yaml`: an interpreter that has Flower, pppml and this plugin; default: "
+        "the one that runs this",
+    )
+    faults: list[Fault] = Field(default_factory=list, description="for tests: what goes wrong, at which site and stage")
+    superlink: str | None = Field(None, description="in a `site.yaml`: HOST:PORT of the SuperLink; in that of `server`: where it listens")
     root_certificates: str | None = Field(
         None, description="in a `site.yaml`: PEM file of the authority that signed the SuperLink's certificate; default: the system's"
     )
     auth_key: str | None = Field(
         None, description="in a `site.yaml`: private key (P-384, OpenSSH form) by which the SuperLink knows this node"
     )
+    certificate: str | None = Field(None, description="in the `site.yaml` of `server`: PEM file, the SuperLink's certificate")
+    certificate_key: str | None = Field(None, description="in the `site.yaml` of `server`: PEM file, the key of that certificate")
     insecure: bool = Field(
         False, description="in a `site.yaml`: no TLS and no node authentication; anybody on the way reads what is not sealed"
     )

@@ -1,16 +1,21 @@
-"""The engine ``flower``: invites sites over the grid of the app it runs in, writes that app, and starts the node of a site."""
+"""The engine ``flower``: invites sites over the grid of the app it runs in, writes that app, and starts Flower's process of a party."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pppml_core.engines.faults import FaultyTransport
+from pppml_core.engines.local import at_sites
 from pppml_core.engines.remote import invite
 from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation.identity import load_roster
 from pppml_core.interfaces.engine import Engine, Job, Topology, Transport
 from pppml_core.wire.messages import SERVER
+from pppml_flower.at_hand import HOME, HOMES, post_at_hand
 from pppml_flower.config import FlowerConfig
 from pppml_flower.introduction import Directory
 from pppml_flower.post import Post
@@ -25,33 +30,39 @@ class FlowerEngine(Engine):
 
     def __init__(self, config: FlowerConfig) -> None:
         super().__init__(config)
-        self.homes = Path(config.homes).expanduser().resolve() if config.homes else None
+        given = config.homes or (os.environ.get(HOMES) if post_at_hand() is not None else None)
+        self.homes = Path(given).expanduser().resolve() if given else None
+        if self.homes is None and post_at_hand() is not None and (home := os.environ.get(HOME)):
+            self.homes = {SERVER: Path(home).resolve()}
 
     def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
         """Live objects cannot travel to sites; homes that are named must be there."""
         out = []
-        if names := ", ".join(sorted(name for name in job_objects if name.partition(".")[0] not in ("engine", "reporters", "attacks"))):
-            out.append(f"engine: flower cannot share live Python objects ({names}); write them as module:attr")
-        if self.homes is not None and not self.homes.is_dir():
-            out.append(f"engine.homes: there is no folder {self.homes}; make homes with `pppml site init`")
-        return out
+        if names := ", ".join(sorted(at_sites(job_objects))):
+            out.append(f"engine: sites cannot share live Python objects ({names}); use `engine: local`, or write them as module:attr")
+        homes = self.homes.values() if isinstance(self.homes, Mapping) else [self.homes]
+        missing = [home for home in homes if home is not None and not home.is_dir()]
+        return out + [f"engine.homes: there is no folder {home}; make homes with `pppml site init`" for home in missing]
 
     def connect(self, job: Job) -> Transport:
         """Find the node of every site and invite them; under ``environment: processes`` start them first."""
-        from pppml_flower.server import post_at_hand
-
+        transport: Transport
         if (post := post_at_hand()) is not None:
-            return joined(job, post, self.config)
-        if self.config.environment == "processes":
+            transport = joined(job, post, self.config)
+        elif self.config.environment == "processes":
+            if self.config.python is None and importlib.util.find_spec("flwr") is None:
+                hint = "pip install pppml-flower, or name an interpreter that has it: engine.python"
+                raise ConfigError("Flower is not installed here", place="engine", hint=hint)
             from pppml_flower.bridge import on_this_machine
 
-            return on_this_machine(job, self.config)
-        raise ConfigError(
-            "there is no Flower grid here",
-            place="engine",
-            hint="write an app with `pppml export flower CONFIG -o DIR` and start it with `flwr run DIR SUPERLINK`; or set "
-            "engine.environment to processes, for a federation on this machine",
-        )
+            transport = on_this_machine(job, self.config)
+        else:
+            hint = (
+                "write an app with `pppml export flower CONFIG -o DIR` and start it with `flwr run DIR SUPERLINK`; or set "
+                "engine.environment to processes, for a federation on this machine"
+            )
+            raise ConfigError("there is no Flower grid here", place="engine", hint=hint)
+        return FaultyTransport(transport, self.config.faults) if self.config.faults else transport
 
     def export(self, config: Mapping[str, Any], folder: Path) -> Path:
         """Write the app that ``flwr run`` takes."""
@@ -59,11 +70,11 @@ class FlowerEngine(Engine):
 
         return write_app(config, folder)
 
-    def serve(self, home: Path) -> None:
-        """Keep a home and run its SuperNode, until interrupted."""
+    def serve(self, home: Path) -> int:
+        """Keep a home and run its SuperNode, until interrupted; for ``server``: run the SuperLink."""
         from pppml_flower.site import serve
 
-        serve(home, self.config)
+        return serve(home, self.config)
 
 
 def joined(job: Job, post: Post, config: FlowerConfig) -> FlowerTransport:

@@ -23,6 +23,7 @@ from typing import Any
 PATIENCE = "PPPML_FLOWER_PATIENCE"
 _CLIENT_APP = "flwr-clientapp"
 _OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+_UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep apps out of it: use a tested version"
 _COMMAND = """\
 #!{python}
 from pppml_flower.gate import {function}
@@ -31,12 +32,12 @@ from pppml_flower.gate import {function}
 """
 
 
-def refusals(folder: Path) -> None:
+def refusals(folder: Path, python: str = sys.executable) -> None:
     """Write the commands that a node of ours finds before Flower's."""
     folder.mkdir(parents=True)
     for name in (_CLIENT_APP, *_OTHERS):
         path = folder / name
-        path.write_text(_COMMAND.format(python=sys.executable, function="client_app" if name == _CLIENT_APP else "refuse"))
+        path.write_text(_COMMAND.format(python=python, function="client_app" if name == _CLIENT_APP else "refuse"))
         path.chmod(0o700)
 
 
@@ -68,7 +69,7 @@ def super_node() -> None:
     """``flower-supernode``; it asks for work as often as it was told, and ends with the process that started it."""
     commands = _module("flwr.supercore.constant", "TASK_TYPE_TO_COMMAND").TASK_TYPE_TO_COMMAND
     if unknown := sorted(set(commands.values()) - {_CLIENT_APP, *_OTHERS}):
-        sys.exit(f"this version of flwr starts {', '.join(unknown)}, which pppml-flower does not know to refuse; use a tested version")
+        sys.exit(_UNKNOWN.format(f"commands of its own, {', '.join(unknown)}"))
     _module("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
     end_with_parent()
     _ask_more_often()
@@ -80,9 +81,9 @@ def _module(name: str, *needed: str) -> Any:
     try:
         module = import_module(name)
     except ImportError:
-        sys.exit(f"this version of flwr has no {name}; pppml-flower cannot keep apps out of it: use a tested version")
+        sys.exit(_UNKNOWN.format(f"no {name}"))
     if missing := [one for one in needed if not hasattr(module, one)]:
-        sys.exit(f"this version of flwr has no {', '.join(missing)} in {name}; pppml-flower cannot keep apps out of it: use a tested version")
+        sys.exit(_UNKNOWN.format(f"no {', '.join(missing)} in {name}"))
     return module
 
 

@@ -16,8 +16,7 @@ from pppml_core.federation.home import open_home
 from pppml_core.federation.identity import load_identity, statement, verify
 from pppml_core.randomness import entropy
 from pppml_core.wire.codec import decode, encode
-from pppml_flower.post import Post
-from pppml_flower.records import CHALLENGE, INTRODUCTION
+from pppml_flower.post import CHALLENGE, INTRODUCTION, Post
 
 _NONCE = 32
 _SIZES = {"run": 16, "nonce": _NONCE}

@@ -1,40 +1,64 @@
-"""The keeper: one lasting process a site, which holds the resident; Flower's process of each message hands its frame on to it.
+"""The keeper: one lasting process a site, which holds the resident; Flower's process of each message hands it on and takes the answer.
 
 Flower starts a fresh process for every message. Were the site recreated in each, every stage would pay for importing torch and building
-the parts. With a keeper the process of a message imports neither, and what a site holds within an attempt never touches the disk.
-The door is a Unix socket in a folder that only this user may enter; the home says where it is.
+the parts. With a keeper the process of a message imports nothing of this kind, and what a site holds within an attempt never touches the
+disk. The door is a Unix socket in a folder that only this user may enter; the home says where it is.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pppml_core.federation.files import write_atomic
+from pppml_core.errors import WireError
+from pppml_flower.post import CHALLENGE, FRAME, INTRODUCTION
+
+if TYPE_CHECKING:
+    from pppml_core.federation.resident import Resident
 
 #: in a home that is kept: the path of the socket.
 ADDRESS = "keeper"
+LOG = logging.getLogger("pppml.flower")
 
 
-def ask(home: Path, frame: bytes) -> bytes | None:
-    """The resident's reply to a frame; None where this home has no keeper. Raises OSError or EOFError where its keeper is gone."""
+def answer_of(home: Path, kind: str, data: bytes, node: int, resident: Resident | None = None) -> tuple[str, bytes]:
+    """What a home answers to one message; by a resident recreated for it where none is given. Raises PppmlError."""
+    if kind == CHALLENGE:
+        from pppml_flower.introduction import introduce
+
+        return INTRODUCTION, introduce(home, data, node)
+    if kind != FRAME:
+        raise WireError("this is nothing a site is asked", place="Flower message")
+    if resident is None:
+        from pppml_core.federation.resident import Resident
+
+        resident = Resident(home, recreated=True)
+    return FRAME, resident.receive(data)
+
+
+def ask(home: Path, kind: str, data: bytes, node: int) -> tuple[str, bytes] | None:
+    """The keeper's answer to one message; None where this home has no keeper. Raises OSError or EOFError where its keeper is gone."""
     try:
         address = (home / ADDRESS).read_text()
     except FileNotFoundError:
         return None
     with Client(address, family="AF_UNIX") as line:
-        line.send_bytes(frame)
-        return line.recv_bytes()
+        for part in (kind.encode(), str(node).encode(), data):
+            line.send_bytes(part)
+        return line.recv_bytes().decode(), line.recv_bytes()
 
 
 @contextmanager
 def kept(home: Path) -> Iterator[None]:
     """Keep a home's resident in this process meanwhile."""
+    from pppml_core.federation.files import write_atomic
     from pppml_core.federation.resident import FROZEN, Resident
 
     for left in (home / "runs").glob(f"*/{FROZEN}"):
@@ -42,7 +66,7 @@ def kept(home: Path) -> Iterator[None]:
     resident = Resident(home)
     folder = Path(tempfile.mkdtemp(prefix="pppml-"))
     listener = Listener(str(folder / "door"), family="AF_UNIX", backlog=8)
-    threading.Thread(target=_listen, args=(listener, resident), name="pppml-keeper", daemon=True).start()
+    threading.Thread(target=_listen, args=(listener, home, resident), name="pppml-keeper", daemon=True).start()
     write_atomic(home / ADDRESS, str(folder / "door").encode())
     try:
         yield
@@ -52,19 +76,22 @@ def kept(home: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(listener: Listener, resident: object) -> None:
+def _listen(listener: Listener, home: Path, resident: Resident) -> None:
     while True:
         try:
             line = listener.accept()
         except OSError:
             return
-        threading.Thread(target=_answer, args=(line, resident), name="pppml-frame", daemon=True).start()
+        threading.Thread(target=_answer, args=(line, home, resident), name="pppml-message", daemon=True).start()
 
 
-def _answer(line: Connection, resident: object) -> None:
-    from pppml_core.federation.resident import Resident
-
-    assert isinstance(resident, Resident)
-    # The process of the message may end before its time; it is not the resident's to mind.
-    with line, suppress(OSError, EOFError):
-        line.send_bytes(resident.receive(line.recv_bytes()))
+def _answer(line: Connection, home: Path, resident: Resident) -> None:
+    with line:
+        try:
+            kind, node, data = line.recv_bytes().decode(), int(line.recv_bytes()), line.recv_bytes()
+            kind, data = answer_of(home, kind, data, node, resident)
+            line.send_bytes(kind.encode())
+            line.send_bytes(data)
+        except Exception:
+            # The other end sees a line that ended; the reason is for the people of this site.
+            LOG.exception("a message could not be handled")

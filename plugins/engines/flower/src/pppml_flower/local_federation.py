@@ -12,7 +12,6 @@ folder, which is removed at the end, as all processes are.
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -20,11 +19,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from pppml_core.errors import RunFailed
 from pppml_core.federation.files import write_atomic
 from pppml_flower.certificates import node_key, server_certificates
-from pppml_flower.site import end, flower_environment, free_port, scratch
+from pppml_flower.config import FlowerConfig
+from pppml_flower.gate import PATIENCE
+from pppml_flower.site import end, flower_environment, free_port, node_command, scratch, superlink_command
 
 #: name of the connection in Flower's own configuration.
 _CONNECTION = "pppml"
@@ -33,18 +35,21 @@ _START = 120.0
 
 
 @contextmanager
-def local_federation(homes: Mapping[str, Path], folder: Path | None = None, *, patience: float = 0.2) -> Iterator[LocalFederation]:
+def local_federation(
+    homes: Mapping[str, Path], folder: Path | None = None, *, patience: float = 0.2, python: str | None = None
+) -> Iterator[LocalFederation]:
     """Start everything, and end it at the end.
 
     Args:
         homes: site -> its home, made with `pppml site init`.
         folder: where Flower's files and the logs go; it is kept. Default: a temporary folder.
         patience: seconds between two questions of a node for work.
+        python: the interpreter that has Flower; default: this one.
     """
     with ExitStack() as stack:
-        place = stack.enter_context(scratch()) if folder is None else folder
+        place = stack.enter_context(scratch()) if folder is None else folder.resolve()
         place.mkdir(parents=True, exist_ok=True)
-        federation = LocalFederation(homes, place, patience)
+        federation = LocalFederation(homes, place, patience, python or sys.executable)
         stack.callback(federation.stop)
         federation.start()
         yield federation
@@ -53,12 +58,12 @@ def local_federation(homes: Mapping[str, Path], folder: Path | None = None, *, p
 class LocalFederation:
     """Processes of one federation. ``superlink`` and ``nodes`` are there to be killed by those who want to see what happens then."""
 
-    def __init__(self, homes: Mapping[str, Path], folder: Path, patience: float) -> None:
-        self.folder, self._homes, self._patience = folder, dict(homes), patience
+    def __init__(self, homes: Mapping[str, Path], folder: Path, patience: float, python: str) -> None:
+        self.folder, self._homes, self._patience, self._python = folder, dict(homes), patience, python
         self.port = free_port()
         self.superlink: subprocess.Popen[bytes] | None = None
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self._environment = flower_environment(folder)
+        self._environment = flower_environment(folder, python)
 
     # -- life ----------------------------------------------------------------------------------------------------------------------
 
@@ -75,11 +80,9 @@ class LocalFederation:
 
     def start_superlink(self) -> None:
         """Start the SuperLink, on its port, and return when it answers."""
-        certificates = ("--ssl-ca-certfile", "ca.pem"), ("--ssl-certfile", "server.pem"), ("--ssl-keyfile", "server.key")
-        command = [sys.executable, "-m", "pppml_flower.superlink", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += [word for option, file in certificates for word in (option, str(self.folder / file))]
-        command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation", "--database", str(self.folder / "state.db")]
-        self.superlink = self._begin(command, "superlink")
+        authority, certificate, key = (str(self.folder / name) for name in ("ca.pem", "server.pem", "server.key"))
+        own = self._settings(root_certificates=authority, certificate=certificate, certificate_key=key)
+        self.superlink = self._begin(superlink_command(self.folder, own), "superlink")
         deadline = time.monotonic() + _START
         while not self._answers():
             if self.superlink.poll() is not None or time.monotonic() > deadline:
@@ -88,18 +91,34 @@ class LocalFederation:
 
     def start_node(self, site: str) -> None:
         """Start the node of a site."""
-        home, key, certificate = self._homes[site], self.folder / f"{site}.key", self.folder / "ca.pem"
-        own = {"superlink": f"127.0.0.1:{self.port}", "auth_key": str(key.resolve()), "root_certificates": str(certificate.resolve())}
-        command = [sys.executable, "-m", "pppml_flower.site", str(home), json.dumps({**own, "patience": self._patience})]
+        command = [sys.executable, "-m", "pppml_flower.site", str(self._homes[site]), self._node(site).model_dump_json()]
         self.nodes[site] = self._begin(command, site)
+
+    def start_bare_node(self, site: str) -> None:
+        """Start Flower's own node for a site, which asks for work as often as ours: to measure what Flower takes by itself."""
+        self.nodes[site] = self._begin(node_command(self._homes[site], self._node(site)), site, {PATIENCE: str(self._patience)})
+
+    def _node(self, site: str) -> FlowerConfig:
+        return self._settings(auth_key=str(self.folder / f"{site}.key"), root_certificates=str(self.folder / "ca.pem"))
+
+    def _settings(self, **files: str) -> FlowerConfig:
+        return FlowerConfig.model_validate(
+            {"superlink": f"127.0.0.1:{self.port}", "patience": self._patience, "python": self._python, **files}
+        )
+
+    def stop_nodes(self) -> None:
+        """End the nodes of all sites."""
+        for process in self.nodes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.nodes.values():
+            end(process)
 
     def stop(self) -> None:
         """End all processes."""
-        for process in self.nodes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in (*self.nodes.values(), *([self.superlink] if self.superlink is not None else [])):
-            end(process)
+        self.stop_nodes()
+        if self.superlink is not None:
+            end(self.superlink)
 
     # -- runs ----------------------------------------------------------------------------------------------------------------------
 
@@ -128,10 +147,10 @@ class LocalFederation:
         path = self.folder / f"{process}.log"
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
-    def _begin(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
+    def _begin(self, command: list[str], log: str, more: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
         with open(self.folder / f"{log}.log", "ab") as file:
             return subprocess.Popen(
-                command, env=self._environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+                command, env={**self._environment, **more}, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
 
     def _answers(self) -> bool:
@@ -143,7 +162,7 @@ class LocalFederation:
 
     def _flwr(self, *words: str) -> str:
         """What a command of Flower prints on its standard output. Raises RunFailed with its words where it fails."""
-        command = [str(Path(sys.executable).parent / "flwr"), *words]
+        command = [str(Path(self._python).parent / "flwr"), *words]
         done = subprocess.run(command, env=self._environment, cwd=self.folder, capture_output=True, text=True, timeout=_START, check=False)
         if done.returncode:
             raise RunFailed(f"`flwr {words[0]}` failed", place="superlink", hint=(done.stdout + done.stderr)[-2000:])

@@ -17,7 +17,6 @@ def pppml_engines() -> Sequence[Component]:
             config=FlowerConfig,
             target="pppml_flower.engine:FlowerEngine",
             summary="sites at hospitals behind Flower SuperNodes; seconds a stage, every hop through the SuperLink",
-            needs=("flwr",),
             cites=("Beutel et al. 2020, Flower: a friendly federated learning research framework, arXiv:2007.14390",),
         ),
     )

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from pppml_flower.post import GridPost, Post
-
-#: folder of homes, where neither the config nor the run says it.
-HOMES = "PPPML_HOMES"
-
-_post: ContextVar[Post | None] = ContextVar("pppml_flower_post", default=None)
-
-
-def post_at_hand() -> Post | None:
-    """The post office of the app this code runs in; None outside of one."""
-    return _post.get()
-
-
-@contextmanager
-def serving(grid: Grid) -> Iterator[None]:
-    """Engines that connect meanwhile use this grid."""
-    token = _post.set(GridPost(grid))
-    try:
-        yield
-    finally:
-        _post.reset(token)
+from pppml_flower.at_hand import using
+from pppml_flower.grid import GridPost
 
 
 def app_of(config: Path) -> ServerApp:
@@ -47,8 +24,7 @@ def app_of(config: Path) -> ServerApp:
         from pppml_core.api import Experiment
 
         out, homes = (str(context.run_config.get(name) or "") for name in ("out", "homes"))
-        homes = homes or os.environ.get(HOMES, "")
-        with serving(grid):
+        with using(GridPost(grid)):
             Experiment(config, overrides=(f"engine.homes={homes}",) if homes else ()).run(out or None)
 
     return app

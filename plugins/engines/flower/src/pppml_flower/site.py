@@ -1,4 +1,4 @@
-"""The node of a site: a keeper of its home, and Flower's SuperNode, which hands every message to it.
+"""Flower's process of a party: at a site a keeper of its home, and a SuperNode that hands it every message; for ``server`` a SuperLink.
 
 A SuperNode as Flower ships it runs whatever code the SuperLink sends as an app. This one runs the handler that is installed here, whatever
 is sent (:mod:`.gate`), so that a site's policy on code means something.
@@ -13,69 +13,109 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation.home import open_home
+from pppml_core.wire.messages import SERVER
+from pppml_flower.at_hand import HOME
 from pppml_flower.config import FlowerConfig
 from pppml_flower.gate import PATIENCE, refusals
 from pppml_flower.keeper import kept
 
-#: seconds for a SuperNode to end by itself.
+#: seconds for a process of Flower to end by itself.
 END = 10.0
 
 
-def serve(home: Path, config: FlowerConfig) -> None:
-    """Keep the home and run its node until interrupted or the node ends. Raises RunFailed where it ends by itself."""
-    home = home.resolve()
+def serve(home: Path, config: FlowerConfig) -> int:
+    """Be this party's process of Flower until interrupted; then 0. Raises RunFailed where it ends by itself."""
+    home, own = home.resolve(), None
     name = open_home(home).name
-    command = node_command(home, config)
+    command = superlink_command(home, config) if name == SERVER else node_command(home, config)
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, _interrupt)
-    with kept(home), scratch() as folder:
-        refusals(folder / "bin")
-        process = subprocess.Popen(command, env=node_environment(folder, config))
+    with nullcontext() if name == SERVER else kept(home), scratch() as folder:
+        if name != SERVER:
+            own = folder / "bin"
+            refusals(own, python_of(config))
+        environment = flower_environment(folder, python_of(config), own)
+        process = subprocess.Popen(command, env={**environment, PATIENCE: str(config.patience), HOME: str(home)}, stdin=subprocess.DEVNULL)
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            return
+            return 0
         finally:
             end(process)
-    raise RunFailed(f"its SuperNode ended (exit code {code})", place=f"site {name}", hint="its last words are above")
+    raise RunFailed(f"Flower's process ended (exit code {code})", place=name, hint="its last words are above")
+
+
+def python_of(config: FlowerConfig) -> str:
+    """The interpreter that has Flower."""
+    return config.python or sys.executable
 
 
 def node_command(home: Path, config: FlowerConfig) -> list[str]:
-    """How the SuperNode of a home is started. Raises ConfigError where its settings are not those of a safe node, and nobody asked for less."""
-    if config.superlink is None:
-        raise ConfigError("which SuperLink?", place="engine.superlink", hint="HOST:PORT, from whoever runs it")
-    command = [sys.executable, "-m", "pppml_flower.gate", "--superlink", config.superlink, "--port", str(free_port())]
+    """How the SuperNode of a home is started. Raises ConfigError where its settings are not safe and nobody asked for that."""
+    command = [python_of(config), "-m", "pppml_flower.gate", "--superlink", _address(config), "--port", str(free_port())]
     if config.insecure:
-        if config.auth_key or config.root_certificates:
-            hint = "take `insecure` away, or the key and the certificates"
-            raise ConfigError("an insecure node uses neither key nor certificates", place="engine.insecure", hint=hint)
+        _refuse_both(config, "auth_key", "root_certificates")
         command.append("--insecure")
     elif config.auth_key is None:
         hint = "ssh-keygen -t ecdsa -b 384, and have the public key registered: flwr supernode register; or insecure: true, for tests"
         raise ConfigError("by which key does the SuperLink know this node?", place="engine.auth_key", hint=hint)
     else:
-        command += ["--auth-supernode-private-key", str(_file(home, config.auth_key, "engine.auth_key"))]
+        command += ["--auth-supernode-private-key", _file(home, config, "auth_key")]
         if config.root_certificates is not None:
-            command += ["--root-certificates", str(_file(home, config.root_certificates, "engine.root_certificates"))]
+            command += ["--root-certificates", _file(home, config, "root_certificates")]
     return [*command, "--node-config", f'home="{home}"']
 
 
-def _file(home: Path, given: str, place: str) -> Path:
+def superlink_command(home: Path, config: FlowerConfig) -> list[str]:
+    """How the SuperLink beside the coordinator's home is started. Raises ConfigError as :func:`node_command` does."""
+    host, _, port = _address(config).rpartition(":")
+    command = [python_of(config), "-m", "pppml_flower.superlink", "--host", host, "--port", port]
+    command += ["--disable-runtime-dependency-installation", "--database", str(home / "superlink.db")]
+    if config.insecure:
+        _refuse_both(config, "certificate", "certificate_key", "root_certificates")
+        return [*command, "--insecure"]
+    for option, name in _SSL.items():
+        if getattr(config, name) is None:
+            hint = "a certificate for the name by which the sites reach this machine; or insecure: true, for tests"
+            raise ConfigError("which certificate does the SuperLink show?", place=f"engine.{name}", hint=hint)
+        command += [option, _file(home, config, name)]
+    return [*command, "--enable-supernode-auth"]
+
+
+_SSL = {"--ssl-certfile": "certificate", "--ssl-keyfile": "certificate_key", "--ssl-ca-certfile": "root_certificates"}
+
+
+def _address(config: FlowerConfig) -> str:
+    if config.superlink is None or not config.superlink.rpartition(":")[2].isdecimal():
+        raise ConfigError("which SuperLink?", place="engine.superlink", hint="HOST:PORT, from whoever runs it")
+    return config.superlink
+
+
+def _refuse_both(config: FlowerConfig, *names: str) -> None:
+    if given := [name for name in names if getattr(config, name) is not None]:
+        hint = f"take `insecure` away, or {', '.join(given)}"
+        raise ConfigError("without TLS there is no use for keys and certificates", place="engine.insecure", hint=hint)
+
+
+def _file(home: Path, config: FlowerConfig, name: str) -> str:
     """A file named in a home; a relative name is one in the home."""
-    path = home / Path(given).expanduser()
+    path = home / Path(getattr(config, name)).expanduser()
     if not path.is_file():
-        raise ConfigError(f"there is no file {path}", place=place)
-    return path
+        raise ConfigError(f"there is no file {path}", place=f"engine.{name}")
+    return str(path)
 
 
-def flower_environment(folder: Path) -> dict[str, str]:
-    """The environment of Flower's processes on this machine: their files under ``folder``, no telemetry, no look for updates, no installing."""
+def flower_environment(folder: Path, python: str = sys.executable, first: Path | None = None) -> dict[str, str]:
+    """The environment of Flower's processes on this machine: files under ``folder``, no telemetry, no updates, no installing.
+
+    Flower finds commands by name: those in ``first``, then those of the interpreter.
+    """
     own = {
         "FLWR_HOME": str(folder / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -83,15 +123,8 @@ def flower_environment(folder: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
     }
-    # Flower finds its own commands by name; those of this interpreter come first.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **own, "PATH": path}
-
-
-def node_environment(folder: Path, config: FlowerConfig) -> Mapping[str, str]:
-    """As above, with this package's commands before Flower's."""
-    environment = flower_environment(folder)
-    return {**environment, "PATH": f"{folder / 'bin'}{os.pathsep}{environment['PATH']}", PATIENCE: str(config.patience)}
+    path = [*([str(first)] if first else []), str(Path(python).parent), os.environ.get("PATH", "")]
+    return {**os.environ, **own, "PATH": os.pathsep.join(path)}
 
 
 def free_port() -> int:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pppml_core.errors import PppmlError
 from pppml_core.interfaces.engine import Loss
 from pppml_flower.introduction import Directory
-from pppml_flower.post import Answer, Post
-from pppml_flower.records import FRAME
+from pppml_flower.post import FRAME, Answer, Post
 
 #: seconds a letter outlives its deadline: what comes later is nobody's, and the SuperLink need not keep it.
 MARGIN = 60.0
@@ -67,7 +66,7 @@ class FlowerTransport:
             self._directory.look(0.0)
         except PppmlError:
             raise
-        except Exception:  # noqa: S110 - the SuperLink is away: what was known last holds, and each letter tells for itself
+        except Exception:
             pass
 
     def _pull(self, letters: list[str]) -> Iterator[Answer]:

@@ -1,0 +1,174 @@
+"""What is exported, what the engine refuses, and how a node of a site is started."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+from flwr.common.config import get_fab_config
+
+from pppml_core.api import Experiment
+from pppml_core.config import to_plain
+from pppml_core.errors import ConfigError, RunFailed
+from pppml_flower.at_hand import using
+from pppml_flower.config import FlowerConfig
+from pppml_flower.gate import refusals
+from pppml_flower.grid import GridPost
+from pppml_flower.site import flower_environment, node_command, superlink_command
+
+CONFIG = {"task": {"use": "tiny", "sites": 2}, "run": {"rounds": 1, "name": "My_run"}}
+
+
+def test_flower_takes_what_is_exported(tmp_path):
+    experiment = Experiment({**CONFIG, "engine": {"use": "flower", "homes": str(tmp_path), "timeout": 60}})
+    app = experiment.export(tmp_path / "app")
+    config, warnings = load_and_validate(app / "pyproject.toml", check_module=True)
+    assert not warnings
+    assert config["project"]["name"] == "pppml-my-run"
+    packed = build_fab_from_disk(app)
+    assert get_fab_config(packed)["tool"]["flwr"]["app"]["components"]["clientapp"] == "pppml_flower.client:app"
+    text = (app / "config.yaml").read_text()
+    assert str(tmp_path) not in text  # the folder of homes is no part of the run
+    again = Experiment(app / "config.yaml")
+    assert again.config.engine.timeout == 60
+    written, meant = ({name: value for name, value in to_plain(one.config).items() if name != "engine"} for one in (again, experiment))
+    assert written == meant
+    assert {path.suffix for path in app.iterdir()} <= {".toml", ".py", ".yaml", ".md"}
+    with pytest.raises(ConfigError, match="empty"):
+        experiment.export(tmp_path / "app")
+
+
+def test_without_a_grid_it_says_how_to_start(tmp_path):
+    with pytest.raises(ConfigError) as failed:
+        Experiment({**CONFIG, "engine": "flower"}).run(tmp_path / "run", report=False, reporters=False)
+    assert "pppml export flower" in str(failed.value)
+    assert "flwr run" in str(failed.value)
+
+
+def test_a_site_that_refuses_is_named_with_its_rule(homes, grid_of, tmp_path):
+    there = homes(("site_1", "site_2"))
+    (there["site_2"] / "policy.yaml").write_text("plain_updates: false\n")
+    flower = {"use": "flower", "homes": str(there["server"].parent), "poll": 0.01}
+    with using(GridPost(grid_of(there))), pytest.raises(RunFailed, match="site_2: it refused: plain_updates"):
+        Experiment({**CONFIG, "engine": flower}).run(tmp_path / "run", report=False, reporters=False)
+
+
+def test_a_missing_node_is_named(homes, grid_of, tmp_path):
+    there = homes(("site_1", "site_2"))
+    grid = grid_of(there)
+    grid.online.discard(102)
+    flower = {"use": "flower", "homes": str(there["server"].parent), "poll": 0.01, "wait": 0.05}
+    with using(GridPost(grid)), pytest.raises(RunFailed, match="no node has shown to be site_2"):
+        Experiment({**CONFIG, "engine": flower}).run(tmp_path / "run", report=False, reporters=False)
+
+
+def test_sites_that_nobody_pinned_are_named(homes, grid_of, tmp_path):
+    there = homes(("site_1",))
+    flower = {"use": "flower", "homes": str(there["server"].parent)}
+    with using(GridPost(grid_of(there))), pytest.raises(ConfigError, match="no identity is pinned for site_2"):
+        Experiment({**CONFIG, "engine": flower}).run(tmp_path / "run", report=False, reporters=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({}, "engine.superlink"),
+        ({"superlink": "h:1"}, "engine.auth_key"),
+        ({"superlink": "h:1", "auth_key": "nowhere"}, "engine.auth_key"),
+        ({"superlink": "h:1", "auth_key": "key", "root_certificates": "nowhere"}, "engine.root_certificates"),
+        ({"superlink": "h:1", "auth_key": "key", "insecure": True}, "engine.insecure"),
+    ],
+)
+def test_a_node_without_tls_and_key_must_be_asked_for(settings, place, tmp_path):
+    (tmp_path / "key").write_text("")
+    with pytest.raises(ConfigError) as refused:
+        node_command(tmp_path, FlowerConfig(**settings))
+    assert refused.value.place == place
+
+
+@pytest.mark.parametrize("missing", ["certificate", "certificate_key", "root_certificates"])
+def test_a_superlink_without_tls_must_be_asked_for(missing, tmp_path):
+    files = {name: name for name in ("certificate", "certificate_key", "root_certificates")}
+    for name in files:
+        (tmp_path / name).write_text("")
+    whole = superlink_command(tmp_path, FlowerConfig(superlink="h:1", **files))
+    assert "--enable-supernode-auth" in whole
+    assert "--disable-runtime-dependency-installation" in whole
+    with pytest.raises(ConfigError) as refused:
+        superlink_command(tmp_path, FlowerConfig(superlink="h:1", **{**files, missing: None}))
+    assert refused.value.place == f"engine.{missing}"
+    assert "--insecure" in superlink_command(tmp_path, FlowerConfig(superlink="h:1", insecure=True))
+
+
+def test_what_a_node_is_started_with(tmp_path):
+    (tmp_path / "key").write_text("")
+    safe = node_command(tmp_path, FlowerConfig(superlink="h:1", auth_key="key"))
+    assert safe[safe.index("--auth-supernode-private-key") + 1] == str(tmp_path / "key")
+    assert "--insecure" not in safe
+    assert "--insecure" in node_command(tmp_path, FlowerConfig(superlink="h:1", insecure=True))
+    environment = flower_environment(tmp_path)
+    assert environment["FLWR_HOME"].startswith(str(tmp_path))
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+
+
+def test_an_app_of_a_superlink_finds_our_commands_first(tmp_path):
+    """Each kind of app that Flower's executor may start; that of agents could do anything."""
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+
+    refusals(tmp_path / "bin")
+    path = flower_environment(tmp_path, first=tmp_path / "bin")["PATH"].split(os.pathsep)
+    assert path[0] == str(tmp_path / "bin")
+    for command in TASK_TYPE_TO_COMMAND.values():
+        found = tmp_path / "bin" / command
+        assert stat.S_IMODE(found.stat().st_mode) == 0o700
+        if command != "flwr-clientapp":
+            done = subprocess.run([str(found), "--token", "x"], capture_output=True, text=True, check=False)
+            assert done.returncode == 1
+            assert "refused" in done.stderr
+
+
+def test_a_message_runs_the_handler_that_is_installed_here():
+    """Whatever app Flower names, in a process of its own as at a site; nothing is unpacked or installed for it."""
+    probe = """
+import sys
+from unittest import mock
+import flwr.supernode.cli, flwr.supernode.runtime.run_clientapp as runtime
+from pppml_flower import gate
+with mock.patch.object(flwr.supernode.cli, "flwr_clientapp") as start:
+    gate.client_app()
+assert start.called
+load = runtime.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
+from pppml_flower.client import app
+assert load("evil/app", "1.0.0", "00") is app
+assert runtime.install_from_fab(b"not even a zip", skip_prompt=True) is None
+try:
+    runtime.install_app_dependencies("x")
+except RuntimeError:
+    pass
+else:
+    sys.exit("installed")
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", probe], check=True)
+
+
+def test_another_flwr_is_not_trusted(monkeypatch):
+    import flwr.supernode.runtime.run_clientapp as runtime
+
+    from pppml_flower import gate
+
+    monkeypatch.delattr(runtime, "install_from_fab")
+    with pytest.raises(SystemExit, match="keep apps out"):
+        gate.client_app()
+
+
+def test_the_readme_of_the_app_says_how_to_start(tmp_path):
+    app = Experiment({**CONFIG, "engine": "flower"}).export(tmp_path / "app")
+    assert "flwr run" in (Path(app) / "README.md").read_text()

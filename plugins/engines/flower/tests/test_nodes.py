@@ -1,0 +1,103 @@
+"""Which node is which site: a node that lies, one that copies, one that comes back."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from flwr.app import Message
+
+from pppml_core.errors import RunFailed
+from pppml_core.federation.identity import load_roster
+from pppml_core.wire.codec import decode, encode
+from pppml_flower.grid import GridPost, pack, unpack
+from pppml_flower.introduction import Directory
+from pppml_flower.post import INTRODUCTION
+
+RUN = bytes(range(16))
+
+
+def _directory(there, grid, sites=("a", "b")):
+    return Directory(GridPost(grid), RUN, sites, load_roster(there["server"]), 0.001, 60.0)
+
+
+def test_every_node_names_its_site(homes, grid_of):
+    there = homes(("a", "b"))
+    directory = _directory(there, grid_of(there))
+    directory.look(5)
+    assert directory.nodes == {"a": 101, "b": 102}
+    assert not directory.strange
+
+
+def test_a_node_that_claims_another_name_is_passed_over(homes, grid_of):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+
+    def lie(letter: str, reply: Message) -> list[Message]:
+        kind, data = unpack(reply.content)
+        if kind == INTRODUCTION and (told := decode(data))["site"] == "b":
+            reply.content = pack(INTRODUCTION, encode({**told, "site": "a"}))
+        return [reply]
+
+    grid.meddle = lie
+    directory = _directory(there, grid)
+    directory.look(0.05)
+    assert directory.nodes == {"a": 101}
+    assert directory.missing == ["b"]
+    assert "does not fit its pinned identity" in directory.strange[102]
+
+
+def test_an_answer_of_another_node_proves_nothing(homes, grid_of):
+    """Node 102 has no home of its own: it passes the question to a's home and its answer off as its own."""
+    there = homes(("a",))
+    grid = grid_of(there)
+    first: list[Message] = []
+
+    def copy(letter: str, reply: Message) -> list[Message]:
+        first.append(reply)
+        if len(first) > 1:
+            reply.content = first[0].content
+        return [reply]
+
+    grid.homes[102], grid.meddle = there["server"], copy
+    grid.online.add(102)
+    directory = _directory(there, grid, ("a", "b"))
+    directory.look(0.05)
+    assert directory.nodes == {"a": 101}
+    assert 102 in directory.strange
+
+
+def test_a_stranger_with_a_home_of_its_own_is_passed_over(homes, grid_of, tmp_path):
+    from pppml_core.federation.home import init_home
+
+    there = homes(("a", "b"))
+    init_home(tmp_path / "imposter", "b")
+    grid = grid_of(there)
+    grid.homes[102] = tmp_path / "imposter"
+    directory = _directory(there, grid)
+    directory.look(0.05)
+    assert directory.nodes == {"a": 101}
+    assert "does not fit" in directory.strange[102]
+
+
+def test_two_nodes_with_one_home_stop_the_run(homes, grid_of, tmp_path):
+    there = homes(("a", "b"))
+    shutil.copytree(there["a"], tmp_path / "copy")
+    grid = grid_of(there)
+    grid.homes[102] = tmp_path / "copy"
+    with pytest.raises(RunFailed, match="two nodes, 101 and 102, hold the identity of a"):
+        _directory(there, grid).look(1)
+
+
+def test_a_site_that_comes_back_with_another_node_is_found_again(homes, grid_of):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+    directory = _directory(there, grid)
+    directory.look(5)
+    grid.online.discard(101)
+    directory.look(0)
+    assert directory.missing == ["a"]
+    grid.homes[777] = there["a"]
+    grid.online.add(777)
+    directory.look(5)
+    assert directory.nodes == {"a": 777, "b": 102}

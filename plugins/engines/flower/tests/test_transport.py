@@ -1,0 +1,173 @@
+"""Frames and their answers: late ones, second ones, none, errors, something else."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+
+from pppml_core.errors import WireError
+from pppml_core.federation.identity import load_roster
+from pppml_core.interfaces.engine import Loss
+from pppml_core.wire.codec import decode_message, encode_message
+from pppml_core.wire.messages import SERVER
+from pppml_core.wire.messages import Message as Ours
+from pppml_flower.grid import GridPost, pack, unpack
+from pppml_flower.introduction import Directory
+from pppml_flower.post import CHALLENGE, FRAME
+from pppml_flower.transport import FlowerTransport
+
+RUN = bytes(range(16))
+
+
+@pytest.fixture
+def linked(homes, grid_of):
+    """A grid over two sites, and a transport that waits a tenth of a second."""
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+    post = GridPost(grid)
+    directory = Directory(post, RUN, ("a", "b"), load_roster(there["server"]), 0.001, 60.0)
+    directory.look(5)
+    return grid, FlowerTransport(post, directory, ("a", "b"), timeout=0.1, poll=0.01), there
+
+
+def _frame(site: str, round: int = 0) -> bytes:
+    return encode_message(Ours(RUN, round, 1, "hello", "hello", SERVER, site, {}))
+
+
+def _deliver(transport, *frames):
+    return dict(transport.deliver(frames))
+
+
+def test_each_site_answers_its_own_frame(linked):
+    _, transport, _ = linked
+    replies = _deliver(transport, ("a", _frame("a")), ("b", _frame("b")))
+    # Neither has joined a run: they say so, each in its own name.
+    for site, reply in replies.items():
+        message = decode_message(reply)
+        assert (message.sender, message.kind) == (site, "failed")
+        assert "has not joined" in message.body["reason"]
+
+
+def test_a_node_that_is_gone_was_not_handed_its_frame(linked):
+    grid, transport, _ = linked
+    grid.online.discard(101)
+    assert _deliver(transport, ("a", _frame("a")))["a"] == Loss("its node is not connected", handed=False)
+
+
+def test_a_frame_that_the_superlink_does_not_take_was_not_handed_over(linked):
+    grid, transport, _ = linked
+    grid.takes = lambda node, kind, data: False
+    assert _deliver(transport, ("a", _frame("a")))["a"] == Loss("the SuperLink did not take the request", handed=False)
+
+
+def test_a_superlink_that_is_away_may_have_handed_it_over(linked):
+    grid, transport, _ = linked
+
+    def away(node: int, kind: str, data: bytes) -> bool:
+        raise TimeoutError
+
+    grid.takes = away
+    assert _deliver(transport, ("a", _frame("a")))["a"] == Loss("the request could not be handed over: TimeoutError", handed=True)
+
+
+def test_a_late_answer_is_nobodys(linked):
+    grid, transport, _ = linked
+    late: list[Message] = []
+    grid.meddle = lambda letter, reply: late.append(reply) or []  # type: ignore[func-returns-value]
+    began = time.monotonic()
+    first = _deliver(transport, ("a", _frame("a", 1)))["a"]
+    assert first == Loss("no answer within 0.1 seconds", handed=True)
+    assert time.monotonic() - began < 2
+    # It comes with the next answers: the next frame gets its own.
+    grid.meddle = lambda letter, reply: [*late, reply]
+    assert decode_message(_deliver(transport, ("a", _frame("a", 2)))["a"]).round == 2
+
+
+def test_a_second_answer_is_passed_over(linked):
+    grid, transport, _ = linked
+    grid.meddle = lambda letter, reply: [reply, reply]
+    answers = list(transport.deliver([("a", _frame("a")), ("b", _frame("b"))]))
+    assert sorted(site for site, _ in answers) == ["a", "b"]
+
+
+def test_an_error_is_a_loss_of_a_frame_that_was_handed_over(linked):
+    grid, transport, _ = linked
+    sent = {}
+    grid.meddle = lambda letter, reply: [Message(Error(2, "boom"), reply_to=sent[letter])]
+    before = grid.push_messages
+
+    def push(messages):
+        messages = list(messages)
+        ids = before(messages)
+        sent.update(zip(ids, messages, strict=True))
+        return ids
+
+    grid.push_messages = push
+    assert _deliver(transport, ("a", _frame("a")))["a"] == Loss("Flower reports: boom", handed=True)
+
+
+@pytest.mark.parametrize("content", [RecordDict(), pack(CHALLENGE, b"who?"), RecordDict({"pppml": ConfigRecord({"frame": b"x"})})])
+def test_something_else_is_a_loss(linked, content):
+    grid, transport, _ = linked
+
+    def other(letter: str, reply: Message) -> list[Message]:
+        reply.content = content
+        return [reply]
+
+    grid.meddle = other
+    loss = _deliver(transport, ("a", _frame("a")))["a"]
+    assert isinstance(loss, Loss)
+    assert loss.handed
+
+
+def test_what_goes_wrong_at_a_site_stays_there(linked, caplog):
+    _, transport, there = linked
+    (there["a"] / "identity.key").rename(there["a"] / "elsewhere")
+    loss = _deliver(transport, ("a", _frame("a")))["a"]
+    assert loss == Loss("Flower reports: the site could not handle the message; its own log says why", handed=True)
+    assert str(there["a"]) in caplog.text
+
+
+def test_a_keeper_that_is_gone_is_not_stood_in_for(linked):
+    """Its successor would hold another state of the attempt; the site is lost until its people start it again."""
+    _, transport, there = linked
+    (there["a"] / "keeper").write_text(str(there["a"] / "nobody"))
+    assert isinstance(_deliver(transport, ("a", _frame("a")))["a"], Loss)
+
+
+def test_the_handler_answers_nothing_but_frames_and_challenges(homes):
+    from pppml_flower.client import answer
+
+    there = homes(("a",))
+    context = Context(1, 101, {"home": str(there["a"])}, RecordDict(), {}, 0)
+    for content in (RecordDict(), pack("introduction", b""), pack(CHALLENGE, b"\xff" * 80)):
+        message = Message(content, 101, "train.pppml")
+        message.metadata.__dict__["_message_id"] = "x"
+        assert answer(message, context).has_error()
+
+
+def test_bytes_survive_flowers_own_encoding():
+    data = bytes(range(256)) * 50_000  # three pieces of an array
+    content = pack(FRAME, data)
+    array = content["pppml"]["frame"]
+    pieces = dict(array.slice_array())
+    assert len(pieces) > 1
+    assert Array.inflate(array.deflate(), pieces).data == data
+    assert unpack(content) == (FRAME, data)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("uint8", (4,), "pppml.bytes", b"abc"),
+        Array("float32", (3,), "pppml.bytes", b"abc"),
+        Array("uint8", (3,), "numpy.ndarray", b"abc"),
+    ],
+)
+def test_an_array_of_another_form_is_refused(array):
+    with pytest.raises(WireError):
+        unpack(RecordDict({"pppml": ArrayRecord({"frame": array})}))
+    with pytest.raises(WireError):
+        unpack(RecordDict({"pppml": ArrayRecord({"x": Array("uint8", (1,), "pppml.bytes", b"a")})}))
