@@ -19,6 +19,7 @@ from pppml_core.errors import PppmlError, nearest
 #: Command -> its line in ``pppml --help``. It lives in the file of the same name ('-' written '_'), which exports ``command``.
 COMMANDS = {
     "run": "Train as a config says, and write a run folder.",
+    "status": "Tell how a run stands, while it goes on or afterwards.",
     "plan": "Check a config and explain every stage before anything is trained.",
     "data": "Print the data card of a config's task, with counts and pictures.",
     "predict": "Apply a trained model to images.",
