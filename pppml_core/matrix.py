@@ -30,6 +30,7 @@ from pppml_core.config.source import load_yaml
 from pppml_core.errors import ConfigError, check_site, nearest
 from pppml_core.evidence.attacks import RECORDED, Target, bound, needs_recording, record_path
 from pppml_core.evidence.evaluate import Cell, Control, Effort
+from pppml_core.evidence.record import finite
 from pppml_core.evidence.vantage import read_vantage
 from pppml_core.interfaces.attack import Vantage
 from pppml_core.registry import Registry
@@ -154,13 +155,14 @@ def run_matrix(
         found.runs.append(run.folder)
         target = Target(run.folder, run.result, run.assembly)
         places = _checked(config, name, experiment)
-        for round_, cells in _grouped([place for place in places if not _held(target, place)]):
+        held = partial(_held, config, name, target)
+        for round_, cells in _grouped([place for place in places if not held(place)]):
             if ends is not None and time.monotonic() > ends:
                 continue
             emit({"event": "cells", **about, "round": round_, "cells": [f"{c.row.use} from {c.vantage}" for c in cells]})
             _make(config, name, target, round_, cells, controls, partial(_with, emit, about), judged)
         found.records += [{**json.loads(p.read_text()), "defence_name": name} for place in places if (p := _path(target, place)).exists()]
-        found.missing += sum(not _held(target, place) for place in places)
+        found.missing += sum(not held(place) for place in places)
     return found
 
 
@@ -228,8 +230,17 @@ def _path(target: Target, place: _Place) -> Path:
     return record_path(target.folder, place.row.use, place.vantage, target.rounds if place.round is None else place.round)
 
 
-def _held(target: Target, place: _Place) -> bool:
-    return _path(target, place).exists()
+def _held(config: MatrixConfig, name: str, target: Target, place: _Place) -> bool:
+    """Whether the record of this cell is there; one that was made with other settings or less effort is not it."""
+    try:
+        record = json.loads(_path(target, place).read_text())
+    except (OSError, ValueError):
+        return False
+    attack = bound(target.parts, place.row.settings)
+    reads_view = target.parts.registry.build("attack", attack).reads_view
+    effort = Effort(**config.effort.model_dump()) if reads_view else None
+    asked = target.asked(attack, effort, _watched(config, name, target))
+    return bool(record.get("asked") == json.loads(json.dumps(finite(asked))))
 
 
 def _grouped(places: list[_Place]) -> list[tuple[int | None, list[_Place]]]:

@@ -96,7 +96,7 @@ class Target:
         for found in evaluation.run(cells):
             about, before = _about(found, watched, model), self.rounds if round is None else round - 1
             record = record_of(found, evaluation.stage.privacy, watched, at, about=about, before=before, rounds=self.rounds, cells=judged)
-            records.append(self._write(record, found))
+            records.append(self._write({**record, "asked": self.asked(found.cell.attack, effort, watched)}, found))
         return records
 
     def recorded(
@@ -117,13 +117,12 @@ class Target:
             f"Recorded: round {at} of this run as it happened, on the {self.sizes[watched]} training images of {watched}. Control: its own "
             "update in the open, made again with plain gradients."
         )
-        return [
-            self._write(
-                record_of(found, evaluation.privacy, watched, at, about=about, staged=False, before=at, rounds=self.rounds, cells=judged),
-                found,
-            )
-            for found in evaluation.run(cells)
-        ]
+        records = []
+        for found in evaluation.run(cells):
+            told = {"about": about, "staged": False, "before": at, "rounds": self.rounds, "cells": judged}
+            record = record_of(found, evaluation.privacy, watched, at, **told)
+            records.append(self._write({**record, "asked": self.asked(found.cell.attack, effort, watched)}, found))
+        return records
 
     def audit(self, config: ComponentConfig, who: Vantage, round: int | None) -> dict[str, Any]:
         """An attack that reads no view and returns a verdict."""
@@ -149,8 +148,18 @@ class Target:
             "best_guess": dict(verdict.best_guess),
             "effort": {"seconds": time.perf_counter() - began, **verdict.effort},
             "settings": {name: value for name, value in config.model_dump(mode="json").items() if name not in NOT_ITS_OWN},
+            "asked": self.asked(config, None, None),
         }
         return self._write(record, None)
+
+    def asked(self, config: ComponentConfig, effort: Effort | None, site: str | None) -> dict[str, Any]:
+        """What a record was asked for: it stands for another only where all of this is the same. ``effort`` None: of an audit."""
+        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in NOT_ITS_OWN}
+        if effort is None:
+            return {"settings": settings}
+        victims = effort.victims(self.parts.registry.build("attack", config))
+        spent = {"victims": victims, "seconds": effort.seconds, "gallery": effort.gallery, "seed": effort.seed}
+        return {"settings": settings, "site": site, **spent}
 
     def _write(self, record: dict[str, Any], found: Found | None) -> dict[str, Any]:
         path = record_path(self.folder, record["attack"], record["vantage"], record["round"])

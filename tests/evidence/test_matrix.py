@@ -151,3 +151,13 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, registry, name):
 def test_refuted_claims_are_listed():
     found = matrix.MatrixResult(records=[{"violation": True, "attack": "a"}, {"violation": False}, {}])
     assert [r["attack"] for r in found.violations] == ["a"]
+
+
+def test_a_record_of_another_effort_does_not_stand_for_the_cell(tmp_path, registry):
+    config = written(tmp_path)
+    first = run_matrix(config, tmp_path / "out", registry=registry)
+    path = first.runs[0] / "attacks" / "guess-server-r1.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps(made | {"asked": made["asked"] | {"victims": 1}, "outcome": "of one victim"}))
+    run_matrix(config, tmp_path / "out", registry=registry)
+    assert json.loads(path.read_text())["outcome"] == made["outcome"]
