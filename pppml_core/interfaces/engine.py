@@ -132,8 +132,8 @@ class Engine(ABC):
     topology: Topology = "p2p"
     #: all sites run where the coordinator runs, with the task as it is there: no site has data that the coordinator has not.
     sites_here: bool = False
-    #: homes that exist already, ``homes/<party>``; None: under the run's folder.
-    homes: Path | None = None
+    #: homes that exist already, ``homes/<party>`` or by name; None: under the run's folder.
+    homes: Path | Mapping[str, Path] | None = None
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

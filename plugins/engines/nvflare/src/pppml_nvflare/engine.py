@@ -32,10 +32,10 @@ class NvflareEngine(Engine):
         super().__init__(config)
         # Faults strike between coordinator and site, so every hop must pass there.
         self.topology: Topology = "star" if config.faults else config.topology
-        self.homes = Path(config.homes).resolve() if config.homes else None
-        self.sites_here = config.environment == "sim" and self.homes is None
-        if (inside := conducting.here()) is not None:
-            self.homes = inside[1]
+        inside = conducting.here()
+        self._own_homes = Path(config.homes).resolve() if config.homes else None
+        self.homes = self._own_homes if inside is None else inside[1]
+        self.sites_here = config.environment != "prod" and self.homes is None  # a home may say where its site's own data are
 
     def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
         """What cannot travel to sites, and what is missing here."""
@@ -44,8 +44,8 @@ class NvflareEngine(Engine):
             out.append(f"engine: sites cannot share live Python objects ({names}); use `engine: local`, or write them as module:attr")
         if conducting.here() is not None:
             return out
-        if self.homes is not None and not self.homes.is_dir():
-            out.append(f"engine.homes: there is no folder {self.homes}; make homes with `pppml site init`")
+        if self._own_homes is not None and not self._own_homes.is_dir():
+            out.append(f"engine.homes: there is no folder {self._own_homes}; make homes with `pppml site init`")
         if self.config.environment == "prod" and (missing := [name for name in ("kit", "homes") if not getattr(self.config, name)]):
             out += [f"engine.{name}: `environment: prod` needs it" for name in missing]
         if self.config.kit and not (Path(self.config.kit) / "startup").is_dir():
@@ -85,8 +85,8 @@ class NvflareEngine(Engine):
         """How a job is carried, and how to end what is started here and now to carry it."""
         settings, parties = self.config, (*job.sites, SERVER)
         python, log = settings.python or sys.executable, job.folder.parent / "nvflare.log"
-        homes = self.homes or job.folder
-        if settings.environment != "prod" and self.homes is None:
+        homes = self._own_homes or job.folder
+        if settings.environment != "prod" and self._own_homes is None:
             introduce(homes, parties)
         if settings.environment == "sim":
             threads = int(job.config["training"]["threads"])

@@ -61,7 +61,7 @@ class Coordinator:
         home = own_home(SERVER)
         experiment = api.load(config)
         folder = home / "runs" / experiment.config.run.name
-        with conducting.inside(transport, home):
+        with conducting.inside(transport, {SERVER: home}):
             return experiment.run(folder, reporters=os.environ.get("PPPML_REPORTERS") != "none").folder
 
 

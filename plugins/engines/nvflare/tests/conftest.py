@@ -1,0 +1,23 @@
+"""One simulator for all tests that need NVFlare to run: starting it costs more than all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("nvflare") is None:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason="NVFlare is not installed here"))
+
+
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory):
+    """The folder of a simulator with the sites of the task ``tiny``; its homes are in ``homes``."""
+    from pppml_nvflare.shared import simulator
+
+    folder = tmp_path_factory.mktemp("nvflare")
+    with simulator(folder, ("site_1", "site_2", "site_3"), start=150, silence=20):
+        yield folder
