@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pppml_core.report import evidence_figures as figures
+from pppml_core.report import evidence_verdicts as verdicts
 from pppml_core.report import evidence_words as told
 from pppml_core.report import words
 from pppml_core.report.columns import Column
+from pppml_core.report.evidence_findings import QUESTIONS, is_audit, plain_numbers
 from pppml_core.report.evidence_first import Looked, first_screen
 from pppml_core.report.evidence_gaps import gaps
-from pppml_core.report.evidence_rows import QUESTIONS, Row, audits, is_audit, plain_numbers, rows, vantage_order
+from pppml_core.report.evidence_rows import Row, audits, rows, vantage_order
 from pppml_core.report.evidence_strips import strips
 from pppml_core.report.records import Record
 
@@ -36,8 +38,8 @@ def evidence(found: Sequence[Column]) -> dict[str, Any]:
         "defences": [_defence(column, label, table) for column, label, table in looked],
         "overview": _overview(looked),
         "open": len(looked) <= OPEN,
-        "marks": told.MARKS,
-        "protections": told.PROTECTIONS,
+        "marks": verdicts.MARKS,
+        "protections": verdicts.PROTECTIONS,
         "strips": [strip for column, label, _ in looked for strip in strips(column, label)],
         "curves": curves,
         "audits": audited,
@@ -51,13 +53,11 @@ def evidence(found: Sequence[Column]) -> dict[str, Any]:
 def _defence(column: Column, label: str, table: Sequence[Row]) -> dict[str, Any]:
     among = {f.rate.among for row in table for f in row.of("picked") if f.rate and f.rate.among}
     made = [_row(row) for row in table]
-    verdicts = [row["verdict"] for row in made]
     return {
         "label": label,
         "words": words.capital(told.defence(column.first)),
-        "among": f"{among.pop()}" if len(among) == 1 else "look-alikes",
+        "among": f"{among.pop()} images" if len(among) == 1 else "many images",
         "rows": made,
-        "verdict": min(verdicts, key=WORST.index, default="NOT TESTED"),
         "others": any(row["others"] for row in made),
         "about": list(dict.fromkeys(str(r["about"]) for row in table for r in row.records if r.get("about"))),
         "claim": next((str(r["defence"]) for row in table for r in row.records if r.get("defence")), ""),
@@ -66,20 +66,16 @@ def _defence(column: Column, label: str, table: Sequence[Row]) -> dict[str, Any]
     }
 
 
-#: of several verdicts the one that stands for them all comes first.
-WORST = ("LEAKS", "INCONCLUSIVE", "NOT SHOWN TO LEAK", "PROVEN BOUND", "NOT TESTED", "NO SUCH PARTY")
-
-
 def _row(row: Row) -> dict[str, Any]:
-    verdict = told.verdict(row)
+    verdict = verdicts.verdict(row)
     return {
         "who": words.capital(told.who(row)),
-        "answers": {question: told.answer(row, question) for question in QUESTIONS},
-        "others": told.others(row),
-        "guarantee": [] if verdict == "NO SUCH PARTY" else told.guarantee(row),
+        "answers": {question: verdicts.answer(row, question) for question in QUESTIONS},
+        "others": verdicts.others(row),
+        "guarantee": [] if verdict == "NO SUCH PARTY" else verdicts.guarantee(row),
         "verdict": verdict,
-        "mark": told.mark(row),
-        "strength": told.strength(row),
+        "mark": verdicts.mark(row),
+        "strength": verdicts.strength(row),
     }
 
 
@@ -87,8 +83,10 @@ def _detail(row: Row, record: Record) -> dict[str, str]:
     bound = record.get("bound")
     limit = ""
     if isinstance(bound, Mapping):
-        rate = plain_numbers(bound).get("rate")
-        limit = str(bound.get("reason") or "") if rate is None else f"at most {rate:.1%} ({bound.get('method')}, {bound.get('adjacency')})"
+        numbers = plain_numbers(bound)
+        over = {"rate": "in this one step" if record.get("staged") is True else "in this round", "whole_run": "over the whole run"}
+        most = [f"at most {numbers[name]:.1%} {where}" for name, where in over.items() if name in numbers]
+        limit = f"{'; '.join(most)} ({bound.get('method')}, {bound.get('adjacency')})" if most else str(bound.get("reason") or "")
     effort = record.get("effort")
     spent = plain_numbers(effort) if isinstance(effort, Mapping) else {}
     return {
@@ -111,8 +109,8 @@ def _overview(looked: Looked) -> dict[str, Any]:
     keys = sorted(parties, key=vantage_order)
     cells = []
     for _, label, table in looked:
-        by = {(row.vantage, row.lying): (told.verdict(row), told.mark(row), told.protection(row)) for row in table}
-        cells.append((label, [by.get(key, ("NOT TESTED", told.MARKS["NOT TESTED"], "")) for key in keys]))
+        by = {(row.vantage, row.lying): (verdicts.verdict(row), verdicts.mark(row), verdicts.short(row)) for row in table}
+        cells.append((label, [by.get(key, ("NOT TESTED", verdicts.MARKS["NOT TESTED"], "")) for key in keys]))
     return {"heads": [words.capital(told.who_short(parties[key])) for key in keys], "rows": cells}
 
 

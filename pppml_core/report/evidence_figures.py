@@ -1,4 +1,4 @@
-"""Figures of the evidence: patients picked out by defence, against noise and against the number of sites in a sum; epsilon, claimed and
+"""Figures of the evidence: victims picked out by defence, against noise and against the number of sites in a sum; epsilon, claimed and
 audited. Colours are the page's; every mark has a shape of its own too.
 """
 
@@ -9,37 +9,41 @@ from dataclasses import dataclass
 
 from pppml_core.report import evidence_words as told
 from pppml_core.report import words
-from pppml_core.report.evidence_rows import Rate, Row, plain_numbers
+from pppml_core.report.evidence_findings import ORDER, Finding, Rate, plain_numbers
+from pppml_core.report.evidence_rows import Row
 from pppml_core.report.figures import INK, MARKS, PAGE, RULE, SERIES, Key, Picture, chart, shorten
+
+DASHED = (0, (4, 2))
 
 
 @dataclass(frozen=True)
 class Point:
-    """One party at one defence: how often it picked the patient out, and what bounds that."""
+    """One party at one defence: how often it picked the victim out, and what bounds that on what was attacked, a step or a round."""
 
     who: str
     label: str
     row: Row
+    found: Finding
     rate: Rate
     bound: float | None
 
 
 def points(looked: Sequence[tuple[str, Sequence[Row]]]) -> list[Point]:
-    """The test with most victims of each party at each defence. ``looked``: labels with rows."""
+    """Of each party at each defence the test that tells most about a leak, then the one on most victims. ``looked``: labels with rows."""
     out = []
     for label, rows in looked:
         for row in rows:
-            rates = [(f, f.rate) for f in row.of("picked") if f.rate and f.rate.among and f.standing != "untested"]
+            rates = [(f, f.rate) for f in row.of("picked") if f.rate and f.rate.among and f.standing in ("yes", "undecided", "no")]
             if rates:
-                found, rate = max(rates, key=lambda pair: (pair[1].n, pair[1].rate))
+                found, rate = max(rates, key=lambda pair: (-ORDER.index(pair[0].standing), pair[1].n, pair[1].rate))
                 limit = found.record.get("bound")
                 bound = plain_numbers(limit).get("rate") if isinstance(limit, Mapping) else None
-                out.append(Point(told.who_short(row), label, row, rate, bound))
+                out.append(Point(told.who_short(row), label, row, found, rate, bound))
     return out
 
 
 def by_defence(found: Sequence[Point]) -> Picture | None:
-    """How often patients were picked out: a row a defence, a mark a party, chance as a line, bounds as ticks."""
+    """How often victims were picked out: a row a defence, a mark a party, the best guess as a dashed line, bounds as ticks."""
     labels, parties = _distinct([p.label for p in found]), _distinct([p.who for p in found])[:8]
     if not found or len(found) < 2:
         return None
@@ -47,8 +51,6 @@ def by_defence(found: Sequence[Point]) -> Picture | None:
     with chart(5.2, 0.8 + max(0.34, 0.15 * len(parties)) * len(labels)) as (axes, svg):
         axes.set(ylim=(len(labels) - 0.4, -0.6), xlim=(-0.03, 1.03))
         axes.set_yticks(range(len(labels)), [shorten(label) for label in labels], parse_math=False)
-        for chance in {1 / p.rate.among for p in found}:
-            axes.axvline(chance, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
         for p in found:
             if p.who not in parties:
                 continue
@@ -56,13 +58,15 @@ def by_defence(found: Sequence[Point]) -> Picture | None:
             at = labels.index(p.label) + (place - (len(parties) - 1) / 2) * step
             axes.hlines(at, p.rate.low, p.rate.high, color=SERIES[place], linewidth=1.6)
             axes.plot(p.rate.rate, at, MARKS[place][0], markersize=5, color=SERIES[place])
+            if p.found.guess is not None:
+                axes.vlines(p.found.guess, at - step / 2, at + step / 2, color=INK, linewidth=1.2, linestyle=DASHED)
             if p.bound is not None and p.bound < 1:
                 axes.plot(p.bound, at, "|", markersize=9, markeredgewidth=2, color=INK)
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_xlabel("patients picked out")
-    alt = "Patients picked out of look-alikes. " + "; ".join(f"{p.label}, {p.who}: {told.counted(p.rate)}{_limit(p)}" for p in found)
+        axes.set_xlabel("victims picked out")
+    alt = "Victims picked out. " + "; ".join(f"{p.label}, {p.who}: {_said(p)}" for p in found)
     return Picture(svg[0], f"{alt}.", "By defence", (*_keys(parties), *_lines(found)))
 
 
@@ -84,8 +88,9 @@ def _against(found: Sequence[Point], of: Callable[[Point], float | None], axis: 
     parties = _distinct([p.who for _, p in placed])[:8]
     with chart(4.6, 3.0) as (axes, svg):
         axes.set_ylim(-0.03, 1.05)
-        for chance in {1 / p.rate.among for _, p in placed}:
-            axes.axhline(chance, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        guessed = sorted({(x, p.found.guess) for x, p in placed if p.found.guess is not None})
+        if guessed:
+            axes.plot([x for x, _ in guessed], [g for _, g in guessed], color=INK, linewidth=1.2, linestyle=DASHED)
         for place, party in enumerate(parties):
             mine = sorted(((x, p) for x, p in placed if p.who == party), key=lambda pair: pair[0])
             xs = [x for x, _ in mine]
@@ -98,7 +103,7 @@ def _against(found: Sequence[Point], of: Callable[[Point], float | None], axis: 
         axes.set_xlabel(axis)
         if all(x.is_integer() for x, _ in placed):
             axes.set_xticks(sorted({x for x, _ in placed}))
-    alt = f"{title}. " + "; ".join(f"{p.who} at {x:g}: {told.counted(p.rate)}{_limit(p)}" for x, p in placed)
+    alt = f"{title}. " + "; ".join(f"{p.who} at {x:g}: {_said(p)}" for x, p in placed)
     return Picture(svg[0], f"{alt}.", title, (*_keys(parties), *_lines([p for _, p in placed])))
 
 
@@ -149,8 +154,15 @@ def _noise(point: Point) -> float | None:
     return float(noise) if isinstance(noise, int | float) else None
 
 
-def _limit(point: Point) -> str:
-    return "" if point.bound is None else f", bound {point.bound:.1%}"
+def _said(point: Point) -> str:
+    """``4 of 100 among 100 images (99 look-alikes), guessing 1%, bound 20.0%``."""
+    among, guess = told.gallery(point.found), point.found.guess
+    said = told.counted(point.rate) + (f" among {among}" if among else "")
+    return (
+        said
+        + ("" if guess is None else f", guessing {told.percent(guess)}")
+        + ("" if point.bound is None else f", bound {point.bound:.1%}")
+    )
 
 
 def _keys(parties: Sequence[str]) -> tuple[Key, ...]:
@@ -158,8 +170,9 @@ def _keys(parties: Sequence[str]) -> tuple[Key, ...]:
 
 
 def _lines(found: Sequence[Point]) -> tuple[Key, ...]:
-    bound = (Key("no attack can do better (ReRo bound)", "--ink", mark="|"),) if any(p.bound is not None for p in found) else ()
-    return (Key("guessing", "--ink", "4 2", 1.5), *bound)
+    guess = (Key("the best blind guess", "--ink", "4 2", 1.5),) if any(p.found.guess is not None for p in found) else ()
+    text = "no attack on this one step or round can do better (ReRo bound)"
+    return (*guess, *((Key(text, "--ink", mark="|"),) if any(p.bound is not None for p in found) else ()))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

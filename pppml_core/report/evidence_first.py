@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pppml_core.report import evidence_verdicts as verdicts
 from pppml_core.report import evidence_words as told
 from pppml_core.report import words
 from pppml_core.report.columns import Column
-from pppml_core.report.evidence_rows import ORDER, Finding, Question, Row, Standing, best_tried, strongest, vantage_order
+from pppml_core.report.evidence_findings import OPEN, ORDER, Finding, Question, Standing, strongest, strongest_test, worst_of
+from pppml_core.report.evidence_rows import Row, vantage_order
 
 #: standing -> what stands first on a line.
 LEAD: dict[Standing, str] = {
-    "yes": "Shown", "undecided": "Could not be told", "no": "Not shown", "untested": "Could not be told", "hidden": "Nothing to read",
-    "absent": "Not tested", "none": "Not tested",
+    "yes": "Shown", "undecided": "Could not be told", "no": "Not shown", "broke": "Could not be told",
+    "untested": "Could not be told", "hidden": "Nothing to read", "absent": "Not tested", "none": "Not tested",
 }  # fmt: skip
 #: the same of the strongest test.
 CAME: dict[Standing, str] = {
-    "yes": "It succeeded", "undecided": "It proves nothing", "no": "It failed", "untested": "It proves nothing", "hidden": "No test",
-    "absent": "No test", "none": "No test",
+    "yes": "It succeeded", "undecided": "It proves nothing", "no": "It failed", "broke": "It proves nothing",
+    "untested": "It proves nothing", "hidden": "No test", "absent": "No test", "none": "No test",
 }  # fmt: skip
 NO_SIGN = "That is no sign of safety."
 
@@ -40,7 +42,7 @@ class Line:
     @property
     def mark(self) -> str:
         """Of the standing."""
-        return told.STANDINGS[self.standing][0]
+        return verdicts.STANDINGS[self.standing][0]
 
     @property
     def text(self) -> str:
@@ -100,31 +102,41 @@ Named = tuple[str, str]
 def _sentence(tables: Sequence[Sequence[Row]], question: Question, standing: Standing, before: Named) -> tuple[str, Named]:
     """What holds for one question at defences of equal standing: by whom it was shown, else by whom it was tried."""
     done, by = CAN[question], _by_standing(tables, question)
-    best = best_tried([f for table in tables for row in table for f in row.of(question) if f.standing == standing])
+    found = [f for table in tables for row in table for f in row.of(question) if f.standing == standing]
+    best = worst_of(found)
     at = told.how(best) if best else ""
-    rest = " Others were not tried." if by["none"] else ""
+    rest = _proven(tables, question) + (" Others were not tried." if by["none"] else "")
+    silent = [row for s in ("broke", "untested") for row in by[s]]
     if standing == "yes":
         who = _whos(by["yes"]) + _uneven(tables, question, ("yes",))
-        open_ = [row for s in ("undecided", "untested") for row in by[s]]
+        open_ = [*by["undecided"], *silent]
         more = f" Not shown for {_short(by['no'])}." if by["no"] else ""
         more += f" Could not be told for {_short(open_)}." if open_ else ""
         named = "the same" if who == before[0] else who
         return f"{named}{_figures(best, done[0], at if at != before[1] else '')}.{more}", (who, at)
     if standing == "no":
-        tried = [*by["no"], *by["untested"]]
+        tried = [*by["no"], *silent]
         who = f"none of the {len(tried)} who were tried" if len(tried) > 1 else f"not {_whos(tried)}"
-        who += _uneven(tables, question, ("no", "untested"))
-        could = f" For {_short(by['untested'])} the test proves nothing." if by["untested"] else ""
+        who += _uneven(tables, question, ("no", "broke", "untested"))
+        could = f" For {_short(silent)} the test proves nothing." if silent else ""
         return f"{who}{_figures(best, done[0], at if at != before[1] else '')}.{could}{rest}", (who, at)
-    if standing in ("undecided", "untested"):
-        few = "more was found than guessing gives, but in too few trials"
-        why = few if standing == "undecided" else "the test fails with the defence off too"
+    if standing in OPEN:
+        why = " or ".join(dict.fromkeys(map(told.why_open, found)))
         return f"it is open whether {_whos(by[standing])} can {done[1]}: {why}.{rest}", ("", "")
     if standing == "hidden":
-        proven = all(told.crypto(row) for row in by["hidden"])
+        proven = all(verdicts.crypto(row) for row in by["hidden"])
         condition = ", as long as the assumptions of the encryption hold" if proven else ", but no guarantee says that it stays so"
         return f"{_whos(by['hidden'])} could decode nothing of a single site{condition}.{rest}", ("", "")
     return "nobody tried, which is no sign of safety.", ("", "")
+
+
+def _proven(tables: Sequence[Sequence[Row]], question: Question) -> str:
+    """A bound on picking that holds for all who were tried, at every one of these defences; the weakest of them."""
+    tried = [row for table in tables for row in table if row.of(question)]
+    limits = [limit for row in tried if (limit := verdicts.proven_limit(row))]
+    if question != "picked" or not limits or len(limits) < len(tried):
+        return ""
+    return f" Proven for any attack, over the whole run: at most {told.percent(max(one.rate for one in limits))}."
 
 
 def _uneven(tables: Sequence[Sequence[Row]], question: Question, standings: Sequence[Standing]) -> str:
@@ -153,12 +165,13 @@ def _whos(rows: Sequence[Row]) -> str:
 
 
 def _figures(best: Finding | None, done: str, at: str) -> str:
-    """``: redrawn in 9 of 10 tries, in a staged training step on one image, round 1``."""
+    """``: redrawn in up to 9 of 10 tries, in a staged training step on one image, round 1``."""
     if best is None:
         return ", from the redrawn image"
-    rate = best.rate
-    among = f" among {rate.among} look-alikes" if rate and rate.among else ""
-    count = f"{done} in {'up to ' if best.standing == 'yes' else ''}{told.counted(rate)} tries{among}" if rate else ""
+    rate, among = best.rate, told.gallery(best)
+    count = f"{done} in {'up to' if best.standing == 'yes' else 'at most'} {told.counted(rate)} tries" if rate else ""
+    guess = "" if best.guess is None else f" (guessing: {told.percent(best.guess)})"
+    count += f" among {among}{guess}" if among else guess
     said = [part for part in (count, at) if part]
     return f": {', '.join(said)}" if said else ""
 
@@ -167,7 +180,7 @@ def _tests(looked: Looked) -> tuple[Line, ...]:
     grouped: dict[tuple[Standing, str], list[str]] = {}
     for _, label, rows in looked:
         owner = {id(f.record): row for row in rows for f in row.findings}
-        best = best_tried([f for row in rows for f in row.findings])
+        best = strongest_test([f for row in rows for f in row.findings])
         text = f"No attack told anything. {NO_SIGN}" if best is None else _test(best, owner[id(best.record)])
         grouped.setdefault(("none" if best is None else best.standing, text), []).append(label)
     lines = [Line(tuple(labels), standing, (("", text),), CAME[standing]) for (standing, text), labels in grouped.items()]
@@ -175,12 +188,5 @@ def _tests(looked: Looked) -> tuple[Line, ...]:
 
 
 def _test(best: Finding, row: Row) -> str:
-    victims = f"{best.victims} patient{'' if best.victims == 1 else 's'}"
-    what = {"picked": "to be picked out", "redrawn": "to be redrawn", "named": "whose diagnosis was to be read",
-            "measured": "whose lesion was to be measured"}.get(best.claim, f"to {told.OTHERS.get(best.claim, best.claim)}")  # fmt: skip
-    off = best.control
-    if best.passed:
-        control = "Control passed" + (f": with the defence off it succeeds for {told.counted(off)}" if off else "")
-    else:
-        control = "Control not passed" + (f" ({told.counted(off)} with the defence off)" if off else "") + ", so it proves nothing"
-    return f"{words.capital(str(best.record.get('attack')))} by {told.who_short(row)}: {victims} {what}. {control}."
+    attack = words.capital(str(best.record.get("attack")))
+    return f"{attack} by {told.who_short(row)}: {told.task(best)}. {told.control(best)}"

@@ -1,109 +1,58 @@
-"""Which record speaks for which cell of the evidence: records of attacks as findings, findings as rows (who looks) of defences (columns).
+"""Rows of the evidence: who looks at one defence (a column), everything that was tried from there, and what bounds it.
 
-A finding is one claim of one record: who tried what, and whether it was shown. Nothing here is decided anew; a record's own verdicts are
-put together, and where they differ the one that tells most about a leak counts: shown, then undecided, then not shown, then untested.
+Where findings differ the one that tells most about a leak counts: shown, then undecided, then not shown, then what does not tell.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from pppml_core.report.columns import Column
+from pppml_core.report.evidence_findings import Finding, Question, Standing, findings_of, is_audit, plain_numbers, strongest
 from pppml_core.report.records import Record, RunRecords, items
 
-#: ``yes``: shown; ``undecided``: more than guessing, too few trials; ``no``: not shown, though the test works with the defence off;
-#: ``untested``: the test does not work with the defence off either; ``hidden``: this party decodes nothing the site is in; ``absent``:
-#: there is no such party in this run; ``none``: nobody tried.
-Standing = Literal["yes", "undecided", "no", "untested", "hidden", "absent", "none"]
-Question = Literal["diagnosis", "picked", "redrawn", "other"]
-ORDER: tuple[Standing, ...] = ("yes", "undecided", "no", "untested", "hidden", "none", "absent")
-QUESTIONS: tuple[Question, ...] = ("diagnosis", "picked", "redrawn")
-#: the claims of :mod:`pppml_core.evidence.deciding`, and the question each answers.
-CLAIMS: Mapping[str, Question] = {
-    "named": "diagnosis", "measured": "diagnosis", "picked": "picked", "redrawn": "redrawn", "members": "other", "placed": "other",
-    "decoded": "other", "read": "other",
-}  # fmt: skip
-#: of each kind of answer: what it claims, for records that do not say it claim by claim.
-ANSWERS: Mapping[str, tuple[str, ...]] = {
-    "images": ("picked", "redrawn"), "labels": ("named",), "area": ("measured",), "candidate": ("picked",), "members": ("members",),
-    "site": ("placed",), "update": ("decoded",),
-}  # fmt: skip
-#: where a claim's rate stands among the metrics.
-RATES: Mapping[str, tuple[str, ...]] = {
-    "picked": ("reid@1", "candidate@1"), "redrawn": ("redrawn",), "named": ("labels_right",), "placed": ("site_accuracy",),
-    "decoded": ("decoded",), "read": ("accuracy",),
-}  # fmt: skip
-_VERDICTS: Mapping[str, Standing] = {"shown": "yes", "undecided": "undecided", "not_shown": "no", "untested": "untested"}
-_OUTCOMES: Mapping[str, Standing] = {"recovered": "yes", "not_shown_to_leak": "no", "inconclusive": "untested"}
-
 
 @dataclass(frozen=True)
-class Rate:
-    """So many of ``n``, with the interval the record gives; ``among``: of how many look-alikes, 0 where there are none."""
+class Limit:
+    """A proven bound: no attack is right more often than ``rate``, where the best blind guess is with rate ``kappa``.
+
+    Args:
+        rate: in [0, 1].
+        kappa: of the best blind guess.
+        among: images of which one was to be picked; 0: not recorded.
+        over: what it counts: ``run``, all rounds of the run with the staged one; else the round of the record and its kind, in words.
+    """
 
     rate: float
-    low: float
-    high: float
-    n: int
-    among: int = 0
-
-    @property
-    def hits(self) -> int:
-        """How often."""
-        return round(self.rate * self.n)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One claim of one record."""
-
-    record: Record
-    run: RunRecords
-    claim: str
-    standing: Standing
-
-    @property
-    def question(self) -> Question:
-        """What a reader asks that this answers."""
-        return CLAIMS.get(self.claim, "other")
-
-    @property
-    def rate(self) -> Rate | None:
-        """How often it came true; None where that is no count."""
-        return rate_of(self.record.get("metrics"), self.claim)
-
-    @property
-    def control(self) -> Rate | None:
-        """The same with the defence off."""
-        return rate_of(self.record.get("control"), self.claim)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the test works: it succeeds with the defence off, or it succeeded here."""
-        control = self.record.get("control")
-        failed = isinstance(control, Mapping) and control.get("passed") is False
-        return self.standing == "yes" or (self.standing == "no" and not failed)
-
-    @property
-    def victims(self) -> int:
-        """How many were attacked."""
-        count = self.record.get("victims")
-        rate = self.rate
-        return count if isinstance(count, int) else rate.n if rate else 0
+    kappa: float
+    among: int
+    over: str = "run"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Who looks at one defence, and everything that was tried from there."""
+    """Who looks at one defence, and everything that was tried from there.
+
+    ``weaker``: the rows of parties that are all among these, who so can do no more.
+    """
 
     vantage: str
     lying: bool
     column: Column
     findings: tuple[Finding, ...]
     records: tuple[Record, ...]
+    weaker: tuple[Row, ...] = ()
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """What the vantage joins by ``+``."""
+        return frozenset(part.strip() for part in self.vantage.split("+"))
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """``server``, ``site`` ... of each part."""
+        return frozenset(part.partition(":")[0] for part in self.parts)
 
     def of(self, question: Question) -> list[Finding]:
         """The findings that answer a question."""
@@ -121,15 +70,26 @@ class Row:
     @property
     def silent(self) -> Standing:
         """Why nothing was tried: nothing to decode, nobody there, or nobody tried."""
-        reasons = [str(r.get("reason", "")) for r in self.records if r.get("outcome") == "not_applicable"]
-        if any("has no neighbours" in reason for reason in reasons):
-            return "absent"
-        return "hidden" if any("decodes no sum" in reason for reason in reasons) and self.smallest_sum is None else "none"
+        whys = [r.get("why") for r in self.records]
+        if "hidden" in whys and self.smallest_sum is None:
+            return "hidden"
+        return "absent" if "no_such_party" in whys else "none"
 
     @property
     def leaks(self) -> bool:
         """Whether anything was shown."""
-        return any(f.standing == "yes" for f in self.findings) or any(r.get("violation") for r in self.records)
+        return any(f.standing == "yes" for f in self.findings) or any(r.get("violation") is True for r in self.records)
+
+    @property
+    def follows(self) -> bool:
+        """Whether every record of what this party saw says that the server did not lie."""
+        told = [r.get("lied") for r in self.records if "staged" in r]
+        return bool(told) and all(one is False for one in told)
+
+    @property
+    def looked(self) -> bool:
+        """Whether it is recorded which sums this party decodes."""
+        return any(r.get("exposed") or r.get("why") == "hidden" for r in self.records)
 
     @property
     def smallest_sum(self) -> int | None:
@@ -138,20 +98,55 @@ class Row:
         return min((len(sites) for site, sites in sums if isinstance(sites, list) and site in sites), default=None)
 
     @property
-    def bound(self) -> tuple[float, float, int] | None:
-        """The weakest ReRo bound of its records, the best blind guess beside it, and among how many; None: there is none."""
-        made = [(b, r) for r in self.records if isinstance(b := r.get("bound"), Mapping) and _numbers(b, "rate", "kappa")]
-        if not made:
+    def parties(self) -> frozenset[str] | None:
+        """The parties of the protocol that these are; None where it is not recorded who they are."""
+        named = {name for kind, _, name in (part.partition(":") for part in self.parts) if kind == "site"}
+        if "server" in self.kinds:
+            named.add("server")
+        # Who is a neighbour differs from ring to ring, and the records alone know of how many there are.
+        told = [r["members"] for r in self.records if isinstance(r.get("members"), list)]
+        if "neighbours" in self.kinds and not any(told):
             return None
-        weakest, record = max(made, key=lambda pair: pair[0]["rate"])
-        among = [f.rate.among for f in findings_of(record, self.column.first) if f.rate and f.rate.among]
-        return float(weakest["rate"]), float(weakest["kappa"]), max(among, default=0)
+        return frozenset(named) | max((frozenset(map(str, members)) for members in told), key=len, default=frozenset())
 
     @property
-    def parties(self) -> int:
-        """How many parties of the protocol these are."""
-        kinds = [part.strip().partition(":")[0] for part in self.vantage.split("+")]
-        return sum({"server": 1, "site": 1, "neighbours": 2}.get(kind, 0) for kind in kinds)
+    def limit(self) -> Limit | None:
+        """The weakest bound over all rounds of the run, also of those who are among these; None: there is none, or it is not recorded."""
+        own, others = self.whole, [one for row in self.weaker for one in row.whole]
+        known = [one for one in (*own, *others) if one is not None]
+        if not own or len(known) < len(own) + len(others):
+            return None
+        return max(known, key=lambda one: one.rate)
+
+    @property
+    def whole(self) -> list[Limit | None]:
+        """Of every record with a bound, that over all rounds of the run; None where the record has none."""
+        return [_limit(r, b, "whole_run", self.column.first, "run") for r, b in self._bounds]
+
+    @property
+    def step(self) -> Limit | None:
+        """The weakest bound that is on what was attacked alone, a staged step or a round."""
+        made = [_limit(r, b, "rate", self.column.first, _over(r)) for r, b in self._bounds]
+        return max((one for one in made if one is not None), key=lambda one: one.rate, default=None)
+
+    @property
+    def _bounds(self) -> list[tuple[Record, Mapping[str, object]]]:
+        return [(r, b) for r in self.records if isinstance(b := r.get("bound"), Mapping)]
+
+
+def _limit(record: Record, bound: Mapping[str, object], name: str, run: RunRecords, over: str) -> Limit | None:
+    numbers = plain_numbers(bound)
+    if not (0 <= numbers.get(name, -1) <= 1 and "kappa" in numbers):
+        return None
+    among = [f.rate.among for f in findings_of(record, run) if f.rate and f.rate.among]
+    return Limit(numbers[name], numbers["kappa"], max(among, default=0), over)
+
+
+def _over(record: Record) -> str:
+    """What the bound of a record counts that is not on the whole run."""
+    if record.get("staged") is True:
+        return "in this one step and the model it began with"
+    return f"up to round {record['round']}" if isinstance(record.get("round"), int) else "in what was attacked"
 
 
 def rows(column: Column) -> list[Row]:
@@ -165,7 +160,21 @@ def rows(column: Column) -> list[Row]:
         Row(who, lying, column, tuple(f for r, run in found for f in findings_of(r, run)), tuple(r for r, _ in found))
         for (who, lying), found in grouped.items()
     ]
-    return sorted(made, key=lambda row: vantage_order((row.vantage, row.lying)))
+    return sorted(
+        (replace(row, weaker=tuple(one for one in made if one is not row and _among(one, row))) for row in made),
+        key=lambda row: vantage_order((row.vantage, row.lying)),
+    )
+
+
+def _among(one: Row, other: Row) -> bool:
+    """Whether whoever is ``one`` is a part of ``other``, and so can do no more."""
+    if one.lying > other.lying:
+        return False
+    if one.parts <= other.parts:
+        return True
+    # What everybody may read, every party of the protocol has.
+    mine, theirs = one.parties if one.kinds <= {"server", "site", "neighbours", "public"} else None, other.parties
+    return mine is not None and theirs is not None and bool(theirs) and mine <= theirs
 
 
 def vantage_order(key: tuple[str, bool]) -> tuple[int, int, bool, str]:
@@ -175,74 +184,11 @@ def vantage_order(key: tuple[str, bool]) -> tuple[int, int, bool, str]:
     return (known.index(kinds[0]) if kinds[0] in known else len(known), len(kinds), key[1], key[0])
 
 
-def findings_of(record: Record, run: RunRecords) -> list[Finding]:
-    """The claims of a record; none where the attack did not apply."""
-    outcome = str(record.get("outcome"))
-    if outcome not in _OUTCOMES:
-        return []
-    metrics = record.get("metrics")
-    made = metrics.get("claims") if isinstance(metrics, Mapping) else None
-    if isinstance(made, Mapping) and made:
-        found: dict[str, list[Standing]] = {str(name).partition("@")[0]: [] for name in made}
-        for name, verdict in made.items():
-            found[str(name).partition("@")[0]].append(_VERDICTS.get(str(verdict), "untested"))
-        # Failed trials make a record inconclusive that would have shown nothing: then nothing is not shown.
-        doubted = outcome == "inconclusive"
-        stood = {name: strongest(v) for name, v in found.items()}
-        return [Finding(record, run, name, "untested" if doubted and s == "no" else s) for name, s in stood.items()]
-    names = ANSWERS.get(str(record.get("answers")), ("read",))
-    return [Finding(record, run, name, _OUTCOMES[outcome]) for name in names]
-
-
-def is_audit(record: Record) -> bool:
-    """Whether a record tests a claim of privacy and not a party's view."""
-    metrics = record.get("metrics")
-    return record.get("attack") == "dp-audit" or (isinstance(metrics, Mapping) and "epsilon_claimed" in metrics)
-
-
 def lied(record: Record) -> bool:
-    """Whether the server lied about the model in this test."""
-    return "lied about the model" in str(record.get("about", ""))
-
-
-def plain_numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a map."""
-    return {str(name): float(value) for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
-
-
-def strongest(found: Iterable[Standing]) -> Standing:
-    """Of several standings the one that tells most about a leak; ``none`` of none."""
-    return min(found, key=ORDER.index, default="none")
-
-
-def rate_of(metrics: Any, claim: str) -> Rate | None:
-    """The rate of a claim among a record's metrics."""
-    if not isinstance(metrics, Mapping):
-        return None
-    for name in RATES.get(claim, ()):
-        found = metrics.get(name)
-        if isinstance(found, Mapping) and _numbers(found, "rate", "low", "high", "n"):
-            among = round(1 / found["chance"]) if _numbers(found, "chance") and found["chance"] > 1e-9 else 0
-            return Rate(float(found["rate"]), float(found["low"]), float(found["high"]), int(found["n"]), among)
-    return None
-
-
-def best_tried(found: Sequence[Finding]) -> Finding | None:
-    """The test that says most: what was shown, else what could have been; then the one with most success, then with most victims."""
-    gravity = ("redrawn", "picked", "named", "measured", "decoded", "read", "placed", "members")
-
-    def key(f: Finding) -> tuple[int, int, float, int]:
-        shown = f.standing == "yes"
-        serious = -gravity.index(f.claim) if f.claim in gravity else -len(gravity)
-        return (-ORDER.index(f.standing), serious if shown else 0, (f.rate.rate if f.rate else 0.0) if shown else 0.0, f.victims)
-
-    return max(found, key=key, default=None)
+    """Whether the record says that the server lied about the model."""
+    return record.get("lied") is True
 
 
 def audits(column: Column) -> list[tuple[Record, RunRecords]]:
     """Records that test the claim of privacy itself."""
     return [(record, run) for run in column.runs for record in run.attacks if is_audit(record)]
-
-
-def _numbers(found: Mapping[str, Any], *names: str) -> bool:
-    return all(isinstance(found.get(n), int | float) and math.isfinite(found[n]) for n in names)

@@ -39,7 +39,7 @@ def strips(column: Column, label: str) -> list[dict[str, Any]]:
 
 
 def _said(one: Mapping[str, Any]) -> str:
-    rank = f", rank {one['rank']} of {one['gallery']} look-alikes" if "rank" in one and "gallery" in one else ""
+    rank = f", rank {one['rank']} of {one['gallery']} images" if "rank" in one and "gallery" in one else ""
     return f"{one.get('name', 'victim')}: {one.get('psnr', '–')} dB{rank}"
 
 

@@ -1,31 +1,32 @@
-"""Words of the evidence: who looks, what was found, what protects. Made of attack records and recorded guarantees, of nothing else."""
+"""Words of the evidence: who looks, what was tried on how many, and what protects. Made of records and guarantees, of nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from pppml_core.report import words
-from pppml_core.report.evidence_rows import Finding, Question, Rate, Row, Standing
+from pppml_core.report.evidence_findings import PATIENTS, Finding, Rate
+from pppml_core.report.evidence_rows import Row
 from pppml_core.report.records import Record, RunRecords
 
-#: a bound that allows more than this promises nothing that a patient would call protection.
-MEANINGFUL = 0.5
-#: verdict -> its mark; the words carry it, the mark and the colour repeat it.
-MARKS: Mapping[str, str] = {
-    "LEAKS": "✗", "NOT SHOWN TO LEAK": "○", "PROVEN BOUND": "≤", "INCONCLUSIVE": "?", "NOT TESTED": "–", "NO SUCH PARTY": "·",
-}  # fmt: skip
-#: kind of protection -> mark and what it rests on.
-PROTECTIONS: Mapping[str, tuple[str, str]] = {
-    "cryptographic": ("◆", "holds as long as the named assumptions do: keys are kept, nobody else joins in, the encryption is not broken"),
-    "statistical": ("≤", "differential privacy: a proven limit for every attack, known or not, as far as the claim reaches"),
-    "empirical": ("○", "an attack was tried and failed: a better one may not"),
+#: of each claim: one of what is attacked, several of them (empty: they are not counted), and what was to come of it.
+NOUNS: Mapping[str, tuple[str, str, str]] = {
+    "redrawn": ("image", "images", "to be redrawn"),
+    "picked": ("image", "images", "to be picked out"),
+    "named": ("training step", "training steps", "whose diagnoses were to be read"),
+    "measured": ("training step", "training steps", "whose lesions were to be measured"),
+    "decoded": ("update", "updates", "to be decoded"),
+    "members": ("training image", "training images", "to be told from others"),
+    "placed": ("image", "images", "to be traced to their hospital"),
+    "key": ("", "", "the secret key was to be found"),
+    "read": ("message", "messages", "of two contents to be told apart"),
 }
-STANDINGS: Mapping[Standing, tuple[str, str]] = {
-    "yes": ("✗", "yes"), "undecided": ("?", "perhaps"), "no": ("○", "not shown"), "untested": ("?", "inconclusive"),
-    "hidden": ("◆", "sees nothing of it"), "absent": ("·", "no such party"), "none": ("–", "not tested"),
-}  # fmt: skip
-OTHERS = {"members": "tell who was trained on", "placed": "tell the hospital of an image", "decoded": "read one site's update",
-          "read": "read messages"}  # fmt: skip
+#: what else a party may be able to do, and what is out where it was shown.
+OTHERS = {"key": "find the secret key", "decoded": "read one site's update", "members": "tell who was trained on",
+          "placed": "tell the hospital of an image", "read": "tell messages apart", "else": "do what else was tried"}  # fmt: skip
+OUT = {"redrawn": "image", "picked": "identity", "named": "diagnosis", "measured": "lesion size", "key": "secret key",
+       "decoded": "a site’s update", "members": "who was trained on", "placed": "hospital of an image", "read": "messages told apart",
+       "else": "what was tried"}  # fmt: skip
 SUMS = {
     "plain": "updates in the clear at the server", "secagg-plus": "masked sum (secagg-plus)",
     "he-fedavg": "encrypted sum at the server (he-fedavg)", "cyclic-he": "encrypted sum along a ring (cyclic-he)",
@@ -61,10 +62,10 @@ def site(slug: str, run: RunRecords) -> str:
 def who(row: Row) -> str:
     """Who looks, in plain words."""
     run, parts = row.column.first, [part.strip().partition(":")[::2] for part in row.vantage.split("+")]
-    kinds = {kind for kind, _ in parts}
     told = [_one(kind, name, run, together=len(parts) > 1) for kind, name in parts]
-    if "server" in kinds:
-        told[0] = "the central server" + (", lying about the model" if row.lying else "" if len(parts) > 1 else ", following the protocol")
+    if "server" in row.kinds:
+        follows = ", following the protocol" if row.follows and len(parts) == 1 else ""
+        told[0] = "the central server" + (", lying about the model" if row.lying else follows)
     return told[0] if len(told) == 1 else f"{told[0]} together with {listed(told[1:])}"
 
 
@@ -102,116 +103,77 @@ def counted(rate: Rate | None) -> str:
     return "" if rate is None else f"{rate.hits} of {rate.n}"
 
 
-def answer(row: Row, question: Question) -> dict[str, str]:
-    """One cell: mark, word and figures."""
-    standing, found = row.standing(question), row.of(question)
-    mark, word = STANDINGS[standing]
-    leading = [f for f in found if f.standing == standing]
-    detail = ""
-    if leading:
-        shown = max(leading, key=lambda f: (f.rate.rate if f.rate else 0.0, f.victims) if standing == "yes" else (0.0, f.victims))
-        detail = figures(shown)
-        if doubtful := sum(f.standing == "untested" for f in found if f not in leading):
-            detail += f"; {doubtful} of {len(found)} tests inconclusive"
-    elif standing == "yes":
-        detail = "from the redrawn image"
-    return {"standing": standing, "mark": mark, "word": word, "detail": detail}
+def percent(rate: float) -> str:
+    """``4 %``, with a digit more where it is small."""
+    return f"{rate:.0%}" if rate == 0 or rate >= 0.0995 or abs(100 * rate - round(100 * rate)) < 0.05 else f"{rate:.1%}"
+
+
+def victims(found: Finding) -> str:
+    """``100 images of 36 patients``; empty where it is not recorded how many there were."""
+    one, many, _ = NOUNS.get(found.claim, ("trial", "trials", ""))
+    if not found.count or not many:
+        return ""
+    people = found.people
+    return f"{found.count} {one if found.count == 1 else many}" + (f" of {people} patient{'' if people == 1 else 's'}" if people else "")
+
+
+def task(found: Finding) -> str:
+    """``100 images of 36 patients to be picked out``."""
+    _, many, purpose = NOUNS.get(found.claim, ("", "", "what it looks for was to be found"))
+    return f"{victims(found) or many} {purpose}".strip()
+
+
+def gallery(found: Finding) -> str:
+    """``100 images (99 look-alikes)``; empty where nobody was picked from a gallery."""
+    rate, alike = found.rate, found.look_alikes
+    if not rate or not rate.among:
+        return ""
+    return f"{rate.among} images" + ("" if alike is None else f" ({alike:.0f} look-alike{'' if round(alike) == 1 else 's'})")
 
 
 def figures(found: Finding) -> str:
-    """``0 of 10 (at most 28 %; guessing 2 %)``."""
+    """``0 of 10 (at most 26 %; guessing 2 %)``."""
     rate = found.rate
     if rate is None:
-        return f"{found.victims} tried" if found.victims else ""
-    within = f"at most {rate.high:.0%}" if found.standing == "no" else f"{rate.low:.0%} to {rate.high:.0%}"
-    return f"{counted(rate)} ({within}{f'; guessing {1 / rate.among:.0%}' if rate.among else ''})"
+        return f"{told} tried" if (told := victims(found)) else ""
+    within = f"at most {rate.most:.0%}" if found.standing == "no" else f"{rate.low:.0%} to {rate.high:.0%}"
+    guess = "" if found.guess is None else f"; guessing {percent(found.guess)}"
+    return f"{counted(rate)}{f' at {rate.at} false alarms' if rate.at else ''} ({within}{guess})"
 
 
-def others(row: Row) -> list[dict[str, str]]:
-    """What else was tried from there."""
-    out = []
-    for claim in dict.fromkeys(f.claim for f in row.of("other")):
-        one = Row(row.vantage, row.lying, row.column, tuple(f for f in row.findings if f.claim == claim), row.records)
-        out.append({"what": OTHERS.get(claim, claim), **answer(one, "other")})
-    return out
+def why_open(found: Finding) -> str:
+    """Why nothing follows from a test that was made."""
+    if found.standing == "undecided":
+        return "more was found than guessing gives, but in too few trials"
+    if found.standing == "broke":
+        return "the attack itself broke"
+    if found.passed is False:
+        return "the test fails with the defence off too" if found.claim in PATIENTS else "the test fails in the control too"
+    return "the test was inconclusive"
 
 
-def crypto(row: Row) -> str:
-    """What encryption promises against this party, as the aggregator's guarantees say; empty: nothing."""
-    promised = words.guarantees(row.column.first)
-    covered = promised.get("coalition_curious")
-    if row.lying:
-        covered = promised.get("coalition_active")
-    if promised.get("sees_update") != [] or not isinstance(covered, int) or row.parties > covered:
-        return ""
-    size = row.smallest_sum
-    if size == 1:
-        return ""
-    return f"it gets no more than a sum over {size} sites" if size else "it gets nothing of a single site"
-
-
-def guarantee(row: Row) -> list[dict[str, str]]:
-    """The formal promises against this party: kind, mark and words."""
-    out = []
-    if told := crypto(row):
-        assumed = len(words.guarantees(row.column.first).get("assumes") or ())
-        condition = f"if {assumed} assumption{'s hold' if assumed > 1 else ' holds'}" if assumed else "as the aggregator promises"
-        out.append({"kind": "cryptographic", "mark": PROTECTIONS["cryptographic"][0], "text": f"{told}, {condition}"})
-    if bound := row.bound:
-        rate, blind, among = bound
-        most = f"at most {rate:.1%} of patients can be picked{f' out of {among}' if among else ''} (blind guess {blind:.1%})"
-        weak = "" if rate < MEANINGFUL else ": too weak to rely on"
-        out.append({"kind": "statistical", "mark": PROTECTIONS["statistical"][0], "text": most + weak})
-    return out
-
-
-def verdict(row: Row) -> str:
-    """One of :data:`MARKS`."""
-    standings = [f.standing for f in row.findings]
-    if row.leaks:
-        return "LEAKS"
-    if (row.bound is not None and row.bound[0] < MEANINGFUL) or (row.silent == "hidden" and crypto(row)):
-        return "PROVEN BOUND"
-    if "undecided" in standings:
-        return "INCONCLUSIVE"
-    if "no" in standings:
-        return "NOT SHOWN TO LEAK"
-    if "untested" in standings:
-        return "INCONCLUSIVE"
-    return "NO SUCH PARTY" if row.silent == "absent" else "NOT TESTED"
-
-
-def mark(row: Row) -> str:
-    """Of the verdict; a proven bound has that of the protection it rests on."""
-    return PROTECTIONS["cryptographic"][0] if protection(row) == "cryptographic" else MARKS[verdict(row)]
-
-
-def protection(row: Row) -> str:
-    """What a verdict of protection rests on, one of :data:`PROTECTIONS`; empty for other verdicts."""
-    told = verdict(row)
-    if told == "PROVEN BOUND":
-        return "statistical" if row.bound is not None and row.bound[0] < MEANINGFUL else "cryptographic"
-    return "empirical" if told == "NOT SHOWN TO LEAK" else ""
-
-
-def strength(row: Row) -> str:
-    """What stands behind the verdict."""
-    told = verdict(row)
-    if told == "LEAKS":
-        if any(r.get("violation") for r in row.records):
-            return "the claim of privacy is refuted"
-        kinds = {f.claim for f in row.findings if f.standing == "yes"}
-        named = {"redrawn": "image", "picked": "identity", "named": "diagnosis", "measured": "lesion size"} | OTHERS
-        return listed([text for claim, text in named.items() if claim in kinds])
-    if told == "PROVEN BOUND":
-        return "statistical" if protection(row) == "statistical" else "cryptographic, under its assumptions"
-    tried = [f for f in row.findings if f.standing == "no"]
-    if told == "NOT SHOWN TO LEAK":
-        most = max(f.victims for f in tried)
-        return f"empirical: {most} victim{'s' if most > 1 else ''}, control passed"
-    if told == "INCONCLUSIVE":
-        return "too few trials to tell" if any(f.standing == "undecided" for f in row.findings) else "control not passed"
-    return "it decodes nothing, and no guarantee is stated" if row.silent == "hidden" else ""
+def control(found: Finding) -> str:
+    """Whether the control passed, and what follows from the test."""
+    record, off = found.record.get("control"), counted(found.control)
+    what = str(record.get("what") or "") if isinstance(record, Mapping) else ""
+    defence_off = found.claim in PATIENTS
+    if found.passed is None:
+        told = "No control is recorded"
+    elif found.passed:
+        told = "Control passed"
+        if defence_off:
+            told += f": with the defence off it succeeds for {off}" if off else ""
+        elif what:
+            told += f": {what}" + (f", {off}" if off else "")
+    else:
+        told = "Control not passed" + (f" ({off}{' with the defence off' if defence_off else ''})" if off else "")
+    nothing = {"undecided": "It found more than guessing gives, but in too few trials, so it proves nothing",
+               "broke": "But the attack itself broke, so it proves nothing",
+               "untested": "So it proves nothing"}.get(found.standing, "")  # fmt: skip
+    if not nothing and found.standing == "no" and not found.passed:
+        nothing = "So it proves nothing"
+    patients = "" if defence_off else " It is a test of the scheme, not of any patient’s image."
+    return f"{told}.{f' {nothing}.' if nothing else ''}{patients}"
 
 
 def how(found: Finding) -> str:
