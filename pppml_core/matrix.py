@@ -161,7 +161,9 @@ def run_matrix(
                 continue
             emit({"event": "cells", **about, "round": round_, "cells": [f"{c.row.use} from {c.vantage}" for c in cells]})
             _make(config, name, target, round_, cells, controls, partial(_with, emit, about), judged)
-        found.records += [{**json.loads(p.read_text()), "defence_name": name} for place in places if (p := _path(target, place)).exists()]
+        found.records += [
+            {**json.loads(p.read_text()), "defence_name": name} for place in places if held(place) and (p := _path(target, place))
+        ]
         found.missing += sum(not held(place) for place in places)
     return found
 

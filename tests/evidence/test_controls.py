@@ -1,0 +1,185 @@
+"""What makes a cell's outcome believable: controls without anything true in them, persons that count once, coalitions as they really are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pppml_core as pppml
+from pppml_core import Component, ComponentConfig
+from pppml_core.evidence.attacks import Target, bound
+from pppml_core.evidence.bounds import kappa
+from pppml_core.evidence.claims import outside
+from pppml_core.evidence.deciding import decide, one_each
+from pppml_core.evidence.evaluate import Cell, Effort, randomized
+from pppml_core.interfaces.attack import Attack, Reconstruction, Seen, Sight
+from pppml_core.registry import Registry
+from pppml_core.wire.messages import Message
+
+
+class NoConfig(ComponentConfig):
+    depth: int = 3
+
+
+class Models(Attack):
+    """Picks by what the two models differ by, and by nothing else that it sees."""
+
+    answers = "candidate"
+    cheap = True
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        seen, model = view.last, ctx.model(view.last)
+        moved = np.concatenate([(seen.after[n] - seen.weights[n]).ravel() for n in seen.weights])
+        scores = []
+        for image, target in zip(ctx.candidates.images, ctx.candidates.targets, strict=True):
+            made = ctx.expected(model, torch.from_numpy(image[None].copy()), torch.from_numpy(np.array([target])))
+            one = np.concatenate([made[n].detach().numpy().ravel() for n in seen.weights])
+            scores.append(float(moved @ one) / float(np.linalg.norm(one)))
+        return Reconstruction({"candidate": np.array(scores)})
+
+
+class Fragile(Models):
+    """Breaks where there are no messages: in every control run on random updates."""
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        if not view.last.messages:
+            raise ValueError("no messages")
+        return super().run(view, budget, ctx)
+
+
+class Choosy(Models):
+    """Fits every second victim."""
+
+    def misfit(self, view: Any, ctx: Any) -> str:
+        return "not this one" if ctx.seed % 2 else ""
+
+
+@pytest.fixture(scope="module")
+def registry():
+    torch.set_num_threads(1)
+    offered = [Component(c.__name__.lower(), NoConfig, f"{__name__}:{c.__name__}", "for a test") for c in (Models, Fragile, Choosy)]
+    return Registry.only(
+        {"attack": offered}, "pppml_dp.plugin", "pppml_secagg_plus.plugin", "pppml_cyclic_he.plugin", "pppml_he_tenseal.plugin"
+    )
+
+
+@pytest.fixture(scope="module")
+def go(registry, tmp_path_factory):
+    def made(sites: int = 1, rounds: int = 1, **sections: Any) -> Target:
+        task = {"use": "tiny", "sites": sites, "examples": 60}
+        run = pppml.Experiment(task=task, training={"steps": 1}, run={"rounds": rounds}, registry=registry, **sections)
+        done = run.run(tmp_path_factory.mktemp("run") / "a", reporters=False, report=False)
+        return Target(done.folder, done.result, done.assembly, live=True)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(go):
+    return go()
+
+
+def tried(target: Target, use: str, vantage: str = "public", victims: int = 12, round: int | None = 1) -> dict[str, Any]:
+    cell = Cell(bound(target.parts, {"use": use}), target.vantage(vantage))
+    return target.attack([cell], round, Effort(cheap=victims, optimized=victims, gallery=8), "site_1")[0]
+
+
+def test_a_leak_through_the_models_is_shown_for_the_negative_control_has_no_model_of_the_round(alone):
+    record = tried(alone, "models")
+    assert record["metrics"]["candidate@1"]["rate"] == 1.0
+    assert record["negative"]["candidate@1"]["rate"] < 0.6
+    assert record["outcome"] == "recovered"
+
+
+def test_random_updates_hold_nothing_true():
+    generator = np.random.default_rng(0)
+    weights = {"w": generator.normal(size=(4, 3)).astype(np.float32)}
+    after, update = {"w": weights["w"] + 1}, {"w": np.ones((4, 3), np.float32)}
+    message = Message(bytes(16), 1, 1, "session", "sum", "a", "server", {"x": update["w"]})
+    true = Seen(1, weights, after, ("a",), (Sight(("a",), update, 1.0),), (message,), {"a": {"key": b"k"}}, ("server",))
+    made = randomized(true, np.random.default_rng(1))
+    assert (made.messages, made.secrets) == ((), {})
+    for name, one in (("sight", made.sights[0].update["w"]), ("models", made.after["w"] - weights["w"])):
+        assert np.isclose(np.linalg.norm(one), np.linalg.norm(update["w"]), rtol=1e-4), name
+        assert abs(float(one.ravel() @ update["w"].ravel())) / float(np.square(update["w"]).sum()) < 0.9, name
+    assert np.array_equal(made.weights["w"], weights["w"]), "what was public before the round stays"
+
+
+def test_control_runs_that_broke_show_nothing(alone):
+    record = tried(alone, "fragile", "server")
+    assert record["metrics"]["candidate@1"]["rate"] == 1.0
+    assert record["outcome"] == "inconclusive", "no trial on random updates was made"
+    assert record["negative"] == {}
+    assert "control runs (ValueError: no messages)" in record["reason"]
+
+
+def test_a_victim_that_does_not_fit_does_not_throw_away_the_others(alone):
+    record = tried(alone, "choosy", victims=24)
+    assert 0 < record["victims"] < 24
+    assert record["metrics"]["candidate@1"]["rate"] == 1.0
+    assert f"did not fit {24 - record['victims']} further victims (not this one)" in record["reason"]
+
+
+def score(picked: bool, person: str | None, blind: bool = False) -> dict[str, Any]:
+    guess = {"candidate_picked": [blind], "candidate_gallery": [10], "candidate_rank": [1 if blind else 5]}
+    mine = {"candidate_picked": [picked], "candidate_gallery": [10], "candidate_rank": [1 if picked else 5]}
+    return {**mine, "person": person, "look_alikes": 9, "blind": {"candidate": {"centre": guess}}}
+
+
+def test_several_images_of_one_patient_are_one_trial():
+    wrong = [score(False, None) for _ in range(60)]
+    same, different = [score(True, "p") for _ in range(6)], [score(True, f"p{i}") for i in range(6)]
+    assert decide("candidate", different, different, wrong)[0] == "recovered"
+    outcome, reason = decide("candidate", same, different, wrong)
+    assert outcome != "recovered"
+    assert "1 of 1" in reason
+    assert len(one_each([score(True, None)] * 5)) == 5, "who is nobody in particular is no repetition"
+
+
+def test_people_are_counted_apart_from_images(alone):
+    people = len(set(alone.parts.load("site_1").train.groups.tolist()))
+    assert people < 60, "the task has several images of one person"
+    record = tried(alone, "models", victims=people + 5)
+    assert (record["victims"], record["people"]) == (people + 5, people)
+
+
+def test_who_knows_the_site_guesses_among_its_look_alikes():
+    assert kappa(100, look_alikes=[99] * 7) == 0.01
+    assert kappa(100, look_alikes=[1, 1]) == 0.5
+    assert kappa(100, [(40, 100)], [1, 3]) == 0.4
+
+
+@pytest.fixture
+def plan():
+    details = {"honest_shares": 3, "colluders": 1}
+    said = SimpleNamespace(epsilon=1.0, placement="distributed", details=details)
+    return SimpleNamespace(statement=said, placement="distributed")
+
+
+@pytest.mark.parametrize(("members", "covered"), [((), True), (("b",), True), (("b", "c"), False), (("a",), False)])
+def test_more_members_than_may_collude_are_outside_of_the_claim(alone, plan, members, covered):
+    sight = Sight(("a", "d", "e"), {}, 1.0)
+    seen = [Seen(1, {}, {}, ("a", "b", "c", "d", "e"), (sight,), members=("server", *members))]
+    who = alone.vantage("server")
+    assert (outside(plan, who, seen, "a") == "") == covered
+    assert (outside(plan, replace(who, sites=frozenset(members)), seen, "a") == "") == covered
+
+
+def test_neighbours_that_are_the_watched_site_itself_are_no_attack(go):
+    target = go(3, aggregator={"use": "cyclic-he", "backend": {"use": "tenseal", "scheme": "bfv"}})
+    record = tried(target, "models", "neighbours:site_2")
+    assert record["outcome"] == "not_applicable"
+    assert record["victims"] == 0
+
+
+def test_a_bound_is_told_for_the_whole_run_beside_that_of_the_step(go):
+    target = go(rounds=4, privacy={"use": "dp-sgd", "epsilon": 4.0, "delta": 1e-3, "clip": 1.0, "placement": "local"})
+    first, last = tried(target, "models", "server", round=1)["bound"], tried(target, "models", "server", round=None)["bound"]
+    assert first["rate"] < first["whole_run"] <= 1.0
+    assert np.isclose(last["rate"], last["whole_run"]), "the last model came of all rounds"
+    assert np.isclose(first["whole_run"], last["whole_run"], rtol=0.05), "the same run, whatever was attacked"
