@@ -1,4 +1,4 @@
-"""What makes a cell's outcome believable: controls without anything true in them, persons that count once, coalitions as they really are."""
+"""What makes an outcome believable: controls with nothing true in them, persons that count once, real coalitions."""
 
 from __future__ import annotations
 

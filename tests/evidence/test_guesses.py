@@ -125,3 +125,21 @@ def test_the_gain_is_over_the_best_rule_and_means_over_images() -> None:
     assert guesses.gain(score, "mse", lower_is_better=True) == pytest.approx(0.055 - 0.015)
     assert guesses.gain(score, "ssim") is None
     assert guesses.gain(score, "dice") is None
+
+
+def test_a_scanner_is_known_by_its_looks() -> None:
+    shapes = {"dark": (0.3, 0.05), "bright": (0.5, 0.05), "flat": (0.4, 0.02)}
+
+    def taken(seed: int, site: str) -> Images:
+        mean, spread = shapes[site]
+        drawn = np.random.default_rng(seed).normal(mean, spread, (20, 1, 8, 8)).astype(np.float32)
+        return Images(drawn, np.zeros(20, np.int64))
+
+    asked = Images(np.concatenate([taken(i, s).images for i, s in enumerate(shapes)]), np.zeros(60, np.int64))
+    whose = np.repeat(np.arange(3), 20)
+    public = taken(9, "flat")
+    told = known(public, queries=asked, sites=(*shapes, "unknown"), sites_public={s: taken(10 + i, s) for i, s in enumerate(shapes)})
+    scores = guesses.best_guesses("site", told, np.zeros(1, np.int64))["looks"]["site"]
+    assert scores.shape == (60, 4)
+    assert (scores.argmax(axis=1) == whose).mean() > 0.9
+    assert guesses.blind_sites(known(public, queries=asked, sites=tuple(shapes))) is None
