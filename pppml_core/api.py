@@ -72,7 +72,7 @@ class Experiment:
         from pppml_core.learning.data.card import card_with_counts, sample_sheet
 
         if self.config.sites is not None:
-            hint = "each site looks at its own: pppml data with the task and its own path, without `sites`"
+            hint = "a site looks at its own: pppml data CONFIG --set sites=null --set task.path=PATH"
             raise DataError(f"the data are at {', '.join(self.config.sites)}, and none of them here", place="sites", hint=hint)
         task = self.registry.build("task", self.config.task, self.objects)
         if pictures is not None:

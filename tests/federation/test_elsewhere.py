@@ -108,6 +108,20 @@ def test_the_model_is_that_of_all_data_at_one_place(engine, federation, together
     assert run.result["survivors"] == {"1": list(HOSPITALS), "2": list(HOSPITALS)}
     assert (run.folder / "report.html").stat().st_size > 1000
     assert not (run.folder / "examples.npz").exists()
+    if engine == "residents":
+        _nor_afterwards(run)
+
+
+def _nor_afterwards(run):
+    """What is done with a finished run and needs what is elsewhere says so."""
+    assert run.model().training is False
+    with pytest.raises(ConfigError, match="the model of clinic_b is at clinic_b"):
+        run.model("clinic_b")
+    with pytest.raises(DataError, match="the data of clinic_b are at clinic_b"):
+        run.adapt("clinic_b")
+    if [c for c in Registry.discover().components("attack") if c.name == "gallery"]:
+        with pytest.raises(DataError, match="the data of clinic_. are at clinic_."):
+            run.attack("gallery")
 
 
 def test_nothing_that_the_coordinator_writes_names_a_place_of_a_site(federation, folders, tmp_path):
