@@ -41,11 +41,10 @@ def test_ckks_under_the_release_rule_keeps_its_key_and_the_control_gets_it(runs)
     assert record["metrics"] == {"key_recovered": False, "update_correlation": 0.0}
 
 
-def test_published_in_full_precision_the_sums_give_key_and_update(runs):
+def test_what_this_run_never_publishes_is_no_attack_on_it(runs):
     record = runs("ckks", {"use": "tenseal", "scheme": "ckks"}).attack("he-key-recovery", published="full-precision")
-    assert record["outcome"] == "recovered"
-    assert record["metrics"]["key_recovered"]
-    assert record["metrics"]["update_correlation"] > 0.9999
+    assert record["outcome"] == "not_applicable"
+    assert "releases whole numbers" in record["reason"]
 
 
 def test_the_papers_parameters_in_full_precision_give_the_key(runs):

@@ -15,6 +15,6 @@ class HeKeyRecoveryConfig(ComponentConfig):
     published: Literal["as-run", "full-precision"] = Field(
         "as-run",
         description="what the attacker has of the decrypted sum: as-run: whole numbers, as this run releases them; full-precision: the "
-        "numbers with the error of decryption in them, as most code publishes them",
+        "numbers with the error of decryption in them, as the paper's code publishes them (of its preset only)",
     )
     tries: int = Field(2, ge=1, le=10, description="sums that are attacked; one in half a million cannot be solved")
