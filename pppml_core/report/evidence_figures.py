@@ -155,14 +155,9 @@ def _noise(point: Point) -> float | None:
 
 
 def _said(point: Point) -> str:
-    """``4 of 100 among 100 images (99 look-alikes), guessing 1%, bound 20.0%``."""
-    among, guess = told.gallery(point.found), point.found.guess
-    said = told.counted(point.rate) + (f" among {among}" if among else "")
-    return (
-        said
-        + ("" if guess is None else f", guessing {told.percent(guess)}")
-        + ("" if point.bound is None else f", bound {point.bound:.1%}")
-    )
+    """``4 of 100 among 100 images (99 look-alikes; guessing: 1%), bound 20.0%``."""
+    among = told.gallery(point.found)
+    return told.counted(point.rate) + (f" among {among}" if among else "") + ("" if point.bound is None else f", bound {point.bound:.1%}")
 
 
 def _keys(parties: Sequence[str]) -> tuple[Key, ...]:

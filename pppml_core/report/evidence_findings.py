@@ -17,7 +17,10 @@ from pppml_core.report.records import Record, RunRecords
 #: ``absent``: there is no such party in this run; ``none``: nobody tried.
 Standing = Literal["yes", "undecided", "no", "broke", "untested", "hidden", "absent", "none"]
 Question = Literal["diagnosis", "picked", "redrawn", "other"]
+#: of several tests of one question by one party the first tells most about a leak ...
 ORDER: tuple[Standing, ...] = ("yes", "undecided", "no", "broke", "untested", "hidden", "none", "absent")
+#: ... and of several questions or parties the first is the worst.
+WORST: tuple[Standing, ...] = ("yes", "undecided", "broke", "untested", "no", "hidden", "none", "absent")
 #: somebody tried, and nothing follows.
 OPEN: tuple[Standing, ...] = ("undecided", "broke", "untested")
 QUESTIONS: tuple[Question, ...] = ("diagnosis", "picked", "redrawn")
@@ -87,12 +90,12 @@ class Finding:
     @property
     def rate(self) -> Rate | None:
         """How often it came true; None where that is no count."""
-        return rate_of(self.record.get("metrics"), self.claim)
+        return self._rate("metrics")
 
     @property
     def control(self) -> Rate | None:
         """The same in the control."""
-        return rate_of(self.record.get("control"), self.claim)
+        return self._rate("control")
 
     @property
     def passed(self) -> bool | None:
@@ -110,10 +113,12 @@ class Finding:
             return float(bound["kappa"])
         if self.claim == "members" or not isinstance(best, Mapping):
             return None  # (of members, a rate stands beside its rate of false alarms)
-        found = rate_of(best, self.claim)
-        if found is not None:
+        if (found := self._rate("best_guess")) is not None:
             return max(found.rate, 1 / found.among if found.among else 0.0)
         return next((v for name in RATES.get(self.claim, ()) if 0 <= (v := plain_numbers(best).get(name, -1)) <= 1), None)
+
+    def _rate(self, among: str) -> Rate | None:
+        return rate_of(self.record.get(among), self.claim, candidate=self.record.get("answers") == "candidate")
 
     @property
     def look_alikes(self) -> float | None:
@@ -158,10 +163,10 @@ def _failed(record: Record, outcome: str, said: Iterable[str]) -> Standing | Non
     """What a claim is that was not shown because the attack gave no answers; None: it gave them."""
     if record.get("why") == "broke":
         return "broke"
-    if outcome != "inconclusive" or "why" in record:
+    if outcome != "inconclusive" or ("undecided" in said and "why" in record):
         return None
     # Of older records: nothing but failed answers makes this inconclusive, unless another claim is undecided; then either may be so.
-    return "untested" if "undecided" in said else "broke"
+    return "untested" if "undecided" in said or "why" in record else "broke"
 
 
 def _asked(record: Record) -> tuple[str, ...]:
@@ -185,11 +190,17 @@ def strongest(found: Iterable[Standing]) -> Standing:
     return min(found, key=ORDER.index, default="none")
 
 
-def rate_of(metrics: Any, claim: str) -> Rate | None:
-    """The rate of a claim among a record's metrics."""
+def worst(found: Iterable[Standing]) -> Standing:
+    """Of several questions or parties the worst; ``none`` of none."""
+    return min(found, key=WORST.index, default="none")
+
+
+def rate_of(metrics: Any, claim: str, *, candidate: bool = False) -> Rate | None:
+    """The rate of a claim among a record's metrics; ``candidate``: of an attack that names a candidate, and may draw it besides."""
     if not isinstance(metrics, Mapping):
         return None
-    for name in RATES.get(claim, ()):
+    names = RATES.get(claim, ())
+    for name in reversed(names) if candidate else names:
         found = metrics.get(name)
         numbers = plain_numbers(found) if isinstance(found, Mapping) else {}
         if {"rate", "low", "high", "n"} <= numbers.keys() and 0 <= numbers["rate"] <= 1 and 1 <= numbers["n"] < _MOST:

@@ -12,7 +12,7 @@ from pppml_core.report import evidence_verdicts as verdicts
 from pppml_core.report import evidence_words as told
 from pppml_core.report import words
 from pppml_core.report.columns import Column
-from pppml_core.report.evidence_findings import OPEN, ORDER, Finding, Question, Standing, strongest, strongest_test, worst_of
+from pppml_core.report.evidence_findings import OPEN, WORST, Finding, Question, Standing, strongest_test, worst, worst_of
 from pppml_core.report.evidence_rows import Row, vantage_order
 
 #: standing -> what stands first on a line.
@@ -78,7 +78,7 @@ def first_screen(looked: Looked) -> list[Answered]:
 def _lines(looked: Looked, questions: tuple[Question, ...]) -> tuple[Line, ...]:
     grouped: dict[tuple[Standing, ...], list[tuple[str, Sequence[Row]]]] = {}
     for _, label, rows in looked:
-        grouped.setdefault(tuple(strongest(row.standing(q) for row in rows) for q in questions), []).append((label, rows))
+        grouped.setdefault(tuple(worst(row.standing(q) for row in rows) for q in questions), []).append((label, rows))
     heads = {"picked": "Pick out", "diagnosis": "Diagnosis"} if len(questions) > 1 else {}
     lines = []
     for found, group in grouped.items():
@@ -88,8 +88,9 @@ def _lines(looked: Looked, questions: tuple[Question, ...]) -> tuple[Line, ...]:
         for question, standing in zip(questions, found, strict=True):
             text, before = _sentence(tables, question, standing, before)
             parts.append((heads.get(question, ""), words.capital(text)))
-        lines.append(Line(labels, strongest(found), tuple(parts), LEAD[strongest(found)]))
-    return tuple(sorted(lines, key=lambda line: ORDER.index(line.standing)))
+        lead = LEAD[worst(found)] + (" in part" if worst(found) == "no" and "none" in found else "")
+        lines.append(Line(labels, worst(found), tuple(parts), lead))
+    return tuple(sorted(lines, key=lambda line: WORST.index(line.standing)))
 
 
 CAN = {"redrawn": ("redrawn", "see an image"), "picked": ("picked", "pick a patient out"), "diagnosis": ("read", "read the diagnosis")}
@@ -106,22 +107,21 @@ def _sentence(tables: Sequence[Sequence[Row]], question: Question, standing: Sta
     best = worst_of(found)
     at = told.how(best) if best else ""
     rest = _proven(tables, question) + (" Others were not tried." if by["none"] else "")
-    silent = [row for s in ("broke", "untested") for row in by[s]]
     if standing == "yes":
         who = _whos(by["yes"]) + _uneven(tables, question, ("yes",))
-        open_ = [*by["undecided"], *silent]
+        open_ = [row for s in OPEN for row in by[s]]
         more = f" Not shown for {_short(by['no'])}." if by["no"] else ""
         more += f" Could not be told for {_short(open_)}." if open_ else ""
         named = "the same" if who == before[0] else who
         return f"{named}{_figures(best, done[0], at if at != before[1] else '')}.{more}", (who, at)
     if standing == "no":
-        tried = [*by["no"], *silent]
-        who = f"none of the {len(tried)} who were tried" if len(tried) > 1 else f"not {_whos(tried)}"
-        who += _uneven(tables, question, ("no", "broke", "untested"))
-        could = f" For {_short(silent)} the test proves nothing." if silent else ""
-        return f"{who}{_figures(best, done[0], at if at != before[1] else '')}.{could}{rest}", (who, at)
+        who = f"none of the {len(by['no'])} who were tried" if len(by["no"]) > 1 else f"not {_whos(by['no'])}"
+        who += _uneven(tables, question, ("no",))
+        return f"{who}{_figures(best, done[0], at if at != before[1] else '')}.{rest}", (who, at)
     if standing in OPEN:
         why = " or ".join(dict.fromkeys(map(told.why_open, found)))
+        further = [row for s in OPEN if s != standing for row in by[s]]
+        rest = (f" Open for {_short(further)} too." if further else "") + (f" Not shown for {_short(by['no'])}." if by["no"] else "") + rest
         return f"it is open whether {_whos(by[standing])} can {done[1]}: {why}.{rest}", ("", "")
     if standing == "hidden":
         proven = all(verdicts.crypto(row) for row in by["hidden"])
@@ -146,14 +146,14 @@ def _uneven(tables: Sequence[Sequence[Row]], question: Question, standings: Sequ
 
 
 def _by_standing(tables: Sequence[Sequence[Row]], question: Question) -> dict[Standing, list[Row]]:
-    """Everybody at these defences, each once, at the standing that tells most about a leak."""
+    """Everybody at these defences, each once, at the worst standing."""
     found: dict[tuple[str, bool], Row] = {}
     for row in (row for table in tables for row in table):
         known = found.setdefault((row.vantage, row.lying), row)
-        if ORDER.index(row.standing(question)) < ORDER.index(known.standing(question)):
+        if WORST.index(row.standing(question)) < WORST.index(known.standing(question)):
             found[row.vantage, row.lying] = row
     ordered = [found[key] for key in sorted(found, key=vantage_order)]
-    return {s: [row for row in ordered if row.standing(question) == s] for s in ORDER}
+    return {s: [row for row in ordered if row.standing(question) == s] for s in WORST}
 
 
 def _short(rows: Sequence[Row]) -> str:
@@ -170,8 +170,7 @@ def _figures(best: Finding | None, done: str, at: str) -> str:
         return ", from the redrawn image"
     rate, among = best.rate, told.gallery(best)
     count = f"{done} in {'up to' if best.standing == 'yes' else 'at most'} {told.counted(rate)} tries" if rate else ""
-    guess = "" if best.guess is None else f" (guessing: {told.percent(best.guess)})"
-    count += f" among {among}{guess}" if among else guess
+    count += f" among {among}" if among else "" if best.guess is None or not rate else f" (guessing: {told.percent(best.guess)})"
     said = [part for part in (count, at) if part]
     return f": {', '.join(said)}" if said else ""
 
@@ -184,7 +183,7 @@ def _tests(looked: Looked) -> tuple[Line, ...]:
         text = f"No attack told anything. {NO_SIGN}" if best is None else _test(best, owner[id(best.record)])
         grouped.setdefault(("none" if best is None else best.standing, text), []).append(label)
     lines = [Line(tuple(labels), standing, (("", text),), CAME[standing]) for (standing, text), labels in grouped.items()]
-    return tuple(sorted(lines, key=lambda line: ORDER.index(line.standing)))
+    return tuple(sorted(lines, key=lambda line: WORST.index(line.standing)))
 
 
 def _test(best: Finding, row: Row) -> str:

@@ -145,8 +145,8 @@ def _limit(record: Record, bound: Mapping[str, object], name: str, run: RunRecor
 def _over(record: Record) -> str:
     """What the bound of a record counts that is not on the whole run."""
     if record.get("staged") is True:
-        return "in this one step and the model it began with"
-    return f"up to round {record['round']}" if isinstance(record.get("round"), int) else "in what was attacked"
+        return f"in this one step, at round {record.get('round', '?')}, and the model it began with"
+    return f"up to round {record.get('round', '?')}"
 
 
 def rows(column: Column) -> list[Row]:

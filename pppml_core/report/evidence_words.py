@@ -124,11 +124,13 @@ def task(found: Finding) -> str:
 
 
 def gallery(found: Finding) -> str:
-    """``100 images (99 look-alikes)``; empty where nobody was picked from a gallery."""
-    rate, alike = found.rate, found.look_alikes
+    """``100 images (99 look-alikes; guessing: 1%)``, as far as it is recorded; empty where nobody was picked from a gallery."""
+    rate, alike, guess = found.rate, found.look_alikes, found.guess
     if not rate or not rate.among:
         return ""
-    return f"{rate.among} images" + ("" if alike is None else f" ({alike:.0f} look-alike{'' if round(alike) == 1 else 's'})")
+    more = [] if alike is None else [f"{alike:.0f} look-alike{'' if round(alike) == 1 else 's'}"]
+    more += [] if guess is None else [f"guessing: {percent(guess)}"]
+    return f"{rate.among} images" + (f" ({'; '.join(more)})" if more else "")
 
 
 def figures(found: Finding) -> str:

@@ -303,7 +303,7 @@ def test_curves_need_something_to_compare(make_run: Make) -> None:
     masked = with_attacks(make_run("masked", masked=True), record("gallery", exposed=[{"sites": ["a", "b", "c"]}]))
     titles = {p.title: p for p in shown(plain, noisy, masked)["curves"]}
     assert set(titles) == {"By defence", "Against noise", "Against the number of sites in a sum"}
-    assert "server at 1.5: 0 of 10 among 100 images (7 look-alikes), guessing 25%, bound 20.0%" in titles["Against noise"].alt
+    assert "server at 1.5: 0 of 10 among 100 images (7 look-alikes; guessing: 25%), bound 20.0%" in titles["Against noise"].alt
     assert {key.label for key in titles["Against noise"].keys} >= {"the best blind guess", UNDER}
     assert "server at 3: 9 of 10" in titles["Against the number of sites in a sum"].alt
 

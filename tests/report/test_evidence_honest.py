@@ -124,7 +124,9 @@ def test_a_bound_counts_all_rounds_or_is_no_verdict(attacked: Attacked) -> None:
     assert told[0.9]["guarantee"][0]["text"].endswith("in at most 90.0% of tries (best blind guess 1.0%): too weak to rely on")
     assert told[None]["answers"]["picked"]["proven"] == ""
     (step,) = told[None]["guarantee"]
-    assert step["text"].startswith("in this one step and the model it began with, the patient is picked out of 100 images in at most 11.1%")
+    assert step["text"].startswith(
+        "in this one step, at round 1, and the model it began with, the patient is picked out of 100 images in at most 11.1%"
+    )
     assert step["text"].endswith("nothing is proven of the whole run")
     old = limits(0.111, 0.3)
     del old["whole_run"]
@@ -199,6 +201,19 @@ def test_of_what_was_not_shown_the_worst_is_told(attacked: Attacked) -> None:
     assert rows(few)[SERVER]["answers"]["picked"]["detail"].startswith("0 of 3 (at most 63%")
 
 
+def test_one_party_that_failed_hides_no_other_whose_test_proves_nothing(attacked: Attacked) -> None:
+    found = attacked(
+        cell("picked", "not_shown", vantage="public"), cell("picked", "untested"), cell("picked", "undecided", vantage="site:b")
+    )
+    assert said(found, PICK).startswith(
+        "Could not be told. Pick out: It is open whether another site, Hospital B <i>north</i>, by itself can pick a patient out: more was "
+        "found than guessing gives, but in too few trials. Open for server too. Not shown for outsider with the models."
+    )
+    both = attacked(cell("picked", "untested"), cell("named", "not_shown"))
+    assert said(both, PICK).startswith("Could not be told. ")
+    assert said(attacked(cell("named", "not_shown")), PICK).startswith("Not shown in part. Pick out: Nobody tried")
+
+
 @pytest.mark.parametrize(("hits", "n"), [(0, 3), (0, 10), (1, 10), (4, 100), (10, 10)])
 def test_at_most_is_the_exact_one_sided_limit(attacked: Attacked, hits: int, n: int) -> None:
     limit = 1.0 if hits == n else float(stats.beta.ppf(0.95, hits + 1, n - hits))
@@ -245,6 +260,8 @@ def test_older_records_of_broken_attacks_are_no_protection_either(attacked: Atta
     (row,) = rows(attacked(mixed)).values()
     assert [row["answers"][q]["word"] for q in ("redrawn", "picked")] == ["inconclusive", "perhaps"]
     assert "image: the test was inconclusive" in row["strength"]
+    (row,) = rows(attacked(without_why(redrawn="not_shown") | {"why": None})).values()
+    assert row["verdict"] == "INCONCLUSIVE", "the record contradicts itself"
     (row,) = rows(attacked(mixed | {"why": None})).values()
     assert [row["answers"][q]["word"] for q in ("redrawn", "picked")] == ["not shown", "perhaps"]
 
@@ -356,7 +373,7 @@ def test_a_proven_bound_on_identity_hides_no_open_question(attacked: Attacked) -
 
 def test_guess_and_look_alikes_are_those_of_the_record(attacked: Attacked) -> None:
     found = attacked(cell("picked", "shown", 9, bound=limits(0.9, None, kappa=0.3), look_alikes=3.0))
-    assert "picked in up to 9 of 10 tries among 100 images (3 look-alikes) (guessing: 30%)" in said(found, PICK)
+    assert "picked in up to 9 of 10 tries among 100 images (3 look-alikes; guessing: 30%)" in said(found, PICK)
     assert rows(found)[SERVER]["answers"]["picked"]["detail"] == "9 of 10 (0% to 100%; guessing 30%)"
     guessed = cell("picked", "shown", 9, best_guess={"rule": "centre", "candidate@1": counted(20, 100, 100)}) | {"bound": None}
     assert "guessing: 20%" in said(attacked(guessed), PICK)

@@ -70,6 +70,8 @@ def attacked(run: Path, verdict: str) -> Path:
                 "metrics": {"reid@1": counted, "redrawn": counted, "labels_right": counted, "claims": dict.fromkeys(claims, verdict)},
                 "control": {"passed": True, "reid@1": off, "redrawn": off, "labels_right": off}, "effort": {"seconds": 1.0}, "staged": True,
                 "about": "Staged: one training step on one image of a.", "victims": 10, "site": "a", "answers": answers, "exposed": [],
+                "people": 7, "lied": False, "members": [], "why": None, "look_alikes": 99.0,
+                "bound": {"rate": 0.2, "kappa": 0.01, "adjacency": "add-remove", "method": "GDP", "whole_run": None if hits else 0.3},
             }  # fmt: skip
             (run / f"attacks/{attack}-{vantage.replace(':', '_')}.json").write_text(json.dumps(record))
     return run
