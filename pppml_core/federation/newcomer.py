@@ -13,6 +13,7 @@ from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.trainer import plain_rule
 from pppml_core.learning.arrays import load_state
 from pppml_core.learning.data.examples import Subset
+from pppml_core.learning.elsewhere import DataElsewhere
 from pppml_core.learning.training import LocalTraining, TensorCache, device_of, fits_cache
 from pppml_core.learning.wrapped import innermost
 from pppml_core.randomness import seeded
@@ -31,7 +32,7 @@ def adapted(parts: Assembly, weights: Mapping[str, torch.Tensor], site: str, exa
     rule = parts.personalization
     if not rule.shares:
         raise ConfigError("nothing is shared in this run, so there is nothing to adapt", place="site")
-    task = innermost(parts.task)
+    task = parts.task if isinstance(parts.task, DataElsewhere) else innermost(parts.task)
     slugs = [s.slug for s in task.sites()]
     check_site(site, slugs, ConfigError, place="site")
     if not (_whole(draw) and draw >= 0):
