@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from pppml_core.component import KINDS
 from pppml_core.config import resolve, to_plain
 from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.code import ELSEWHERE, Code, code_of_run, used
+from pppml_core.federation.evaluation import too_few_patients
 from pppml_core.federation.home import Home
 from pppml_core.federation.invitation import Invitation, announced
 from pppml_core.federation.policy import Pin, Policy
@@ -29,8 +28,6 @@ from pppml_core.federation.rules import TERMS, Terms
 from pppml_core.federation.secret_record import SECRETS
 from pppml_core.federation.site import SiteHost
 from pppml_core.federation.site_ledger import Account, Claim, Limits, claim_of
-from pppml_core.interfaces.task import SPLITS
-from pppml_core.learning.pool import held_out
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import SERVER
 
@@ -247,24 +244,12 @@ def _models(case: Case) -> str | None:
     return f"the network has the hash {own}, which is not listed here"
 
 
-def _fewest_patients(case: Case) -> str | None:
-    if case.parts.config.run.metrics != "per-site":
-        return None
-    for _, data in held_out(case.parts.task, case.home.name, case.parts.load(case.home.name)):
-        for split in SPLITS[1:]:
-            groups = len(np.unique(np.asarray(data.part(split).groups))) if len(data.part(split)) else 0
-            if 0 < groups < case.policy.fewest_patients:
-                need = f"at least {case.policy.fewest_patients} required (run.metrics: sum, or none)"
-                return f"scores of {groups} {split} patients would leave this site by themselves, {need}"
-    return None
-
-
 #: of what this site would do, on its own data.
 BUILT: dict[str, Check] = {
     "announced": _announced,
     "examples": _examples,
     "models": _models,
-    "fewest_patients": _fewest_patients,
+    "fewest_patients": lambda case: too_few_patients(case.parts, case.home.name, case.policy.fewest_patients),
     "total_epsilon": lambda case: case.account.refusal(case.asked.run, case.claim, case.limits),
 }
 

@@ -2,7 +2,8 @@
 
 ``audit.jsonl`` in the home, a :mod:`.chain`. A line holds ``time`` (UTC), ``run``, ``round``, ``attempt``, ``stage``, ``kind``, ``to``,
 ``bytes`` and ``sha256`` of the frame, and ``fields``, the names in its body; where the site refused or failed also ``reason``, where it
-joined a run ``about``, what it was told of it. What the coordinator recorded of a run (``transcripts/``) has the same hashes.
+joined a run ``about``, what it was told of it. What the coordinator recorded of the
+rounds (``transcripts/``) has the same hashes.
 """
 
 from __future__ import annotations

@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pppml_core.interfaces.personalization import Personalization
-from pppml_core.interfaces.task import TaskSpec
+from pppml_core.interfaces.task import SPLITS, TaskSpec
+from pppml_core.learning.pool import held_out
 from pppml_core.values import FixedPoint, Layout, TensorSpec
 from pppml_core.wire.manifest import WireField
+
+if TYPE_CHECKING:
+    from pppml_core.federation.assembly import Assembly
 
 #: A site slug that stands for the mean over sites in metrics.jsonl when only sums leave.
 ALL_SITES = "all"
@@ -51,6 +55,19 @@ def evaluation_fields(spec: TaskSpec, sites: Sequence[str], share: str) -> tuple
         return ()
     says = f"held-out scores of this site: {', '.join(spec.metrics)}; global and personalized weights, validation and test"
     return (WireField("evaluate", "scores.*", "float", (), 8, "in the clear: the server reads it", says),)
+
+
+def too_few_patients(parts: Assembly, site: str, fewest: int) -> str | None:
+    """Why this site's own scores may not leave: a set they are of has fewer patients (groups) than its policy wants. None: they may."""
+    if parts.config.run.metrics != "per-site" or fewest < 2:
+        return None
+    for _, data in held_out(parts.task, site, parts.load(site)):
+        for split in SPLITS[1:]:
+            groups = len(np.unique(np.asarray(data.part(split).groups))) if len(data.part(split)) else 0
+            if 0 < groups < fewest:
+                text = f"scores of {groups} {split} patients would leave this site by themselves"
+                return f"{text}, at least {fewest} required (run.metrics: sum, or none)"
+    return None
 
 
 def sum_layout(spec: TaskSpec, splits: Sequence[str], kinds: Sequence[str]) -> tuple[Layout, FixedPoint]:

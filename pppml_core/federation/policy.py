@@ -134,6 +134,17 @@ class Policy(BaseModel):
                 raise PolicyRefusal(f"{name}: {reason}")
 
 
+#: rules that are asked when a site is invited, and which a site that an engine starts on one machine is not.
+WHEN_INVITED = ("components", "code", "models", "total_epsilon", "hours", "max_rounds_per_day")
+
+
+def refuse_unheld(policy: Policy, home: Path) -> None:
+    """Raise ConfigError where a site that nobody invites has rules that only an invited one holds: a rule is held or it is told."""
+    if unheld := [name for name in WHEN_INVITED if getattr(policy, name) is not None]:
+        text = f"{', '.join(unheld)}: only a site that lives by itself holds these rules, with an engine for real sites"
+        raise ConfigError(text, place=str(home / POLICY_FILE), hint="take them out for runs on one machine")
+
+
 def load_policy(home: Path) -> Policy:
     """The policy of a home: ``policy.yaml``, or the defaults where there is none. Raises ConfigError that names line and remedy."""
     path = home / POLICY_FILE

@@ -73,22 +73,21 @@ class Resident:
         that this is so is the one thing it says without writing it down.
         """
         with self._lock:  # engines may call from several threads; a site does one thing after the other
-            reply = self._reply(_unreadable(self.home.name), "failed", {"reason": _NO_AUDIT})
+            try:
+                message, unread = decode_message(frame), None
+            except WireError as error:
+                message, unread = Message(bytes(16), 0, 1, "unreadable", "", SERVER, self.home.name), error
             try:
                 self._audit = self._audit or Audit(self.home.folder, self._identity)
-                reply, about = self._answer(frame)
+                reply, about = self._answer(message, frame) if unread is None else (self._reply(message, "failed", reason_of(unread)), None)
                 self._audit.note(reply, about)
             except Exception as error:
                 _log.error("nothing leaves this site: %s: %s", _NO_AUDIT, error)
-                return self._reply(_turned(decode_message(reply)), "failed", {"reason": _NO_AUDIT})
+                return self._reply(message, "failed", {"reason": _NO_AUDIT})
             return reply
 
-    def _answer(self, frame: bytes) -> tuple[bytes, dict[str, Any] | None]:
-        """The reply to one frame, and what the audit log says of it besides."""
-        try:
-            message = decode_message(frame)
-        except WireError as error:
-            return self._reply(_unreadable(self.home.name), "failed", reason_of(error)), None
+    def _answer(self, message: Message, frame: bytes) -> tuple[bytes, dict[str, Any] | None]:
+        """The reply to one message, and what the audit log says of it besides."""
         try:
             if message.kind == JOIN:
                 about = self._join(message, frame)
@@ -173,7 +172,7 @@ class Resident:
         torch.set_num_threads(host.assembly.config.training.threads)  # part of what makes results equal on every engine
         site = host.site(self.home.name, case.policy)
         if self._recreated and (frozen := self._frozen(run)) is not None:
-            site = Site.thaw(self.home.name, host, frozen)
+            site = Site.thaw(self.home.name, host, frozen, case.policy)
         self._run, self._site = run, site
         return site
 
@@ -207,12 +206,3 @@ class Resident:
 def _key(identity: Identity, run: bytes) -> bytes:
     # Ed25519 signatures are deterministic and unpredictable without the key, so one over a statement of its own purpose serves as a secret.
     return derive(identity.sign(statement("frozen-site", run, {})), b"pppml-frozen-v1")
-
-
-def _unreadable(site: str) -> Message:
-    return Message(bytes(16), 0, 1, "unreadable", "", SERVER, site)
-
-
-def _turned(reply: Message) -> Message:
-    """What a reply answers, without its contents."""
-    return replace(reply, sender=reply.recipient, recipient=reply.sender, body={})

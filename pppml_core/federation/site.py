@@ -20,7 +20,7 @@ from pppml_core.federation import evaluation
 from pppml_core.federation.assembly import Assembly, fewest_survivors
 from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline
-from pppml_core.federation.policy import Policy, load_policy
+from pppml_core.federation.policy import Policy, load_policy, refuse_unheld
 from pppml_core.federation.reason import LENGTH, reason_of
 from pppml_core.federation.secret_record import SECRETS, SecretRecord
 from pppml_core.federation.session_side import SessionSide
@@ -67,7 +67,9 @@ class SiteHost:
 
     def site(self, name: str, policy: Policy | None = None) -> Site:
         """The site of that name, with the policy of its home unless another is given. Raises ConfigError where its home is not in order."""
-        policy = policy or load_policy(self.job.home(name))
+        if policy is None:
+            policy = load_policy(self.job.home(name))
+            refuse_unheld(policy, self.job.home(name))
         # A home under the run's folder is that of a simulated site, whose secrets are in the hands of whoever started the run anyway.
         if self.job.homes is None and "record_secrets" not in policy.model_fields_set:
             policy = policy.model_copy(update={"record_secrets": True})
@@ -363,6 +365,8 @@ class Site:
         if config.run.metrics == "sum" and not (self._is_open(message) and message.body["sha256"] == self._open["weights"]):
             raise PolicyRefusal("scores that leave in a sum are those of the model of an open attempt", place=self.name)
         splits = tuple(message.body["splits"])
+        if (few := evaluation.too_few_patients(parts, self.name, self._policy.fewest_patients)) is not None:
+            raise PolicyRefusal(f"fewest_patients: {few}")
         scores = self._trainer.scores(message.body["state"], weights, splits, keep=message.body["final"])
         if message.body["final"]:
             for side in self._sides.values():
@@ -383,10 +387,10 @@ class Site:
         return encode({"open": self._open, "scores": self._scores, "model": models, "sides": sides})
 
     @classmethod
-    def thaw(cls, name: str, host: SiteHost, data: bytes) -> Site:
-        """A site recreated from its frozen bytes; nothing else of it survives."""
+    def thaw(cls, name: str, host: SiteHost, data: bytes, policy: Policy | None = None) -> Site:
+        """A site recreated from its frozen bytes; nothing else of it survives. ``policy``: as in :meth:`SiteHost.site`."""
         held = decode(data)
-        site = host.site(name)
+        site = host.site(name, policy)
         site._open, site._scores = held["open"], held["scores"]
         if held["model"] is not None:
             host.keep_model(held["model"]["sha256"], held["model"]["weights"])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pppml_core.api import Experiment
 from pppml_core.config import to_plain
 from pppml_core.discovery import from_objects
-from pppml_core.errors import RunFailed
+from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation import resident as resident_module
 from pppml_core.federation.admission import model_hash
 from pppml_core.federation.assembly import Assembly
@@ -517,6 +517,34 @@ def test_refused_after_it_was_built_a_run_is_not_served(hospital: Hospital) -> N
     refused(hospital.ask(replace(asked, sizes={**asked.sizes, "site_1": 23})), "examples")
     hospital.untouched()
     assert hospital.resident._site is None
+
+
+# -- sites that an engine starts ----------------------------------------------------------------------------------------------------------
+
+
+def with_rules(tmp_path: Path, rules: str, **run: Any) -> Any:
+    (home := tmp_path / "r" / "sites" / "site_2").mkdir(parents=True)
+    (home / "policy.yaml").write_text(rules)
+    config = {**MODEST, "reporters": ["jsonl"], "run": {**MODEST["run"], **run}}
+    return Experiment(config, registry=registry()).run(tmp_path / "r", report=False)
+
+
+@pytest.mark.parametrize("rule", ["components: [tiny]", "total_epsilon: 8", "hours: '07:00-19:00'", f"models: ['{OTHER}']"])
+def test_a_rule_that_only_an_invited_site_holds_is_told_elsewhere(tmp_path: Path, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"{rule.partition(':')[0]}: only a site that lives by itself"):
+        with_rules(tmp_path, rule)
+
+
+def test_a_hospitals_policy_without_them_holds_on_one_machine(tmp_path: Path) -> None:
+    assert with_rules(tmp_path, policy_template(careful=True)).result["survivors"] == {"1": list(SITES)}
+
+
+def test_scores_of_few_patients_leave_no_site_of_any_engine(tmp_path: Path) -> None:
+    with_rules(tmp_path, "fewest_patients: 4", metrics="per-site")
+    lines = (tmp_path / "r" / "metrics.jsonl").read_text()
+    assert '"site_1"' in lines
+    assert '"site_2"' not in lines
+    assert "it refused: fewest_patients: scores of 3 validation patients" in (tmp_path / "r" / "events.jsonl").read_text()
 
 
 # -- whatever comes -----------------------------------------------------------------------------------------------------------------------
