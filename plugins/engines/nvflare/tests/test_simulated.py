@@ -119,7 +119,7 @@ def test_a_site_refuses_before_anything_is_trained(tmp_path, federation):
 
 
 def test_a_site_whose_process_dies_is_lost_for_that_attempt_only(tmp_path, federation, monkeypatch):
-    """Killed as a system does that is out of memory, when a round's training is asked for: held without it, it is back in the next round."""
+    """Killed when training is asked for, as for want of memory: the round is held without it, and it is back in the next."""
     ask = NvflareTransport._ask
 
     def kill_then_ask(self, site, frame):

@@ -27,8 +27,8 @@ from pppml_nvflare.forms import read_walk
 
 #: seconds a call waits at the site for the answer.
 TURN = 10.0
-#: seconds a site has to answer a call without a frame.
-REACH = 10.0
+#: seconds a site has to answer a call without a frame; and one that did not the last time.
+REACH, REACH_AGAIN = 10.0, 2.0
 #: seconds for which a site that was heard of is taken to be there.
 FRESH = 1.0
 
@@ -47,6 +47,7 @@ class Caller:
         self.timeout, self.silence = timeout, silence
         self._proxies = dict(proxies)
         self._heard: dict[str, float] = {}
+        self._absent: set[str] = set()
         self._sealed = sealed and all(p.backend.cell.core_cell.supports_secure_messages() for p in self._proxies.values())
 
     def ask(self, site: str, frame: bytes, path: Sequence[str] = (), *, bridge: bool = False, certain: bool = False) -> Walk | Loss:
@@ -102,9 +103,11 @@ class Caller:
 
     def _reaches(self, site: str) -> bool:
         try:
-            self._call(site, b"", min(REACH, self.silence))
+            self._call(site, b"", min(REACH_AGAIN if site in self._absent else REACH, self.silence))
         except CollabCallError:
+            self._absent.add(site)
             return False
+        self._absent.discard(site)
         return True
 
     def _call(self, site: str, request: bytes, timeout: float) -> bytes:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,9 @@ class Carrier(Protocol):
 
     def sign(self) -> str:
         """What is wrong, in words; empty while nothing is."""
+
+    def heard(self) -> Mapping[str, float]:
+        """When NVFlare's server last heard of each client, in seconds since the epoch; empty where there is no telling."""
 
     def stop(self) -> None:
         """End the job and whatever was started for it. Safe to call twice."""
@@ -71,6 +74,10 @@ class Simulator:
         code = self._process.poll()
         return "" if code is None else f"NVFlare's simulator ended (exit code {code}): {last_words(self._log)}"
 
+    def heard(self) -> Mapping[str, float]:
+        """Its clients are not started again."""
+        return {}
+
     def stop(self) -> None:
         """Let it end, or end it."""
         with suppress(subprocess.TimeoutExpired):
@@ -93,7 +100,7 @@ class Submitted:
     """
 
     def __init__(self, kit: Path, job: Path, sites: Sequence[str], seconds: float, log: Path, python: str) -> None:
-        self._wrong = ""
+        self._wrong, self._heard = "", dict[str, float]()
         command = [python, "-m", "pppml_nvflare.submit", str(kit.resolve()), str(job), ",".join(sites), str(seconds)]
         with open(log, "ab") as out:
             self._process = subprocess.Popen(
@@ -112,6 +119,12 @@ class Submitted:
                 self._wrong = f"NVFlare did not take the job: {told['error']}"
             elif str(told.get("status", "")).startswith("FINISHED"):
                 self._wrong = f"NVFlare ended the job: {told['status']}"
+            elif "heard" in told:
+                self._heard = dict(told["heard"])
+
+    def heard(self) -> Mapping[str, float]:
+        """As NVFlare's server told some seconds ago."""
+        return self._heard
 
     def sign(self) -> str:
         """Whether the job was not taken or has ended."""

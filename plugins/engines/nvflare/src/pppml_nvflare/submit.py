@@ -1,7 +1,8 @@
 """Submits a job and stays with it: ``python -m pppml_nvflare.submit KIT JOB SITES SECONDS``, SITES joined by commas.
 
-Prints one JSON object a line: ``{"job": id}``, then ``{"status": ...}`` whenever it changes. When its input ends, and that is also when
-whoever started it is killed, the job is aborted where it still runs.
+Prints one JSON object a line: ``{"job": id}``, then ``{"status": ...}`` whenever it changes, and now and then when the server last heard of
+each client: ``{"heard": {name: seconds since the epoch}}``. When its input ends, and that is also when whoever started it is killed, the
+job is aborted where it still runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 POLL = 0.5
+#: polls between two looks at which clients are connected.
+LOOK = 6
 
 
 def main() -> int:
@@ -38,8 +41,11 @@ def main() -> int:
         _await_clients(session, names, time.monotonic() + seconds, unwanted)
         found = session.submit_job(str(job))
         tell(job=found)
-        status = ""
+        status, polls = "", 0
         while not unwanted.wait(POLL):
+            polls += 1
+            if polls % LOOK == 0:
+                tell(heard={client.name: client.last_connect_time for client in session.get_system_info().client_info})
             now = str(session.get_job_status(found))
             if now != status:
                 status = now

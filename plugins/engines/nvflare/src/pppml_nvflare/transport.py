@@ -1,11 +1,18 @@
-"""The coordinator's transport: a job in NVFlare and the bridge to its server side; a job that ended is begun anew for the next attempt."""
+"""The coordinator's transport: a job in NVFlare and the bridge to its server side.
+
+NVFlare hands a job to the clients that are there when it begins, and ends it for all when the process of one fails. So for the next attempt
+a job that ended is begun anew, and one that goes on is too, where a client that was lost is connected again.
+"""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pppml_core.errors import PppmlError
@@ -18,6 +25,8 @@ from pppml_nvflare.job import write_job
 
 #: messages that belong to an attempt which a site must have opened itself: no other job carries them.
 _WITHIN = ("session", "metrics", "train")
+#: seconds after which a client that is heard of is none whose last words were late.
+_SETTLED = 2.0
 
 
 class NvflareTransport:
@@ -48,6 +57,9 @@ class NvflareTransport:
         self._bridge: Bridge | None = None
         self._carrier: Carrier | None = None
         self._jobs = 0
+        #: sites that were lost in this job: since when; and those for which a job was begun anew and that have not answered since.
+        self._lost: dict[str, float] = {}
+        self._awaited: set[str] = set()
         self._closed = False
         self._lock = threading.Lock()
 
@@ -63,10 +75,16 @@ class NvflareTransport:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._jobs += 1
+        self._lost = {}
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """Several sites at once; replies as they come."""
-        return delivered(frames, self._ask, self.parallel)
+        source = iter(frames)
+        if (first := next(source, None)) is None:
+            return iter(())
+        if self._lost and decode_message(first[1]).kind == "open":
+            self._fetch_back()
+        return delivered(itertools.chain([first], source), self._ask, self.parallel)
 
     def walk(self, path: Sequence[str], frame: bytes, bridge: bool) -> Walk:
         """A relay that the sites hand on."""
@@ -78,13 +96,10 @@ class NvflareTransport:
         return {}
 
     def remarks(self) -> list[str]:
-        """Whether NVFlare ended a job on the way."""
+        """Whether there was more than one job."""
         again = self._jobs - 1
-        return (
-            [f"NVFlare ended its job before the run was over; it was begun anew {again} time{'s' if again > 1 else ''}"]
-            if again > 0
-            else []
-        )
+        times = "once" if again == 1 else f"{again} times"
+        return [f"NVFlare's job was begun anew {times}: it had ended, or a client that was lost had come back"] if again > 0 else []
 
     def close(self) -> None:
         """End the job and what was started for it. Safe to call twice."""
@@ -96,7 +111,22 @@ class NvflareTransport:
 
     def _ask(self, site: str, frame: bytes) -> bytes | Loss:
         standing = self._standing(frame)
-        return standing if isinstance(standing, Loss) else standing.ask(site, frame)
+        reply = standing if isinstance(standing, Loss) else standing.ask(site, frame)
+        if isinstance(reply, Loss):
+            self._lost.setdefault(site, time.time())
+        else:
+            self._lost.pop(site, None)
+            self._awaited.discard(site)
+        return reply
+
+    def _fetch_back(self) -> None:
+        """Begin a job anew where a lost site's client was heard of since, as one that was started again; once for each time it is lost."""
+        heard = {} if self._carrier is None else self._carrier.heard()
+        back = {site for site, since in self._lost.items() if heard.get(site, 0.0) > since + _SETTLED} - self._awaited
+        if back:
+            self._awaited |= back
+            with self._lock, suppress(PppmlError):  # what keeps it from coming up is told to who asks next
+                self.begin()
 
     def _standing(self, frame: bytes) -> Bridge | Loss:
         """The bridge of a job that is there; where it ended, of one begun anew, if this frame begins an attempt."""
