@@ -33,8 +33,8 @@ class Audit:
         with self._chain.opened():
             pass  # made where missing, checked where it is
 
-    def note(self, frame: bytes, about: Mapping[str, Any] | None = None) -> None:
-        """Write down a message that is about to leave. Raises PppmlError or OSError where that is not possible: then it must not leave."""
+    def note(self, frame: bytes, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write down a message that is about to leave; the line. Raises PppmlError or OSError where that fails: then it must not leave."""
         message = decode_message(frame)
         line: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -53,6 +53,7 @@ class Audit:
         if about is not None:
             line["about"] = dict(about)
         self._chain.append(line)
+        return line
 
 
 def read_audit(home: Path, public: bytes, noted: str | None = None) -> tuple[list[dict[str, Any]], Head]:

@@ -1,7 +1,7 @@
 """A site that lives by itself, at a hospital: engines that it joins hand it frames and take its replies.
 
 Everything that is the site's is in its home: identity, roster, policy, the account of what its runs cost (:mod:`.site_ledger`), the log of
-what left it (:mod:`.audit`), and ``runs/<run>/`` with the invitation it accepted and what it holds of that run. So a process that is
+what left it (:mod:`.audit`), a log to watch it by (:mod:`.site_log`), and ``runs/<run>/`` with the invitation it accepted and what it holds of that run. So a process that is
 started again goes on from there. Of an attempt in which it was lost it knows nothing, and its record on the disk makes it refuse that
 attempt: no mask and no noise is ever used twice.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pppml_core.federation.policy import POLICY_FILE, load_policy
 from pppml_core.federation.reason import reason_of
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.federation.site_ledger import Account
+from pppml_core.federation.site_log import SiteLog
 from pppml_core.federation.timetable import Rounds, check_timetable, local_time
 from pppml_core.interfaces.engine import Job
 from pppml_core.randomness import entropy
@@ -59,6 +61,9 @@ class Resident:
         self._recreated = recreated
         self._account = Account(home, self._identity)
         self._audit: Audit | None = None
+        self._journal = SiteLog(home)
+        if not recreated:
+            self._journal.started()
         #: the run this process takes part in; a newer one takes its place.
         self._run = b""
         self._site: Site | None = None
@@ -73,6 +78,7 @@ class Resident:
         that this is so is the one thing it says without writing it down.
         """
         with self._lock:  # engines may call from several threads; a site does one thing after the other
+            began = time.perf_counter()
             try:
                 message, unread = decode_message(frame), None
             except WireError as error:
@@ -80,10 +86,12 @@ class Resident:
             try:
                 self._audit = self._audit or Audit(self.home.folder, self._identity)
                 reply, about = self._answer(message, frame) if unread is None else (self._reply(message, "failed", reason_of(unread)), None)
-                self._audit.note(reply, about)
+                line = self._audit.note(reply, about)
             except Exception as error:
+                self._journal.unwritable(error)
                 _log.error("nothing leaves this site: %s: %s", _NO_AUDIT, error)
                 return self._reply(message, "failed", {"reason": _NO_AUDIT})
+            self._journal.answered(line, len(frame), time.perf_counter() - began)
             return reply
 
     def _answer(self, message: Message, frame: bytes) -> tuple[bytes, dict[str, Any] | None]:
