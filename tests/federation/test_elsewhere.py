@@ -120,7 +120,7 @@ def _nor_afterwards(run):
     with pytest.raises(DataError, match="the data of clinic_b are at clinic_b"):
         run.adapt("clinic_b")
     if [c for c in Registry.discover().components("attack") if c.name == "gallery"]:
-        with pytest.raises(DataError, match="the data of clinic_. are at clinic_."):
+        with pytest.raises(DataError, match=r"the data of clinic_. are at clinic_."):
             run.attack("gallery")
 
 
