@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -21,6 +22,7 @@ from pppml_flower.config import FlowerConfig
 from pppml_flower.gate import refusals
 from pppml_flower.grid import GridPost
 from pppml_flower.site import flower_environment, node_command, superlink_command
+from pppml_flower.superlink import guarded
 
 CONFIG = {"task": {"use": "tiny", "sites": 2}, "run": {"rounds": 1, "name": "My_run"}}
 
@@ -37,8 +39,8 @@ def test_flower_takes_what_is_exported(tmp_path):
     assert str(tmp_path) not in text  # the folder of homes is no part of the run
     again = Experiment(app / "config.yaml")
     assert again.config.engine.timeout == 60
-    written, meant = ({name: value for name, value in to_plain(one.config).items() if name != "engine"} for one in (again, experiment))
-    assert written == meant
+    written, meant = (to_plain(one.config) for one in (again, experiment))
+    assert all(written[section] == meant[section] for section in ("run", "task", "aggregator", "privacy", "personalization"))
     assert {path.suffix for path in app.iterdir()} <= {".toml", ".py", ".yaml", ".md"}
     with pytest.raises(ConfigError, match="empty"):
         experiment.export(tmp_path / "app")
@@ -165,10 +167,61 @@ def test_another_flwr_is_not_trusted(monkeypatch):
     from pppml_flower import gate
 
     monkeypatch.delattr(runtime, "install_from_fab")
-    with pytest.raises(SystemExit, match="keep apps out"):
+    with pytest.raises(SystemExit, match="keep it in bounds"):
         gate.client_app()
 
 
 def test_the_readme_of_the_app_says_how_to_start(tmp_path):
     app = Experiment({**CONFIG, "engine": "flower"}).export(tmp_path / "app")
     assert "flwr run" in (Path(app) / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("client", "path", "answered"),
+    [
+        ("127.0.0.1", "/v1/control/start-run", True),
+        ("::1", "/v1/control/start-run", True),
+        ("::ffff:127.0.0.1", "/v1/runtime/x", True),
+        ("10.0.0.7", "/v1/fleet/pull-messages", True),
+        ("10.0.0.7", "/v1/control/start-run", False),
+        ("10.0.0.7", "/v1/runtime/acquire-task", False),
+        ("10.0.0.7", "/v1/fleet", False),
+        ("10.0.0.7", "/docs", False),
+        ("::ffff:10.0.0.7", "/v1/control/start-run", False),
+        ("somewhere", "/v1/control/start-run", False),
+        (None, "/v1/control/start-run", False),
+    ],
+)
+def test_only_nodes_call_a_superlink_from_elsewhere(client, path, answered):
+    """Whoever may start a run has code of theirs executed beside the coordinator's keys."""
+    told: list[object] = []
+
+    async def app(scope, receive, send):
+        told.append("answered")
+
+    async def send(event):
+        told.append(event.get("status"))
+
+    scope = {"type": "http", "path": path, "client": None if client is None else (client, 5)}
+    asyncio.run(guarded(app)(scope, None, send))
+    assert told == (["answered"] if answered else [403, None])
+
+
+def test_the_superlink_of_this_flwr_is_guarded():
+    """The name that is replaced is the one that Flower's command calls."""
+    probe = """
+import sys
+from unittest import mock
+import flwr.superlink.cli as cli, flwr.superlink.main as served
+from pppml_flower import superlink
+served.create_app = lambda *given, **settings: "bare"
+with mock.patch.object(cli, "flower_superlink") as start, mock.patch.object(superlink, "end_with_parent"):
+    superlink.main()
+assert start.called
+command = sys.modules["flwr.superlink.cli.flower_superlink"]
+with mock.patch("uvicorn.run") as run:
+    command._run_superlink_http_api(mock.Mock())
+app = run.call_args.kwargs["app"]
+assert app.__qualname__.startswith("guarded"), app
+"""
+    subprocess.run([sys.executable, "-c", probe], check=True)

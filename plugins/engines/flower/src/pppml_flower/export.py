@@ -70,7 +70,7 @@ def write_bridge(folder: Path) -> Path:
 
 
 def write_empty(folder: Path, stages: int, poll: float) -> Path:
-    """Write the app of :mod:`.empty`. Its run config: ``out``, the file to write, and ``homes``, the number of nodes to wait for."""
+    """Write the app of :mod:`.empty`. Its run config: ``out``, the file to write, and ``homes``, how many nodes to wait for."""
     return _write(folder, "empty", "empty", f"{stages}, {poll}", {}, client="pppml_flower.empty:app")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 PATIENCE = "PPPML_FLOWER_PATIENCE"
 _CLIENT_APP = "flwr-clientapp"
 _OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
-_UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep apps out of it: use a tested version"
+_UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep it in bounds: use a tested version"
 _COMMAND = """\
 #!{python}
 from pppml_flower.gate import {function}
@@ -48,11 +48,11 @@ def refuse() -> None:
 
 def client_app() -> None:
     """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run."""
-    runtime = _module("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
+    runtime = module_with("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
     runtime.install_from_fab = lambda *given, **settings: None
     runtime.install_app_dependencies = _never
     runtime.get_load_client_app_fn = lambda **settings: _own_app
-    _module("flwr.supernode.cli", "flwr_clientapp").flwr_clientapp()
+    module_with("flwr.supernode.cli", "flwr_clientapp").flwr_clientapp()
 
 
 def _own_app(fab_id: str, fab_version: str, fab_hash: str) -> Any:
@@ -67,16 +67,16 @@ def _never(*given: Any, **settings: Any) -> None:
 
 def super_node() -> None:
     """``flower-supernode``; it asks for work as often as it was told, and ends with the process that started it."""
-    commands = _module("flwr.supercore.constant", "TASK_TYPE_TO_COMMAND").TASK_TYPE_TO_COMMAND
+    commands = module_with("flwr.supercore.constant", "TASK_TYPE_TO_COMMAND").TASK_TYPE_TO_COMMAND
     if unknown := sorted(set(commands.values()) - {_CLIENT_APP, *_OTHERS}):
         sys.exit(_UNKNOWN.format(f"commands of its own, {', '.join(unknown)}"))
-    _module("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
+    module_with("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
     end_with_parent()
     _ask_more_often()
-    _module("flwr.supernode.cli", "flower_supernode").flower_supernode()
+    module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
 
 
-def _module(name: str, *needed: str) -> Any:
+def module_with(name: str, *needed: str) -> Any:
     """A module inside flwr, which must have these names."""
     try:
         module = import_module(name)

@@ -74,8 +74,6 @@ class LocalFederation:
         write_atomic(self.folder / "flwr" / "config.toml", (connection + f'root-certificates = "{self.folder / "ca.pem"}"\n').encode())
         self.start_superlink()
         for site in self._homes:
-            node_key(self.folder / f"{site}.key")
-            self._flwr("supernode", "register", str(self.folder / f"{site}.key.pub"), _CONNECTION)
             self.start_node(site)
 
     def start_superlink(self) -> None:
@@ -94,12 +92,16 @@ class LocalFederation:
         command = [sys.executable, "-m", "pppml_flower.site", str(self._homes[site]), self._node(site).model_dump_json()]
         self.nodes[site] = self._begin(command, site)
 
-    def start_bare_node(self, site: str) -> None:
-        """Start Flower's own node for a site, which asks for work as often as ours: to measure what Flower takes by itself."""
-        self.nodes[site] = self._begin(node_command(self._homes[site], self._node(site)), site, {PATIENCE: str(self._patience)})
+    def start_bare_node(self, name: str) -> None:
+        """Start a node that runs what is sent, as Flower's own does, and asks for work as often as ours: to measure what Flower takes."""
+        self.nodes[name] = self._begin(node_command(self.folder, self._node(name)), name, {PATIENCE: str(self._patience)})
 
-    def _node(self, site: str) -> FlowerConfig:
-        return self._settings(auth_key=str(self.folder / f"{site}.key"), root_certificates=str(self.folder / "ca.pem"))
+    def _node(self, name: str) -> FlowerConfig:
+        key = self.folder / f"{name}.key"
+        if not key.exists():
+            node_key(key)
+            self._flwr("supernode", "register", f"{key}.pub", _CONNECTION)
+        return self._settings(auth_key=str(key), root_certificates=str(self.folder / "ca.pem"))
 
     def _settings(self, **files: str) -> FlowerConfig:
         return FlowerConfig.model_validate(

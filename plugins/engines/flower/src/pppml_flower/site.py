@@ -22,7 +22,7 @@ from pppml_core.federation.home import open_home
 from pppml_core.wire.messages import SERVER
 from pppml_flower.at_hand import HOME
 from pppml_flower.config import FlowerConfig
-from pppml_flower.gate import PATIENCE, refusals
+from pppml_flower.gate import PATIENCE, end_with_parent, refusals
 from pppml_flower.keeper import kept
 
 #: seconds for a process of Flower to end by itself.
@@ -161,4 +161,5 @@ def _interrupt(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     # For a federation on one machine; people call `pppml site run`, which reads the same settings from site.yaml.
+    end_with_parent()
     serve(Path(sys.argv[1]), FlowerConfig.model_validate_json(sys.argv[2]))
