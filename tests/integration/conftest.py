@@ -16,6 +16,8 @@ from drilling.runs import Disturbed, wrong_sums
 from drilling.table import TABLE, Drill, Ends
 
 PROPERTY = "drilled"
+#: seconds of one drill, of dozens of processes one after another, on a machine that has other things to do too.
+TOO_LONG = 3600
 
 
 def pytest_addoption(parser):
@@ -28,6 +30,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("drill"):
+            item.add_marker(pytest.mark.timeout(TOO_LONG))
     if config.getoption("--drills", default=False) or "drill" in config.option.markexpr:
         return
     left_out = [item for item in items if item.get_closest_marker("drill") and not item.get_closest_marker("quick")]

@@ -93,7 +93,6 @@ def test_eight_sites_under_kills(tmp_path, record_property):
 
 @pytest.mark.drill
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("chance", "on_abort"), [(0.02, "retry"), (0.10, "skip")])
 def test_twenty_sites_under_kills(tmp_path, record_property, chance, on_abort):
     """2.4 million parameters, ten rounds. At 2 % every round has its sum; at 10 % most are given up, and none is wrong."""

@@ -218,7 +218,27 @@ def _here() -> Iterator[Drill]:
     yield Drill(engine, "plain", BOMB, "whole round", "a million messages of strangers at the coordinator's port", W, "")
 
 
-TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills(), *_network(), *_here())
+# -- sites that live by themselves: what they are asked for when they join -----------------------------------------------------------------
+STRANGE = "a site that is not what the run takes it for"
+
+
+def _joins() -> Iterator[Drill]:
+    """On `residents`, the sites of NVFlare and Flower without a network between."""
+    for what, told in {
+        "other plugin version": "same_versions: ",
+        "other code of a plugin": "same_versions: ",
+        "plugin that is not installed there": "is part of pppml-secagg-plus",
+        "model that is not on the site's list": "models: ",
+        "other data than announced": "examples of this site",
+        "terms that its configuration does not keep": "are not those of this site's configuration",
+        "a key gone from its roster": "no identity is pinned here for site_3",
+        "the coordinator's key gone from its roster": "no identity is pinned for the coordinator",
+        "its own key replaced": "signature|identity|pinned",
+    }.items():
+        yield Drill("residents", "secagg-plus", STRANGE, "join", what, Ends.REFUSED, told)
+
+
+TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills(), *_network(), *_here(), *_joins())
 
 
 def drills(engine: str, sum: str, breaks: str) -> list[Drill]:
