@@ -27,12 +27,15 @@ from pppml_core.federation.policy import Pin, Policy
 from pppml_core.federation.rules import TERMS, Terms
 from pppml_core.federation.secret_record import SECRETS
 from pppml_core.federation.site import SiteHost
+from pppml_core.federation.site_file import load_site_file
 from pppml_core.federation.site_ledger import Account, Claim, Limits, claim_of
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import SERVER
 
 #: Python code that is no component of a plugin, as a config names it.
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+#: a path that begins at a root or a home, on any system.
+_PATH = re.compile(r"[/\\~]|[A-Za-z]:[/\\]|\.\.?[/\\]")
 
 
 @dataclass
@@ -114,6 +117,10 @@ def _roster(case: Case) -> str | None:
     return f"no identity is pinned here for {', '.join(strangers)} (pppml site trust)" if strangers else None
 
 
+def _whole(case: Case) -> str | None:
+    return "it builds on another file (extends), which would be one of this machine" if "extends" in case.asked.config else None
+
+
 def _of_terms(rule: Callable[[Policy, Terms], str | None]) -> Check:
     return lambda case: rule(case.policy, {"cohort": list(case.asked.sites), **case.asked.terms})
 
@@ -138,6 +145,7 @@ def _announced_total(case: Case) -> str | None:
 ANNOUNCED: dict[str, Check] = {
     "sites": _sites,
     "roster": _roster,
+    "configuration": _whole,
     **{name: _of_terms(rule) for name, rule in TERMS.items()},
     "record_secrets": _record_secrets,
     "total_epsilon": _announced_total,
@@ -155,22 +163,37 @@ def _configuration(case: Case) -> str | None:
 
 def _python(case: Case) -> str | None:
     # Whatever the setting is called: a component may import what any of its settings names.
-    own = [
-        text for section, value in case.config.items() if section not in ELSEWHERE for text in _texts(value) if _ATTRIBUTE.fullmatch(text)
-    ]
+    own = [text for _, text in _texts(case.config) if _ATTRIBUTE.fullmatch(text)]
     strange = [name for name in own if case.policy.python is not None and name not in case.policy.python]
     return f"{strange[0]} is no component of a plugin, and is not listed here" if strange else None
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(place, text) of every text in the sections that are a site's."""
+    return [found for section, value in config.items() if section not in ELSEWHERE for found in _texts_in(section, value)]
+
+
+def _texts_in(place: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
-        yield value
+        yield place, value
     elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
+        for name, inner in value.items():
+            yield from _texts_in(f"{place}.{name}", inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _texts(inner)
+            yield from _texts_in(place, inner)
+
+
+def _own_data(case: Case) -> str | None:
+    if not case.policy.own_data:
+        return None
+    named = load_site_file(case.home.folder).data is not None
+    for place, text in _texts(case.asked.config):
+        if place == "task.path" and named:
+            continue  # this site's own is laid over it
+        if place in ("task.path", "training.init") or _PATH.match(text):
+            return f"{place} is a path on this machine, and only site.yaml may name one"
+    return None
 
 
 def _components(case: Case) -> str | None:
@@ -218,6 +241,7 @@ def _same_versions(case: Case) -> str | None:
 #: of names and code; nothing is built yet.
 DESCRIBED: dict[str, Check] = {
     "python": _python,
+    "own_data": _own_data,
     "components": _components,
     "code": _code,
     "same_versions": _same_versions,

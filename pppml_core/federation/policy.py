@@ -70,6 +70,7 @@ class Policy(BaseModel):
     python: list[str] | None = rule(
         [], "own code, module:attribute, that a run may name beside components of plugins; null: any", careful=[]
     )
+    own_data: bool = rule(False, "whether only data are read that this site's own site.yaml names, no path of a run's", careful=True)
     code: dict[str, Sha256 | Pin] | None = rule(
         None,
         "code that may run: of every distribution a run uses the hash of its files, or {version, sha256}; null: any",

@@ -74,8 +74,8 @@ class Resident:
     def receive(self, frame: bytes) -> bytes:
         """The reply to one frame. Never raises: it answers ``refused`` or ``failed`` with the reason.
 
-        What it returns is in the audit log already. Where that cannot be written, nothing of what was asked is done or leaves this site;
-        that this is so is the one thing it says without writing it down.
+        What it returns is in the audit log already. Where that cannot be written the answer stays here; that this is so is the one thing
+        a site says without writing it down.
         """
         with self._lock:  # engines may call from several threads; a site does one thing after the other
             began = time.perf_counter()

@@ -427,6 +427,10 @@ def _code(asked: Invitation, name: str, **changes: str) -> Invitation:
     return replace(asked, code={**asked.code, name: {**asked.code[name], **changes}})
 
 
+def _config(asked: Invitation, **changes: Any) -> Invitation:
+    return replace(asked, config={**asked.config, **changes})
+
+
 def _small(asked: Invitation) -> dict[str, Any]:
     return {**asked.terms["privacy"], "epsilon": 0.1}
 
@@ -479,7 +483,25 @@ LIES: dict[str, tuple[Callable[[Invitation], Invitation], dict[str, Any], str, s
         "configuration",
         "model would be another here",
     ),
-    "a file of this machine": (lambda a: replace(a, config={**a.config, "extends": []}), {}, "configuration", "extends would be another"),
+    "a config on this machine": (lambda a: _config(a, extends="/etc/some.yaml"), {}, "configuration", "it builds on another file"),
+    "a setting left to this machine": (
+        lambda a: _config(a, run={name: value for name, value in a.config["run"].items() if name != "seed"}),
+        {},
+        "configuration",
+        "run would be another here",
+    ),
+    "data on this machine": (
+        lambda a: _config(a, task={"use": "image-set", "path": "/data/of/another/study"}),
+        {},
+        "own_data",
+        "task.path is a path on this machine",
+    ),
+    "weights on this machine": (
+        lambda a: _config(a, training={**a.config["training"], "init": "some.safetensors"}),
+        {},
+        "own_data",
+        "training.init is a path on this machine",
+    ),
     "own code in short": (
         lambda a: replace(a, config={**a.config, "model": "pppml_core.builtin.tiny:TinyNet"}),
         {},
@@ -496,6 +518,19 @@ def test_what_is_announced_is_compared_with_what_this_site_would_do(hospital: Ho
     refused(hospital.ask(change(invitation(**sections))), rule, said)
     hospital.untouched()
     assert read_account(hospital.home, load_identity(hospital.home).public) == []
+
+
+def test_own_data_are_those_that_the_site_names(hospital: Hospital) -> None:
+    """The announced path is the coordinator's; what is read is the site's own."""
+    hospital.insist("")
+    pointing = _config(invitation(), task={"use": "image-set", "path": "/data/of/another/study"})
+    (hospital.home / "site.yaml").write_text("data: /data/of/this/site\n")
+    reply = hospital.ask(pointing)
+    assert reply.kind == "refused"
+    assert not reply.body["reason"].startswith("own_data: ")
+    hospital.insist("own_data: false")
+    (hospital.home / "site.yaml").write_text("")
+    assert not hospital.ask(pointing).body["reason"].startswith("own_data: ")
 
 
 def test_another_version_may_be_let_in(hospital: Hospital) -> None:
