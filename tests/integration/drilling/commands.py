@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from drilling.killer import FULL_AT, KILL_AT
 
 HERE = Path(__file__).resolve().parent.parent
 #: seconds; no command of a drill takes as long.
-TOO_LONG = 600
+TOO_LONG = 1800
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -30,9 +31,16 @@ def write_config(path: Path, sections: Mapping[str, Any]) -> Path:
 
 
 def command(
-    *arguments: str | Path, kill_at: Mapping[str, Any] | None = None, full_at: Mapping[str, Any] | None = None
+    *arguments: str | Path, kill_at: Mapping[str, Any] | None = None, full_at: Mapping[str, Any] | None = None, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """``pppml ...``; at the event that contains ``kill_at`` it is killed, at that of ``full_at`` it can write no file any more."""
+    """``pppml ...``; at the event that contains ``kill_at`` it is killed, at that of ``full_at`` it can write no file any more.
+
+    What it says goes to files: a pipe would be waited for until the last process that it left behind has ended.
+    """
     line = [sys.executable, "-m", "pppml_core.cli", *map(str, arguments)]
     moments = {name: json.dumps(event) for name, event in ((KILL_AT, kill_at), (FULL_AT, full_at)) if event is not None}
-    return subprocess.run(line, env=environment(**moments), capture_output=True, text=True, timeout=TOO_LONG, check=False)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        done = subprocess.run(line, env=environment(**moments, **more), stdout=out, stderr=err, timeout=TOO_LONG, check=False)
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(line, done.returncode, out.read(), err.read())

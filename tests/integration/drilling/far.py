@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 #: seconds of these drills for an answer: longer than a process of a site takes to start, under load.
-TIMEOUT = 60
+TIMEOUT = 90
 ENGINES: dict[str, dict[str, Any]] = {
-    "nvflare": {"use": "nvflare", "environment": "poc", "timeout": TIMEOUT, "silence": 20},
+    "nvflare": {"use": "nvflare", "environment": "poc", "timeout": TIMEOUT, "silence": 60},
     "flower": {"use": "flower", "environment": "processes", "timeout": TIMEOUT},
 }
 LIBRARY = {"nvflare": "nvflare", "flower": "flwr"}
@@ -68,3 +68,26 @@ def stop_for(seconds: float, find: Callable[[], list[psutil.Process]]) -> None:
                 process.resume()
 
     threading.Thread(target=go_on, daemon=True).start()
+
+
+def carrier(engine: str) -> list[psutil.Process]:
+    """NVFlare's server, or the SuperLink, with what it started."""
+    found = processes("pppml_flower.superlink") if engine == "flower" else processes("nvflare.private.fed.app.server.server_train")
+    return [p for one in found for p in (one, *one.children(recursive=True))]
+
+
+def restarter(engine: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], object]:
+    """Starts a killed site again. An NVFlare client does that by itself; a Flower node is started again by its people."""
+    if engine != "flower":
+        return lambda site: None
+    from pppml_flower import local_federation as module
+
+    made: list[Any] = []
+    start = module.LocalFederation.start
+
+    def noted(self: Any) -> None:
+        made.append(self)
+        start(self)
+
+    monkeypatch.setattr(module.LocalFederation, "start", noted)
+    return lambda site: made[-1].start_node(site)

@@ -218,7 +218,7 @@ def _here() -> Iterator[Drill]:
     yield Drill(engine, "plain", BOMB, "whole round", "a million messages of strangers at the coordinator's port", W, "")
 
 
-# -- sites that live by themselves: what they are asked for when they join -----------------------------------------------------------------
+# -- sites that live by themselves: what they are asked for when they join ----------------------------------------------------------------
 STRANGE = "a site that is not what the run takes it for"
 
 
@@ -238,7 +238,34 @@ def _joins() -> Iterator[Drill]:
         yield Drill("residents", "secagg-plus", STRANGE, "join", what, Ends.REFUSED, told)
 
 
-TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills(), *_network(), *_here(), *_joins())
+# -- NVFlare's POC and Flower's SuperLink with SuperNodes, as processes of this machine ---------------------------------------------------
+NOTHING, CARRIER_KILLED, STILL = "nothing", "kill -9 of what carries the messages", "processes of a site stand still for 30 s"
+CARRIER = {"nvflare": "NVFlare's server", "flower": "the SuperLink"}
+BEFORE = "before it has the request"
+#: engine -> sum -> stage -> what comes of it when the process in which a site lives is killed as the stage begins.
+FAR_KILLS: dict[str, dict[str, dict[str, Ends]]] = {
+    "nvflare": {
+        "plain": {"contribute": B},
+        "secagg-plus": {"advertise": B, "share": B, "mask": B, "agree": W, "unmask": W},
+        "cyclic-he": {"ring-1": A, "confirm": A, "release": L},
+    },
+    "flower": {"plain": {"contribute": B}, "secagg-plus": {"mask": B, "agree": W}, "cyclic-he": {"ring-1": A}},
+}
+FAR_KILLED = {"nvflare": "its process had ended", "flower": "no answer within|not connected|its own log says why"}
+
+
+def _far() -> Iterator[Drill]:
+    for engine, sums in FAR_KILLS.items():
+        for sum, stages in sums.items():
+            yield Drill(engine, sum, NOTHING, "whole round", "", W, "")
+            for stage, end in stages.items():
+                yield Drill(engine, sum, SITE_KILLED, stage, BEFORE, end, FAR_KILLED[engine])
+        yield Drill(engine, "secagg-plus", STILL, "mask", "", W, "")
+        yield Drill(engine, "secagg-plus", SERVER_KILLED, "mask", UNDER_WAY, R, "")
+        yield Drill(engine, "secagg-plus", CARRIER_KILLED, "mask", CARRIER[engine], R, "")
+
+
+TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills(), *_network(), *_here(), *_joins(), *_far())
 
 
 def drills(engine: str, sum: str, breaks: str) -> list[Drill]:

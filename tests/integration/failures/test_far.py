@@ -1,0 +1,106 @@
+"""NVFlare's POC and a Flower SuperLink with SuperNodes: real processes with TLS, started for the drill and killed and stopped by it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from drilling.commands import command, write_config
+from drilling.far import ENGINES, TIMEOUT, carrier, kill, needed, restarter, site_process, stop_for
+from drilling.lines import at
+from drilling.runs import HE, disturbed, finished, sites, tiny, wrong_sums
+from drilling.table import CARRIER_KILLED, FAR_KILLS, NOTHING, SERVER_KILLED, SITE_KILLED, SITES, STILL, Ends, drills
+
+from pppml_core.errors import RunFailed
+
+AGGREGATORS = {"plain": "plain", "secagg-plus": "secagg-plus", "cyclic-he": HE}
+
+
+@pytest.fixture
+def short():
+    """A folder with a short name, as paths of sockets must be, in which nobody else's processes have their files."""
+    folder = Path(tempfile.mkdtemp(prefix="d-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+RUNS = [(engine, sum) for engine, sums in FAR_KILLS.items() for sum in sums]
+#: the site that is killed: none that initiates a ring.
+SITE = "site_2"
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(("engine", "sum"), RUNS)
+def test_a_site_is_killed_and_one_stands_still(check_rounds, monkeypatch, tmp_path, engine, sum):
+    """Round 1 is left alone; then a drill a round."""
+    needed(engine)
+    restart = restarter(engine, monkeypatch)
+    killed = drills(engine, sum, SITE_KILLED)
+    rounds = {1: drills(engine, sum, NOTHING), **{round: [row] for round, row in enumerate([*killed, *drills(engine, sum, STILL)], 2)}}
+    acts = []
+    for round, (row, *_) in rounds.items():
+        if row.breaks == SITE_KILLED:
+            acts.append(at(lambda: kill(site_process(engine, SITE)), event="stage-started", round=round, stage=row.stage))
+            acts.append(at(lambda: restart(SITE), event="site-lost", round=round))
+        elif row.breaks == STILL:
+            acts.append(at(lambda: stop_for(30, lambda: site_process(engine, SITE)), event="stage-started", round=round, stage=row.stage))
+    sections = tiny(SITES[sum], len(rounds) + 1, aggregator=AGGREGATORS[sum], engine=ENGINES[engine])
+    run = disturbed(tmp_path / "r", sections, *acts)
+    check_rounds(run, rounds, dict.fromkeys(rounds, SITE))
+    assert run.survivors[len(rounds) + 1] == sites(SITES[sum]), "it is back"
+    if sum == "secagg-plus":
+        took = {(e["round"], e["stage"]): e["seconds"] for e in run.events if e["event"] == "stage"}
+        assert 28 < took[len(rounds), "mask"] < TIMEOUT
+    assert not psutil.Process().children(), "nobody is left behind"
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("engine", FAR_KILLS)
+def test_what_carries_the_messages_is_killed(note, tmp_path, engine):
+    needed(engine)
+    (row,) = drills(engine, "secagg-plus", CARRIER_KILLED)
+    sections = tiny(3, 2, aggregator="secagg-plus", engine={**ENGINES[engine], "timeout": 30}, run={"retries": 0})
+    strike = at(lambda: kill(carrier(engine)), event="stage-started", round=2, stage="mask")
+    with pytest.raises(RunFailed) as caught:
+        disturbed(tmp_path / "r", sections, strike)
+    assert "resume" in caught.value.hint
+    run = disturbed(tmp_path / "r", sections, resume=True)
+    wrong = wrong_sums(run, tmp_path / "reference")
+    assert not note(row, Ends.RESUMED if all(n == sites(3) for n in run.survivors.values()) else None, [str(caught.value)], len(wrong))
+    assert wrong == []
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("engine", FAR_KILLS)
+def test_the_coordinator_is_killed(note, tmp_path, short, engine):
+    """`pppml run` is killed: the processes it started end by themselves, and a resumed run starts others."""
+    needed(engine)
+    (row,) = drills(engine, "secagg-plus", SERVER_KILLED)
+    sections = tiny(3, 2, aggregator="secagg-plus", engine=ENGINES[engine])
+    config, folder = write_config(tmp_path / "c.yaml", sections), tmp_path / "r"
+    kill_at = {"event": "site-done", "round": 2, "stage": "mask"}
+    done = command("run", config, "--out", folder, kill_at=kill_at, TMPDIR=str(short))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    again = command("run", "--resume", folder)
+    assert again.returncode == 0, again.stderr
+    run = finished(folder, sections)
+    wrong = wrong_sums(run, tmp_path / "reference")
+    assert not note(row, Ends.RESUMED if all(n == sites(3) for n in run.survivors.values()) else None, [], len(wrong))
+    assert wrong == []
+    assert left_behind((str(tmp_path), str(short)), 60) == []
+
+
+def left_behind(words, seconds):
+    """Command lines with one of these words that are still there after so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        found = [line for line in lines if any(word in part for part in line for word in words)]
+        if not found or time.monotonic() > until:
+            return found
+        time.sleep(1)
