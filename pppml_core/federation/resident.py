@@ -1,9 +1,9 @@
 """A site that lives by itself, at a hospital: engines that it joins hand it frames and take its replies.
 
 Everything that is the site's is in its home: identity, roster, policy, the account of what its runs cost (:mod:`.site_ledger`), the log of
-what left it (:mod:`.audit`), a log to watch it by (:mod:`.site_log`), and ``runs/<run>/`` with the invitation it accepted and what it holds of that run. So a process that is
-started again goes on from there. Of an attempt in which it was lost it knows nothing, and its record on the disk makes it refuse that
-attempt: no mask and no noise is ever used twice.
+what left it (:mod:`.audit`), a log to watch it by (:mod:`.site_log`), and ``runs/<run>/`` with the invitation it accepted and what it
+holds of that run. So a process that is started again goes on from there. Of an attempt in which it was lost it knows nothing, and its
+record on the disk makes it refuse that attempt: no mask and no noise is ever used twice.
 """
 
 from __future__ import annotations

@@ -163,8 +163,8 @@ class Watcher:
 
         ``state`` is ``starting`` (sites are asked to join), ``running``, ``stopped`` (no process holds the run, it can be resumed),
         ``failed`` or ``finished``; ``held``: whether a process has the run's lock, None where the file system cannot tell. Times are in
-        seconds since the epoch, ``age`` is seconds since the last event; ``events`` is False for a run without the reporter ``jsonl``, of
-        which only finished rounds are known.
+        seconds since the epoch, ``age`` is seconds since the last event; ``events`` is False where the reporter ``jsonl`` writes none,
+        so that only finished rounds are known.
         """
         # The lock first: a run that ends between two looks has then written its last event already.
         held = has_writer(self._folder.id)
@@ -186,7 +186,7 @@ class Watcher:
             "headline": self._plan.get("headline"),
             "state": state,
             "held": held,
-            "events": p.last is not None,
+            "events": (self._folder.path / "events.jsonl").exists(),
             "round": max(p.round, done),
             "finished_rounds": done,
             "attempt": p.attempt,

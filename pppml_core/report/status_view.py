@@ -65,11 +65,11 @@ def _remark(s: Mapping[str, Any]) -> str:
     remarks = {
         "running": ", held by a process",
         "starting": ", held by a process; the sites are asked to join",
-        "stopped": ", no process holds the run",
+        "stopped": ", no process holds the run" + ("" if s["last_event"] or s["round"] else " (yet)"),
         "failed": ", no process holds the run",
         "finished": ", still held by a process" if s["held"] else "",
     }
-    return remarks[s["state"]] + ("" if s["events"] else "; only finished rounds are known: the reporter jsonl has written nothing")
+    return remarks[s["state"]] + ("" if s["events"] else "; only finished rounds are known, as the reporter jsonl is not there")
 
 
 def _round(s: Mapping[str, Any], now: float) -> str:
