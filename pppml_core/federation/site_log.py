@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -60,7 +61,8 @@ class SiteLog:
 
     def _tell(self, level: int, event: str, **about: Any) -> None:
         self._logger.log(level, event, extra={"about": about})
-        self._handler.close()  # it is opened again for the next line: a site may be a process a message
+        with suppress(OSError):  # which the handler has told already
+            self._handler.close()  # it is opened again for the next line: a site may be a process a message
 
 
 class _Line(logging.Formatter):

@@ -40,7 +40,7 @@ def _rows(s: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
         yield "lost", f"{site} in stage {loss['stage']}: {loss['reason']}"
     if s["seconds_per_round"] is not None:
         end = s["expected_end"]
-        tail = "" if end is None else f"; expected end about {_clock(end, now)}, in {seconds(end - now)}"
+        tail = "" if end is None else f"; expected end about {_clock(end, now)}, in {seconds(max(0.0, end - now))}"
         yield "pace", f"{seconds(s['seconds_per_round'])} a round{tail}"
     yield "bytes", f"up {size(s['bytes']['up'])}, down {size(s['bytes']['down'])}"
     if s["model_sha256"] is not None:
