@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
 from pppml_core.adhoc import choice_of
 from pppml_core.component import Choice, Component
 from pppml_core.config import RunConfig
+from pppml_core.config.run_config import OF_ANY_ATTACK
 from pppml_core.registry import Registry
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "config.md"
@@ -63,6 +64,8 @@ def _choice(name: str, info: FieldInfo, choice: Choice, registry: Registry) -> I
     default = "Required" if name == "task" else f"Default: `{choice.default}`" if choice.default else f"Default: {_value(info)}"
     note = " (the task's own)" if name == "model" else ""
     yield f"## `{name}`\n\nKind `{choice.kind}`. {default}{note}.\n"
+    if choice.kind == "attack":
+        yield f"Every attack takes, beside its own settings:\n\n{_table(create_model('AnyAttack', **OF_ANY_ATTACK), '')}"
     built_in = registry.components(choice.kind)
     if not built_in:
         yield "None is built in.\n"

@@ -91,7 +91,10 @@ class Binding:
             Annotated[self._variant(kind, component), Tag(f"{TAG}{component.name}>")] for component in self.registry.components(kind)
         ]
         self._open.remove(kind)
-        members += [Annotated[AttributeConfig, Tag(f"{TAG}module:attribute>")], Annotated[ObjectConfig, Tag(f"{TAG}object>")]]
+        members += [
+            Annotated[_of_kind(kind, AttributeConfig), Tag(f"{TAG}module:attribute>")],
+            Annotated[_of_kind(kind, ObjectConfig), Tag(f"{TAG}object>")],
+        ]
         union: Any = Union[tuple(members)]  # noqa: UP007 - a union of computed members
         names = tuple(component.name for component in self.registry.components(kind))
         return Annotated[union, Discriminator(_tag), ChoiceSchema(kind, names, choice.default)]
@@ -99,14 +102,16 @@ class Binding:
     def _variant(self, kind: str, component: Component) -> type[ComponentConfig]:
         """The component's config with ``use: <its name>``."""
         if (kind, component.name) not in self.variants:
-            own = component.config.model_fields
-            common = {name: form for name, form in OF_ANY_ATTACK.items() if kind == "attack" and name not in own}
             self.variants[kind, component.name] = create_model(
                 component.config.__name__,
                 __base__=component.config,
                 __module__=component.config.__module__,
                 __doc__=component.config.__doc__ if component.config.__doc__ != ComponentConfig.__doc__ else component.summary,
-                **{"use": (Literal[component.name], Field(description=component.summary)), **common, **self._fields(component.config)},
+                **{
+                    "use": (Literal[component.name], Field(description=component.summary)),
+                    **_common(kind, component.config),
+                    **self._fields(component.config),
+                },
             )
         return self.variants[kind, component.name]
 
@@ -154,6 +159,22 @@ class Binding:
             else:
                 self._section(self.variants[choice.kind, use], data, path, problems)
         return data
+
+
+def _common(kind: str, config: type[ComponentConfig]) -> dict[str, Any]:
+    """What every component of the kind takes, unless it has a setting of that name itself."""
+    return {name: form for name, form in OF_ANY_ATTACK.items() if kind == "attack" and name not in config.model_fields}
+
+
+def _of_kind(kind: str, config: type[ComponentConfig]) -> type[ComponentConfig]:
+    """A config without a plugin, with what every component of the kind takes."""
+    common = _common(kind, config)
+    if not common:
+        return config
+    made: type[ComponentConfig] = create_model(
+        f"{kind.capitalize()}{config.__name__}", __base__=config, __module__=config.__module__, __doc__=config.__doc__, **common
+    )
+    return made
 
 
 def _tag(value: Any) -> str | None:

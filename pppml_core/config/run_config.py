@@ -61,13 +61,18 @@ class RunSection(Section):
     )
 
 
-#: Settings that every attack takes beside its own: where and when a run makes it.
+#: Settings that every attack takes beside its own: where and when a run makes it, and how much is spent.
 OF_ANY_ATTACK: dict[str, Any] = {
     "vantage": (str, Field("server", description="who looks: server, site:A, neighbours:A, link:A-B, public, joined by +")),
     "rounds": (
         list[Annotated[int, Field(ge=1)]],
         Field(default_factory=list, description="rounds whose model is attacked, during the run; none: at its end, its result"),
     ),
+    "victims": (
+        int | None,
+        Field(None, ge=1, description="images that are attacked; default: 100 of an attack that takes milliseconds, else 3"),
+    ),
+    "seconds": (Positive | None, Field(None, description="wall-clock time for one victim, of attacks that search; default: 10")),
 }
 
 

@@ -21,6 +21,8 @@ GOOD = {
     "nested default": "task: cells\naggregator: {use: ring, backend: {scheme: ckks}}",
     "default with no settings": "task: cells\naggregator: {}",
     "attacks": "task: cells\nattacks: [{use: gradients, vantage: server, rounds: [1, 2]}]",
+    "attack of your own": "task: cells\nattacks: [{use: 'my.module:Look', args: {depth: 3}, vantage: 'site:a', rounds: [1], victims: 5, "
+    "seconds: 2.5}]",
     "no reporters": "task: cells\nreporters: []",
     "range by pattern": "task: {use: cells, partition: {by: dirichlet, alpha: 0.1}}\nencoding: {bits: 8, range: {'conv*': 0.5}}",
     "much": "task: cells\nrun: {rounds: 5, seed: 3, stop: {patience: 2}}\ntraining: {steps: 3, optimizer: {use: adam, lr: 1.0e-3}}\n"
@@ -34,6 +36,8 @@ BAD = {
     "unknown nested name": "task: cells\naggregator: {use: ring, backend: tenseal}",
     "key of another component": "task: cells\naggregator: {use: plain, rings: 2}",
     "pool outside the task": "task: cells\nmodel: {use: 'a:b', pool: true}",
+    "what an attack takes at a model": "task: cells\nmodel: {use: 'a:b', victims: 3}",
+    "no victims": "task: cells\nattacks: [{use: 'a:b', victims: 0}]",
     "out of range": "task: cells\nrun: {rounds: 0}",
     "out of a component's range": "task: {use: cells, sites: 0}",
     "wrong type": "task: cells\nrun: {rounds: ten}",
@@ -117,7 +121,7 @@ def test_diff_names_each_entry(registry):
         "aggregator.use: 'plain' -> 'ring'",
         "aggregator.rings: None -> 2",
         "aggregator.backend: None -> {'use': 'toy-he', 'scheme': 'bfv'}",
-        "attacks: [{'use': 'gradients', 'vantage': 'a', 'rounds': [1]}] -> []",
+        "attacks: [{'use': 'gradients', 'vantage': 'a', 'rounds': [1], 'victims': None, 'seconds': None}] -> []",
     ]
     assert [one.path for one in diff(to_plain(before), after)] == [one.path for one in diff(before, after)]
 

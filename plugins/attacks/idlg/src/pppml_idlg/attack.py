@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -26,9 +25,8 @@ class Matching(Attack):
 
     def run(self, view: AdversaryView, budget: Budget, ctx: Knowledge) -> Reconstruction:
         """Images and labels."""
-        own = math.inf if self.config.seconds is None else self.config.seconds
         with seeded(ctx.seed):  # networks draw initial weights and dropout from the global generator
-            return self.search(view, ctx, Effort(min(float(budget.seconds), own)))
+            return self.search(view, ctx, Effort(float(budget.seconds)))
 
     @abstractmethod
     def search(self, view: AdversaryView, ctx: Knowledge, effort: Effort) -> Reconstruction:

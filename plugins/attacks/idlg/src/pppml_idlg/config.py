@@ -12,7 +12,6 @@ Rule = Literal["auto", "row-sum", "bias", "matched-filter"]
 
 _IMAGES = "distinct images behind one site's update; default: local steps times batch size"
 _MOST = "images behind the whole sum above which the attack does not apply"
-_SECONDS = "wall-clock limit of one answer, beside the one it is called with; default: none of its own"
 
 
 class MatchingConfig(ComponentConfig):
@@ -20,7 +19,6 @@ class MatchingConfig(ComponentConfig):
 
     images: int | None = Field(None, ge=1, description=_IMAGES)
     most_images: int = Field(64, ge=1, description=_MOST)
-    seconds: float | None = Field(None, gt=0, description=_SECONDS)
 
 
 class DlgConfig(MatchingConfig):
