@@ -1,11 +1,11 @@
 """What an attack has shown over its victims: recovered, not shown to leak, or inconclusive.
 
-Each kind of answer makes one or two claims, such as "picks the patient out of look-alikes". A claim is *shown* where the attack succeeds
+Each kind of answer makes one to three claims, such as "picks the patient out of look-alikes". A claim is *shown* where the attack succeeds
 significantly more often than the best blind guess **and** than the same attack on random gradients (the negative control). Where it is
 not shown, that says something only if the same attack shows it with the defence off (the positive control): otherwise the test could not
 have found anything, and the outcome is inconclusive, never "protected". Tests are one-sided, and exact where trials
 succeed or fail (degrees are compared by permutations); a patient counts once, with the first of its images; the level is shared out over
-the claims (Bonferroni).
+the claims of one kind of answer (Bonferroni). Which test decides a claim is fixed here, before anything is seen.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Tally:
         p_guess: probability that an attacker no better than that guess does as well.
         among: what the rates refer to, e.g. 100 look-alikes; 0: nothing.
         error: whether the values are errors taken from 1; they are worded as errors.
+        ranks: of scored queries in place of trials: rank among all and weight of each, see :func:`_ordered`.
     """
 
     values: tuple[float, ...]
@@ -42,11 +43,12 @@ class Tally:
     p_guess: float
     among: int = 0
     error: bool = False
+    ranks: tuple[tuple[float, float], ...] = ()
 
     @property
     def binary(self) -> bool:
         """Whether every trial simply succeeded or failed."""
-        return all(v in (0.0, 1.0) for v in self.values)
+        return not self.ranks and all(v in (0.0, 1.0) for v in self.values)
 
     @property
     def rate(self) -> float:
@@ -120,6 +122,15 @@ def claims(answers: Answer, target: Scores, positive: Scores, negative: Scores, 
     return [_claim(n, _TALLIES[n](target), _TALLIES[n](positive), _TALLIES[n](negative), share) for n in names]
 
 
+def beside(answers: Answer, target: Scores, positive: Scores, negative: Scores, level: float = 0.01) -> list[Claim]:
+    """Claims of what the attack told besides, which do not decide its outcome: the labels, where it redraws images and infers them too.
+
+    An answer of its own, so with a level of its own. Arguments as of :func:`decide`.
+    """
+    labelled = bool(target) and all("label_accuracy" in score for score in target)
+    return claims("labels", target, positive, negative, level) if answers == "images" and labelled else []
+
+
 def one_each(scores: Scores) -> Scores:
     """The first score of each ``person``: several images of one patient are no independent trials. Scores that name nobody all stay."""
     known: set[Any] = set()
@@ -173,7 +184,8 @@ def _claim(name: str, target: Tally, positive: Tally, negative: Tally, level: fl
         verdict, end = "untested", "With the defence off it did not succeed beyond doubt either, so this test says nothing."
     else:
         verdict, end = "not_shown", ""
-    sentence = f"{_WHAT[name.partition('@')[0]].format(target=_success(target), among=target.among, rate=_rate(name))}; "
+    what = "ordered" if target.ranks else name.partition("@")[0]
+    sentence = f"{_WHAT[what].format(target=_success(target), among=target.among, rate=_rate(name))}; "
     sentence += (
         f"best guess {target.percent(target.guess)}, with the defence off {positive.words()}, on random gradients {negative.words()}."
     )
@@ -186,6 +198,7 @@ _WHAT = {
     "named": "Labels named: {target}",
     "measured": "Lesion area, as a share of the image, on average: {target}",
     "members": "Training images told from others{rate}: {target}",
+    "ordered": "Pairs of a training image and another one put in the right order: {target}",
     "placed": "Images traced to their hospital: {target}",
     "decoded": "Updates decoded: {target}",
 }
@@ -205,12 +218,15 @@ def _success(tally: Tally) -> str:
 def _above(one: Tally, other: Tally) -> float:
     """Probability that the first sample is so much above the second by chance, where both are of one kind.
 
-    Successes and failures: Boschloo's exact test (1970), which is more powerful than Fisher's. Degrees: permutations of the trials.
+    Successes and failures: Boschloo's exact test (1970), which is more powerful than Fisher's. Degrees: permutations of the trials. Scores
+    of the same queries: permutations within each.
     """
     from scipy import stats
 
     if not one.values or not other.values:
         return 1.0
+    if one.ranks:
+        return _better_ordered(one, other)
     if one.binary and other.binary:
         won, lost = int(sum(one.values)), int(sum(other.values))
         if won * len(other.values) <= lost * len(one.values):
@@ -219,6 +235,20 @@ def _above(one: Tally, other: Tally) -> float:
         return float(stats.boschloo_exact(table, "greater").pvalue)
     settings = {"alternative": "greater", "n_resamples": _RESAMPLES, "vectorized": True, "rng": np.random.default_rng(0)}
     return float(stats.permutation_test((one.values, other.values), _difference, **settings).pvalue)
+
+
+def _better_ordered(one: Tally, other: Tally) -> float:
+    """The same of two AUCs over the same queries: each query's two ranks are exchanged at random.
+
+    After Bandos, Rockette and Gur 2005, A permutation test sensitive to differences in areas for comparing ROC curves from a paired design.
+    """
+    from scipy import stats
+
+    if [w for _, w in one.ranks] != [w for _, w in other.ranks]:  # not of the same queries
+        return 1.0
+    apart = np.array([w * (a - b) for (a, w), (b, _) in zip(one.ranks, other.ranks, strict=True)])
+    settings = {"alternative": "greater", "n_resamples": _RESAMPLES, "vectorized": True, "rng": np.random.default_rng(0)}
+    return float(stats.permutation_test((apart,), np.sum, permutation_type="samples", **settings).pvalue)
 
 
 def _difference(one: Any, other: Any, axis: int = -1) -> Any:
@@ -260,25 +290,47 @@ def _paired(scores: Scores, metric: str, kind: str, error: bool = False) -> Tall
     return Tally(tuple(mine), float(np.mean(theirs)), p, error=error)
 
 
-def _found(scores: Scores, rate: float | None) -> Tally:
-    """Members among the highest scores. Without evidence every order is equally likely, so their number is hypergeometric."""
+def _ordered(scores: Scores) -> Tally:
+    """Pairs of a member and another query in the right order: their share is the AUC; Mann and Whitney's exact test over all orders.
+
+    It looks at every score, and so tells more than how many members are among the highest. A value is the share of others below a member;
+    equal scores count against the attack. Weights of ranks are 1 over the members and -1 over the others, so that their weighted sum is
+    the AUC up to factors that do not depend on the attack.
+    """
+    from scipy.stats import combine_pvalues, mannwhitneyu
+
+    chances, values, ranks = list[float](), list[float](), list[tuple[float, float]]()
+    for s in scores:
+        inside, outside = np.array(s["member_ranks"]), np.array(s["other_ranks"])
+        if not len(inside) or not len(outside):
+            continue
+        chances.append(float(mannwhitneyu(inside, outside, alternative="greater", method="exact").pvalue))
+        values += (np.searchsorted(np.sort(outside), inside) / len(outside)).tolist()
+        ranks += [(float(r), 1 / len(inside)) for r in inside] + [(float(r), -1 / len(outside)) for r in outside]
+    if not values:
+        return Tally((), 0.0, 1.0)
+    p = float(combine_pvalues(np.clip(chances, 1e-300, 1.0), "fisher").pvalue)
+    return Tally(tuple(values), 0.5, p, ranks=tuple(ranks))
+
+
+def _found(scores: Scores, rate: float) -> Tally:
+    """Members among the highest scores at a rate of false alarms. Without evidence every order is equally likely."""
     from scipy.stats import combine_pvalues, hypergeom
 
     chances: list[float] = []
     values: list[float] = []
     for s in scores:
         inside, outside = s["members"], s["others"]
-        found = s["found" if rate is None else f"found@{rate:g}"]
+        found = s[f"found@{rate:g}"]
         if not inside or not outside or found is None:
             continue
         # At least `found` members come before `allowed + 1` others: so many are among the first `found + allowed`.
-        first = inside if rate is None else found + int(rate * outside + 1e-9)
+        first = found + int(rate * outside + 1e-9)
         chances.append(float(hypergeom.sf(found - 1, inside + outside, inside, first)))
         values += [1.0] * found + [0.0] * (inside - found)
     if not values:
         return Tally((), 0.0, 1.0)
-    base = float(np.mean([s["members"] / (s["members"] + s["others"]) for s in scores])) if rate is None else rate
-    return Tally(tuple(values), base, float(combine_pvalues(np.clip(chances, 1e-300, 1.0), "fisher").pvalue))
+    return Tally(tuple(values), rate, float(combine_pvalues(np.clip(chances, 1e-300, 1.0), "fisher").pvalue))
 
 
 def _all(scores: Scores, metric: str) -> list[Any]:
@@ -303,7 +355,7 @@ _TALLIES: dict[str, Callable[[Scores], Tally]] = {
     "named": lambda s: _paired(s, "label_accuracy", "labels"),
     "measured": lambda s: _paired(s, "area_error", "area", error=True),
     "placed": lambda s: _paired(s, "site_right", "site"),
-    "members": lambda s: _found(s, None),
+    "members": _ordered,
     "members@0.01": lambda s: _found(s, 0.01),
     "members@0.05": lambda s: _found(s, 0.05),
 }

@@ -97,17 +97,19 @@ def named(labels: npt.ArrayLike | None, counts: npt.ArrayLike | None, true: npt.
 def told_members(scores: npt.ArrayLike, members: npt.NDArray[np.bool_]) -> Metrics:
     """Of queries of which some are members, by descending score; ties count against the attack.
 
-    ``members``, ``others``: how many; ``auc``: area under the ROC curve (None without both); ``found``: members among the first as many as
-    there are members; ``found@RATE``: members before the first ``RATE * others + 1`` non-members, None with fewer than ``3 / RATE``
-    non-members.
+    ``members``, ``others``: how many; ``auc``: area under the ROC curve (None without both); ``found@RATE``: members before the first
+    ``RATE * others + 1`` non-members, None with fewer than ``3 / RATE`` non-members. ``member_ranks``, ``other_ranks``: place of each among
+    all, from 1 for the lowest score, in the order of the queries.
     """
     from sklearn.metrics import roc_auc_score
 
     values, true = _flat(scores, len(members), "members"), np.asarray(members, bool)
     inside, outside = int(true.sum()), int((~true).sum())
-    ordered = true[np.lexsort((true, -values))]  # of equal scores, non-members come first
+    order = np.lexsort((true, -values))  # of equal scores, non-members come first
+    ordered, ranks = true[order], np.empty(len(true), np.int64)
+    ranks[order] = np.arange(len(true), 0, -1)
     before = np.cumsum(ordered)
-    found: Metrics = {"members": inside, "others": outside, "auc": None, "found": int(before[inside - 1]) if inside else 0}
+    found: Metrics = {"members": inside, "others": outside, "auc": None}
     if inside and outside:
         # Minus infinity is beyond what the library takes; ranks order alike.
         found["auc"] = float(roc_auc_score(true, np.unique(values, return_inverse=True)[1]))
@@ -115,7 +117,7 @@ def told_members(scores: npt.ArrayLike, members: npt.NDArray[np.bool_]) -> Metri
         allowed, last = int(rate * outside + 1e-9), np.flatnonzero(~ordered)
         enough = outside * rate >= _FEWEST - 1e-9
         found[f"found@{rate:g}"] = int(before[last[allowed]]) if enough else None
-    return found
+    return {**found, "member_ranks": ranks[true].tolist(), "other_ranks": ranks[~true].tolist()}
 
 
 def placed_sites(scores: npt.ArrayLike, true: npt.NDArray[np.int64]) -> Metrics:

@@ -75,9 +75,10 @@ def best_guess(answers: Answer, scores: Scores, level: float = 0.95) -> dict[str
 
 
 def total_effort(efforts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Sums over the victims of ``evaluations``, ``seconds`` and ``restarts``, where they were told; ``victims``."""
-    told = {name: [e[name] for e in efforts if name in e] for name in ("evaluations", "seconds", "restarts")}
-    return {"victims": float(len(efforts)), **{name: float(sum(values)) for name, values in told.items() if values}}
+    """Sums over the victims of everything that was told (of ``loss`` the mean), and ``victims``, how many there were."""
+    told = {name: [e[name] for e in efforts if name in e] for name in dict.fromkeys(name for e in efforts for name in e)}
+    sums = {name: float(np.mean(values) if name == "loss" else np.sum(values)) for name, values in told.items()}
+    return {**sums, "victims": float(len(efforts))}
 
 
 def _values(scores: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:

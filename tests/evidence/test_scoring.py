@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from itertools import combinations
+from itertools import combinations, product
 from math import comb
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, boschloo_exact, hypergeom
+from scipy.stats import binom, binomtest, boschloo_exact, hypergeom
 from sklearn.metrics import roc_auc_score
 
 from pppml_core.errors import PppmlError
@@ -212,26 +212,78 @@ def test_members_are_counted_as_by_hand_and_by_scikit_learn() -> None:
             expected = None if outside * rate < 3 else int((scores[truth] > limit).sum())
             assert found[f"found@{rate:g}"] == expected
         # Of equal scores the others come first.
-        order = sorted(range(len(truth)), key=lambda i: (-scores[i], truth[i]))
-        assert found["found"] == int(truth[order[:inside]].sum())
+        order = sorted(range(len(truth)), key=lambda i: (scores[i], not truth[i], -i))
+        place = {i: at + 1 for at, i in enumerate(order)}
+        assert found["member_ranks"] == [place[i] for i in np.flatnonzero(truth)]
+        assert found["other_ranks"] == [place[i] for i in np.flatnonzero(~truth)]
     assert measures.told_members([1.0, 1.0], np.array([True, True]))["auc"] is None
-    assert measures.told_members([np.nan] * 4, np.array([True, False] * 2))["found"] == 0
+    assert measures.told_members([np.nan] * 4, np.array([True, False] * 2))["member_ranks"] == [2, 1]
 
 
-@pytest.mark.parametrize("rate", [None, 0.5])
-def test_the_chance_of_finding_members_is_exact_over_all_orders(rate: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chance_of_finding_members_is_exact_over_all_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "FALSE_POSITIVE_RATES", (0.5,))  # so that few others are enough
     inside, outside = 3, 6
     total = inside + outside
     counts: dict[int, int] = {}
     for chosen in combinations(range(total), inside):
         truth = np.isin(np.arange(total), chosen)
-        found = measures.told_members(-np.arange(total), truth)["found" if rate is None else "found@0.5"]
+        found = measures.told_members(-np.arange(total), truth)["found@0.5"]
         counts[found] = counts.get(found, 0) + 1
     for found in counts:
-        score_of = {"members": inside, "others": outside, "found": found, "found@0.5": found}
+        score_of = {"members": inside, "others": outside, "found@0.5": found}
         exact = sum(n for f, n in counts.items() if f >= found) / comb(total, inside)
-        assert deciding._found([score_of], rate).p_guess == pytest.approx(exact, rel=1e-9)
+        assert deciding._found([score_of], 0.5).p_guess == pytest.approx(exact, rel=1e-9)
+
+
+def told(scores: Any, truth: np.ndarray) -> dict[str, Any]:
+    """A victim whose scores these are."""
+    return {**measures.told_members(scores, truth), "blind": {}}
+
+
+def test_the_chance_of_an_order_is_exact_over_all_orders() -> None:
+    """Mann and Whitney, by enumeration of all 84 places of 3 members among 9; values are those of the AUC."""
+    every = [np.isin(np.arange(9), chosen) for chosen in combinations(range(9), 3)]
+    tallies = [deciding._ordered([told(np.arange(9), truth)]) for truth in every]
+    areas = np.array([roc_auc_score(truth, np.arange(9)) for truth in every])
+    np.testing.assert_allclose([t.rate for t in tallies], areas)
+    np.testing.assert_allclose([t.p_guess for t in tallies], [(areas >= area - 1e-9).mean() for area in areas])
+
+
+def test_better_than_on_random_updates_is_exact_over_all_exchanges() -> None:
+    """Bandos, Rockette and Gur: by enumeration of all 512 ways to exchange the two ranks of each of 9 queries."""
+    rng, truth = np.random.default_rng(7), np.arange(9) < 4
+    mine, random = (told(rng.standard_normal(9) + shift * truth, truth) for shift in (1.5, 0.0))
+    ranks = [np.array([*s["member_ranks"], *s["other_ranks"]]) for s in (mine, random)]
+    weight = np.where(truth, 1 / 4, -1 / 5)
+    drawn = [float((weight * np.where(swap, ranks[1] - ranks[0], ranks[0] - ranks[1])).sum()) for swap in product((False, True), repeat=9)]
+    found = deciding._above(deciding._ordered([mine]), deciding._ordered([random]))
+    assert found == pytest.approx(np.mean(np.array(drawn) >= drawn[0] - 1e-9))
+    assert deciding._above(deciding._ordered([random]), deciding._ordered([random])) > 0.5
+    assert deciding._above(deciding._ordered([mine]), deciding._ordered([mine, random])) == 1.0, "not of the same queries"
+
+
+def test_members_are_decided_by_the_order_of_all_queries() -> None:
+    """Of 100 and 100 queries, 59 members among the highest 100 are not beyond chance at half of 1 %; the whole order is. Fixed seed."""
+    truth, rng = np.arange(200) < 100, np.random.default_rng(9)
+    shifted, off, random = (told(rng.standard_normal(200) + shift * truth, truth) for shift in (0.6, 3.0, 0.0))
+    order = np.argsort([-r for r in (*shifted["member_ranks"], *shifted["other_ranks"])])
+    best = int(truth[order[:100]].sum())
+    assert hypergeom.sf(best - 1, 200, 100, 100) > 0.01 / 2, best
+    outcome, reason = decide("members", [shifted], [off], [random])
+    assert outcome == "recovered", reason
+    assert "Pairs of a training image and another one put in the right order: " in reason
+    assert "best guess 50.0%" in reason
+
+
+def test_the_level_of_members_is_kept() -> None:
+    """Scores that know nothing: of 60 lists at a level of 1 % more than 8 are called recovered with probability below 1e-6."""
+    assert binom.sf(8, 60, 0.01) < 1e-6
+    truth, rng = np.arange(60) < 30, np.random.default_rng(6)
+    off = told(rng.standard_normal(60) + 4 * truth, truth)
+    null = [[told(rng.standard_normal(60), truth) for _ in range(2)] for _ in range(60)]
+    outcomes = [decide("members", [one], [off], [other])[0] for one, other in null]
+    assert outcomes.count("recovered") <= 8
+    assert outcomes.count("not_shown_to_leak") > 40
 
 
 def test_members_of_several_victims_are_decided_together() -> None:
@@ -490,12 +542,42 @@ def test_summaries_are_plain_numbers_and_name_the_worst_victim(clinic: Clinic) -
     guess = best_guess("images", found)
     assert guess["psnr"]["median"] == pytest.approx(np.median([s["blind"]["images"][guess["rule"]]["psnr"][0] for s in found]))
     assert guess["rule"] in {"mean", "mean of look-alikes"}
-    assert total_effort([{"evaluations": 3, "seconds": 0.5}, {"seconds": 1.0}]) == {"victims": 2.0, "evaluations": 3.0, "seconds": 1.5}
 
 
-def test_hypergeometric_chances_combine_as_fisher_says() -> None:
-    one = {"members": 5, "others": 5, "found": 5}
-    p = hypergeom.sf(4, 10, 5, 5)
+def test_all_effort_that_was_told_is_kept() -> None:
+    efforts = [{"evaluations": 3, "seconds": 0.5, "loss": 1.0, "label_rule_bias": 1.0}, {"seconds": 1.0, "loss": 3.0, "rounds": 2}]
+    expected = {"evaluations": 3.0, "seconds": 1.5, "loss": 2.0, "label_rule_bias": 1.0, "rounds": 2.0, "victims": 2.0}
+    assert total_effort(efforts) == expected
+    assert total_effort([]) == {"victims": 0.0}
+
+
+def test_what_image_attacks_say_of_labels_is_a_claim_of_its_own(clinic: Clinic) -> None:
+    """It is counted where labels are inferred, and decides nothing about the pictures."""
+
+    def scores(label: Callable[[int], int]) -> list[dict[str, Any]]:
+        return [
+            score("images", {"images": clinic.gallery[:1] * 0, "labels": [label(i)]}, clinic.truth(i), clinic.knowledge) for i in range(12)
+        ]
+
+    def right(i: int) -> int:
+        return int(clinic.truth(i).images.targets[0])
+
+    inferred, wrong = scores(right), scores(lambda i: (right(i) + 1) % 3)
+    (claim,) = deciding.beside("images", inferred, inferred, wrong)
+    assert (claim.name, claim.verdict) == ("named", "shown")
+    assert "Labels named: 12 of 12" in claim.reason
+    (claim,) = deciding.beside("images", wrong, inferred, wrong)
+    assert claim.verdict == "not_shown"
+    assert decide("images", inferred, inferred, wrong)[0] != "recovered"
+    assert "named" not in {c.name for c in deciding.claims("images", inferred, inferred, wrong)}
+    without = [{n: v for n, v in s.items() if n != "label_accuracy"} for s in inferred]
+    assert deciding.beside("images", without, inferred, wrong) == []
+    assert deciding.beside("candidate", inferred, inferred, wrong) == []
+
+
+def test_chances_of_several_victims_combine_as_fisher_says() -> None:
+    one = told(-np.arange(10), np.arange(10) < 5)
+    p = 1 / comb(10, 5)
     chi2 = -4 * np.log(p)
     expected = np.exp(-chi2 / 2) * (1 + chi2 / 2)  # of four degrees of freedom
-    assert deciding._found([one, one], None).p_guess == pytest.approx(expected)
+    assert deciding._ordered([one, one]).p_guess == pytest.approx(expected)
