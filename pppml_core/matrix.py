@@ -29,7 +29,7 @@ from pppml_core.config import resolve, to_plain
 from pppml_core.config.source import load_yaml
 from pppml_core.errors import ConfigError, check_site, nearest
 from pppml_core.evidence.attacks import RECORDED, Target, bound, needs_recording, record_path
-from pppml_core.evidence.evaluate import Cell, Control, Effort
+from pppml_core.evidence.found import Cell, Control, Effort
 from pppml_core.evidence.record import finite
 from pppml_core.evidence.vantage import read_vantage
 from pppml_core.interfaces.attack import Vantage
@@ -40,7 +40,7 @@ Round = Annotated[int, Field(ge=1)] | Literal["last"]
 
 
 class EffortSection(BaseModel):
-    """How much is spent on a cell; see :class:`pppml_core.evidence.evaluate.Effort`."""
+    """How much is spent on a cell; see :class:`pppml_core.evidence.found.Effort`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

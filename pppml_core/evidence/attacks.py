@@ -13,8 +13,9 @@ from typing import Any
 from pppml_core.component import ComponentConfig
 from pppml_core.config import resolve, to_plain
 from pppml_core.errors import ConfigError, check_site
-from pppml_core.evidence.evaluate import Cell, Control, Effort, Evaluation, Found
-from pppml_core.evidence.record import NOT_ITS_OWN, finite, record_of
+from pppml_core.evidence.evaluate import Evaluation
+from pppml_core.evidence.found import Cell, Control, Effort, Found
+from pppml_core.evidence.record import finite, record_of, settings_of
 from pppml_core.evidence.recorded import Recorded
 from pppml_core.evidence.rounds import weights_before
 from pppml_core.evidence.vantage import file_part, read_vantage
@@ -119,8 +120,9 @@ class Target:
         )
         records = []
         for found in evaluation.run(cells):
-            told = {"about": about, "staged": False, "before": at, "rounds": self.rounds, "cells": judged}
-            record = record_of(found, evaluation.privacy, watched, at, **told)
+            record = record_of(
+                found, evaluation.privacy, watched, at, about=about, staged=False, before=at, rounds=self.rounds, cells=judged
+            )
             records.append(self._write({**record, "asked": self.asked(found.cell.attack, effort, watched)}, found))
         return records
 
@@ -147,16 +149,18 @@ class Target:
             "control": dict(verdict.control),
             "best_guess": dict(verdict.best_guess),
             "effort": {"seconds": time.perf_counter() - began, **verdict.effort},
-            "settings": {name: value for name, value in config.model_dump(mode="json").items() if name not in NOT_ITS_OWN},
+            "settings": settings_of(config),
+            "why": "misfit" if verdict.outcome == "not_applicable" else None,
             "asked": self.asked(config, None, None),
         }
         return self._write(record, None)
 
     def asked(self, config: ComponentConfig, effort: Effort | None, site: str | None) -> dict[str, Any]:
         """What a record was asked for: it stands for another only where all of this is the same. ``effort`` None: of an audit."""
-        settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in NOT_ITS_OWN}
+        settings = settings_of(config)
         if effort is None:
             return {"settings": settings}
+        effort = effort.of(config)
         victims = effort.victims(self.parts.registry.build("attack", config))
         spent = {"victims": victims, "seconds": effort.seconds, "gallery": effort.gallery, "seed": effort.seed}
         return {"settings": settings, "site": site, **spent}

@@ -19,105 +19,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.component import ComponentConfig
-from pppml_core.config import resolve, to_plain
-from pppml_core.errors import ConfigError, PppmlError
+from pppml_core.errors import PppmlError
 from pppml_core.evidence.attacker import Attacker
 from pppml_core.evidence.claims import before_noise
+from pppml_core.evidence.controls import randomized, undefended
 from pppml_core.evidence.deciding import controls_needed
+from pppml_core.evidence.found import OWN, Cell, Control, Effort, Found, Picture, trimmed
 from pppml_core.evidence.knowledge import known
 from pppml_core.evidence.scoring import Metrics, Truth, blind_scores, score
+from pppml_core.evidence.seen import NoSuchParty
 from pppml_core.evidence.stage import Stage, Staged
 from pppml_core.evidence.victims import Victim, batch_of, draw_victims, public_images
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.vetting import suspicious
-from pppml_core.interfaces.attack import AdversaryView, Answer, Arrays, Attack, Images, Knowledge, Seen, Sight, Training, Vantage
+from pppml_core.interfaces.attack import AdversaryView, Answer, Arrays, Attack, Images, Knowledge, Training, Vantage
 from pppml_core.learning.arrays import to_numpy
 from pppml_core.randomness import Seeds
 
 Emit = Callable[[Mapping[str, Any]], None]
 ON_THE_SERVER = Vantage("server", server=True)
-OWN = "the watched site is one of the adversaries"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One attack from one vantage."""
-
-    attack: ComponentConfig
-    vantage: Vantage
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is spent.
-
-    Args:
-        cheap: victims of an attack that takes milliseconds.
-        optimized: victims of one that takes its whole budget.
-        seconds: budget of one answer.
-        gallery: images among which a victim is to be picked.
-        seed: of victims, galleries, and the attacks' own choices.
-    """
-
-    cheap: int = 100
-    optimized: int = 3
-    seconds: float = 10.0
-    gallery: int = 100
-    seed: int = 0
-
-    def victims(self, attack: Attack) -> int:
-        """Of that attack."""
-        return self.cheap if attack.cheap else self.optimized
-
-
-@dataclass(frozen=True)
-class Control:
-    """Scores of one victim with the defence off, and on random updates; ``broken``: why the attack failed in a control run.
-
-    A broken run with the defence off found nothing; one on random updates says nothing, and is not among the scores.
-    """
-
-    positive: Metrics
-    negative: Sequence[Metrics] = ()
-    broken: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A victim and what was made of it, in the task's units; ``low`` and ``high``: the range of pixel values."""
-
-    original: Images
-    guess: npt.NDArray[Any]
-    public: Images
-    low: npt.NDArray[Any]
-    high: npt.NDArray[Any]
-
-
-@dataclass
-class Found:
-    """What came of one cell, victim by victim; what is scored, not what was guessed.
-
-    ``pictures``: see :mod:`.strips`. ``misfit``: why the attack does not fit this vantage, ``unfit`` of its
-    victims; a cell with scores is judged on the others. ``lied``: the server sent other weights than the true ones;
-    ``caught``: what a site's policy (``vet_weights``) says of them.
-    """
-
-    cell: Cell
-    attack: Attack
-    scores: list[Metrics] = field(default_factory=list)
-    control: list[Metrics] = field(default_factory=list)
-    negative: list[Metrics] = field(default_factory=list)
-    efforts: list[Mapping[str, float]] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
-    misfit: str = ""
-    errors: list[str] = field(default_factory=list)
-    caught: list[str] = field(default_factory=list)
-    lied: bool = False
-    broken: list[str] = field(default_factory=list)
-    unfit: int = 0
-    pictures: list[Picture] = field(default_factory=list)
-    alike: list[int] = field(default_factory=list)
 
 
 class Evaluation:
@@ -181,8 +101,8 @@ class Evaluation:
     def _group(self, group: list[Found], pool: ThreadPoolExecutor, free: Queue[Attacker], workers: int) -> None:
         """Rounds are held here, one after another; meanwhile the attackers answer for those that were held before."""
         effort, batch = self._effort, group[0].attack.batch
-        most = max(effort.victims(one.attack) for one in group)
-        victims = draw_victims(self._parts, self.site, most, batch, effort.seed, effort.gallery)
+        counts = [effort.of(one.cell.attack).victims(one.attack) for one in group]
+        victims = draw_victims(self._parts, self.site, max(counts), batch, effort.seed, effort.gallery)
         weights = group[0].attack.plant(self._weights, self._knowledge(group[0].attack, victims[0], 1, 0, self.stage))
         pending: deque[Future[list[_Answer]]] = deque()
         if weights is not self._weights:
@@ -190,7 +110,7 @@ class Evaluation:
             for one in group:
                 one.caught, one.lied = caught, True
         for number, victim in enumerate(victims):
-            wanted = [one for one in group if number < effort.victims(one.attack) and (one.scores or not one.misfit)]
+            wanted = [one for one, count in zip(group, counts, strict=True) if number < count and (one.scores or not one.misfit)]
             if not wanted:
                 break
             self._emit({"event": "victim", "number": number + 1, "of": len(victims), "round": self._round})
@@ -209,11 +129,11 @@ class Evaluation:
         """What an attacker is given of one victim, and what is true; None where this vantage has no view."""
         try:
             seen = held.seen(one.cell.vantage)
-        except ConfigError as error:  # e.g. neighbours where there is no ring
-            one.misfit = error.message
+        except NoSuchParty as error:
+            one.misfit, one.why = error.message, "no_such_party"
             return None
         if self.site in seen.members:
-            one.misfit = OWN
+            one.misfit, one.why = OWN, "own"
             return None
         sight = seen.of(self.site)
         among = len(sight.sites) if sight else len(held.cohort)
@@ -238,7 +158,7 @@ class Evaluation:
 
     def _answer(self, asked: _Asked, attacker: Attacker, blind: dict[str, Any]) -> _Answer:
         one, question = asked.one, asked.question
-        answered = attacker.answer(one.cell.attack, question.view, self._effort.seconds, question.knowledge)
+        answered = attacker.answer(one.cell.attack, question.view, self._effort.of(one.cell.attack).seconds, question.knowledge)
         if answered["misfit"]:
             return _Answer(asked, answered)
         kind = one.attack.answers
@@ -251,7 +171,8 @@ class Evaluation:
 
     def _control(self, one: Found, control: _Question, number: int, attacker: Attacker, blind: Mapping[str, Metrics]) -> Control:
         """The same attack on the same victim where nothing stands between the step and the server, and on random updates of that size."""
-        victims = self._effort.victims(one.attack)
+        effort = self._effort.of(one.cell.attack)
+        victims = effort.victims(one.attack)
         trials = 1 if one.attack.cheap else -(-controls_needed(victims) // victims)
         seen = control.view.last
         drawn = [Seeds(self._effort.seed).generator("random update", number + 1000 * i) for i in range(trials)]
@@ -260,7 +181,7 @@ class Evaluation:
         if one.attack.answers == "update":  # its best guess is of the round that is attacked
             blind = blind_scores("update", control.truth, control.knowledge)
         for view in (control.view, *wrong):
-            answered = attacker.answer(one.cell.attack, view, self._effort.seconds, control.knowledge)
+            answered = attacker.answer(one.cell.attack, view, effort.seconds, control.knowledge)
             score = scored(one.attack.answers, answered, control.truth, control.knowledge, blind)
             if why := answered["misfit"] or answered["error"]:
                 broken.append(why)
@@ -275,7 +196,7 @@ class Evaluation:
             seen = asked.question.view.last
             one.seen.append(trimmed(seen))
             if answer.answered["misfit"]:
-                one.misfit = answer.answered["misfit"]
+                one.misfit, one.why = answer.answered["misfit"], "misfit" if seen.of(self.site) else "hidden"
                 one.unfit += 1
                 continue
             if answer.answered["error"]:
@@ -365,26 +286,6 @@ class _Once:
         return self._held
 
 
-def undefended(parts: Assembly) -> Assembly:
-    """The run with its defence off: no privacy mechanism, sums in the clear."""
-    plain = {**to_plain(parts.config), "privacy": {"use": "none"}, "aggregator": {"use": "plain"}, "attacks": []}
-    config = resolve(plain, registry=parts.registry)
-    registry = parts.registry
-    out = Assembly(
-        config,
-        registry,
-        parts.task,
-        parts.factory,
-        parts.personalization,
-        registry.build("privacy", config.privacy, {}),
-        registry.build("aggregator", config.aggregator, {}),
-    )
-    # One network serves both: whoever uses it loads weights first.
-    out.__dict__["model"], out.initial_state = parts.model, parts.initial_state
-    out.__dict__["_data"] = parts._data
-    return out
-
-
 def truth_of(victim: Victim, held: Staged, site: str, attack: Attack) -> Truth:
     """What is known of a held round to whoever staged it."""
     update = mean = None
@@ -412,26 +313,3 @@ def scored(kind: Answer, answered: dict[str, Any], truth: Truth, knowledge: Know
 def flat(tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     """All tensors one after another."""
     return np.concatenate([np.asarray(t, np.float64).ravel() for t in tensors.values()])
-
-
-def randomized(seen: Seen, generator: np.random.Generator) -> Seen:
-    """The same view with nothing true of the round in it: every decoded update, and what the two models differ by, is replaced by
-    a Gaussian one of the same norm, tensor by tensor; messages and secrets are left out.
-    """
-
-    def like(update: Arrays) -> Arrays:
-        out = {}
-        for name, tensor in update.items():
-            drawn = generator.standard_normal(np.shape(tensor))
-            out[name] = (drawn * (float(np.linalg.norm(tensor)) / (float(np.linalg.norm(drawn)) or 1.0))).astype(np.float32)
-        return out
-
-    sights = tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights)
-    moved = like({n: np.asarray(a, np.float64) - np.asarray(seen.weights[n]) for n, a in seen.after.items()}) if seen.weights else {}
-    after = {n: (np.asarray(seen.weights[n]) + d).astype(np.asarray(seen.weights[n]).dtype) for n, d in moved.items()}
-    return replace(seen, sights=sights, after=after, messages=(), secrets={})
-
-
-def trimmed(seen: Seen) -> Seen:
-    """Which sums were decoded, without their values."""
-    return replace(seen, messages=(), weights={}, after={}, secrets={}, sights=tuple(Sight(s.sites, {}, s.weight) for s in seen.sights))

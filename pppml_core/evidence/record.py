@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from pppml_core.component import ComponentConfig
+from pppml_core.config.run_config import OF_ANY_ATTACK
 from pppml_core.evidence.bounds import Bound, beats
 from pppml_core.evidence.claims import bound_of
-from pppml_core.evidence.deciding import blind_rate, claims, decide, one_each
-from pppml_core.evidence.evaluate import Found
+from pppml_core.evidence.deciding import beside, blind_rate, claims, decide, one_each
+from pppml_core.evidence.found import Found
 from pppml_core.evidence.summary import best_guess, summarize, total_effort
 from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
-
-#: what a config says of every attack, which is no setting of the attack itself.
-NOT_ITS_OWN = ("use", "vantage", "rounds")
 
 
 def record_of(
@@ -45,18 +44,18 @@ def record_of(
         cells: how many bounds are judged together.
     """
     attack, cell = found.attack, found.cell
-    settings = {name: value for name, value in cell.attack.model_dump(mode="json").items() if name not in NOT_ITS_OWN}
     record: dict[str, Any] = {
         "attack": cell.attack.use,  # type: ignore[attr-defined]
         "vantage": cell.vantage.text,
         "round": round,
         "outcome": "not_applicable",
         "reason": found.misfit,
+        "why": found.why,
         "metrics": {},
         "control": {},
         "best_guess": {},
         "effort": {},
-        "settings": settings,
+        "settings": settings_of(cell.attack),
         "staged": staged,
         "about": about,
         "victims": len(found.scores),
@@ -76,6 +75,8 @@ def record_of(
     if not found.scores:
         return record
     outcome, reason = decide(attack.answers, found.scores, found.control, found.negative)
+    also = beside(attack.answers, found.scores, found.control, found.negative)
+    reason = " ".join([reason, *(claim.reason for claim in also)])
     if found.broken:
         reason = f"The attack failed in {len(found.broken)} of its control runs ({found.broken[0]}). {reason}"
     if found.errors:
@@ -83,7 +84,7 @@ def record_of(
         reason = f"The attack failed for {len(found.errors)} of {len(found.scores)} victims ({found.errors[0]}). {reason}"
     if found.unfit:
         reason = f"It did not fit {found.unfit} further victims ({found.misfit}). {reason}"
-    made = claims(attack.answers, found.scores, found.control, found.negative)
+    made = [*claims(attack.answers, found.scores, found.control, found.negative), *also]
     shown = {claim.name: claim.verdict for claim in made}
     passed = succeeds(found)
     if found.caught:
@@ -98,6 +99,7 @@ def record_of(
     record |= {
         "outcome": outcome,
         "reason": reason,
+        "why": "broke" if found.errors else None,
         "metrics": {**summarize(found.scores), "claims": shown},
         "control": {"what": "the same attack with the defence off", "passed": passed, **summarize(found.control)},
         "negative": {"what": "the same attack on random updates", **summarize(found.negative)} if found.negative else {},
@@ -108,6 +110,11 @@ def record_of(
     }
     plain: dict[str, Any] = finite(record)
     return plain
+
+
+def settings_of(attack: ComponentConfig) -> dict[str, Any]:
+    """Of the attack itself: without what a config says of every attack."""
+    return {name: value for name, value in attack.model_dump(mode="json").items() if name != "use" and name not in OF_ANY_ATTACK}
 
 
 def succeeds(found: Found) -> bool:

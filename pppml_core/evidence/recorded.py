@@ -17,9 +17,12 @@ import numpy.typing as npt
 from pppml_core.errors import ConfigError
 from pppml_core.evidence.attacker import Attacker
 from pppml_core.evidence.claims import before_noise
-from pppml_core.evidence.evaluate import OWN, Cell, Effort, Emit, Found, randomized, scored, trimmed, undefended
+from pppml_core.evidence.controls import randomized, undefended
+from pppml_core.evidence.evaluate import Emit, scored
+from pppml_core.evidence.found import OWN, Cell, Effort, Found, trimmed
 from pppml_core.evidence.knowledge import known
 from pppml_core.evidence.scoring import Truth, blind_scores
+from pppml_core.evidence.seen import NoSuchParty
 from pppml_core.evidence.victims import held_out_victims, images_of, public_images
 from pppml_core.evidence.view import read_view
 from pppml_core.federation.assembly import Assembly
@@ -75,14 +78,15 @@ class Recorded:
                 found.append(one)
                 one.misfit = self._misfit(one)
                 if one.misfit:
+                    one.why = "misfit"
                     continue
                 try:
                     view = read_view(self._folder, self._parts, cell.vantage, self._round, first=self._round)
                 except ConfigError as error:
-                    one.misfit = str(error)
+                    one.misfit, one.why = str(error), "no_such_party" if isinstance(error, NoSuchParty) else "misfit"
                     continue
                 if self.site in view.last.members:
-                    one.misfit = OWN
+                    one.misfit, one.why = OWN, "own"
                     continue
                 self._one(one, view, attacker)
         return found
@@ -93,15 +97,15 @@ class Recorded:
         return ""
 
     def _one(self, one: Found, view: AdversaryView, attacker: Attacker) -> None:
-        sight = view.of(self.site)
+        sight, effort = view.of(self.site), self._effort.of(one.cell.attack)
         base = self._knowledge(len(sight.sites) if sight else len(self._sizes), before_noise(self.privacy, one.cell.vantage))
         control = self.control(view)
         trials = self._trials(one, base)
         for number, (knowledge, truth, who) in enumerate(trials):
             self._emit({"event": "victim", "number": number + 1, "of": len(trials), "round": self._round})
-            answered = attacker.answer(one.cell.attack, view, self._effort.seconds, knowledge)
+            answered = attacker.answer(one.cell.attack, view, effort.seconds, knowledge)
             if answered["misfit"]:
-                one.misfit = answered["misfit"]
+                one.misfit, one.why = answered["misfit"], "misfit" if sight else "hidden"
                 one.seen.append(trimmed(view.last))
                 return
             blind = blind_scores(one.attack.answers, truth, knowledge)
@@ -114,7 +118,7 @@ class Recorded:
             open_ = replace(knowledge, defence=self._undefended)
             wrong = AdversaryView(view.vantage, (randomized(view.last, Seeds(self._effort.seed).generator("random round", number)),))
             for other, told, kept in ((control, open_, one.control), (wrong, knowledge, one.negative)):
-                again = attacker.answer(one.cell.attack, other, self._effort.seconds, told)
+                again = attacker.answer(one.cell.attack, other, effort.seconds, told)
                 score = scored(one.attack.answers, again, truth, told, blind)
                 if why := again["misfit"] or again["error"]:
                     one.broken.append(why)
@@ -137,7 +141,7 @@ class Recorded:
 
     def _trials(self, one: Found, base: Knowledge) -> list[tuple[Knowledge, Truth, Mapping[str, Any]]]:
         """What is asked, what is true, and of whom, where it is of somebody in particular."""
-        parts, site, effort = self._parts, self.site, self._effort
+        parts, site, effort = self._parts, self.site, self._effort.of(one.cell.attack)
         nobody = Truth(Images(base.public.images[:1], base.public.targets[:1]))
         if one.attack.answers == "members":
             queries, inside = self._members(site)

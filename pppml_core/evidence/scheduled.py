@@ -9,7 +9,7 @@ from typing import Any
 from pppml_core.component import ComponentConfig
 from pppml_core.errors import ConfigError, PppmlError
 from pppml_core.evidence.attacks import Target, needs_recording, record_path
-from pppml_core.evidence.evaluate import Cell, Effort
+from pppml_core.evidence.found import Cell, Effort
 from pppml_core.evidence.vantage import read_vantage
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.plan import Plan
@@ -36,7 +36,10 @@ def misfits(plan: Plan) -> list[str]:
             if (other := written.setdefault(path, number)) != number:
                 out.append(f"{place}: its record would replace that of attacks[{other}]; name another round or vantage")
         assert plan.assembly is not None
-        if plan.assembly.registry.build("attack", attack).reads_view:
+        reads = plan.assembly.registry.build("attack", attack).reads_view
+        if said := [] if reads else [name for name in ("victims", "seconds") if getattr(attack, name, None) is not None]:
+            out.append(f"{place}: {attack.use} brings evidence of its own; leave out {' and '.join(said)}")  # type: ignore[attr-defined]
+        if reads:
             if config.sites is not None:
                 out.append(f"{place}: it is scored against images of the watched site, which are there; make it where all data are here")
             if needs_recording(plan.assembly, attack) and config.run.transcript != "secrets":

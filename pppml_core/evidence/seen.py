@@ -32,10 +32,14 @@ class Attempt:
     states: Mapping[str, Mapping[str, Any]] = field(repr=False)
 
 
+class NoSuchParty(ConfigError):
+    """Nobody is at this vantage in this round."""
+
+
 def coalition(vantage: Vantage, passages: Iterable[Passage]) -> tuple[str, ...]:
     """The parties that this vantage names: the server, the sites, and the neighbours of a site in the rings of these messages.
 
-    Raises ConfigError where a site's neighbours are asked for and there is no ring.
+    Raises NoSuchParty where a site's neighbours are asked for and there is no ring.
     """
     members = {*vantage.sites, *([SERVER] if vantage.server else [])}
     rings = _rings(passages) if vantage.neighbours else []
@@ -43,7 +47,7 @@ def coalition(vantage: Vantage, passages: Iterable[Passage]) -> tuple[str, ...]:
         around = {other for ring in rings for other in _beside(site, ring)}
         if not around:
             text = f"{site} has no neighbours in this round: no sum went from site to site"
-            raise ConfigError(text, place="vantage", hint="name the sites: site:A+site:B; rings are cyclic-he's")
+            raise NoSuchParty(text, place="vantage", hint="name the sites: site:A+site:B; rings are cyclic-he's")
         members |= around
     return tuple(sorted(members))
 
@@ -109,7 +113,7 @@ def seen_of(
 
     That a site's number of examples is known to all is the worst case: two models give a mean, and a mean times its weight is a sum.
 
-    Raises ConfigError for neighbours where there is no ring, and where a member's own contribution is needed and missing.
+    Raises NoSuchParty for neighbours where there is no ring, ConfigError where a member's own contribution is needed and missing.
     """
     members = coalition(vantage, passages)
     heard = heard_by(vantage, members, passages)

@@ -19,7 +19,7 @@ from pppml_core.evidence.images import matched, to_unit
 from pppml_core.federation.files import write_atomic
 
 if TYPE_CHECKING:
-    from pppml_core.evidence.evaluate import Found, Picture
+    from pppml_core.evidence.found import Found, Picture
 
 HEADS = ("original", "best blind guess", "reconstruction")
 

@@ -18,7 +18,7 @@ from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.evidence import attacks, evaluate
 from pppml_core.evidence.attacker import Attacker
 from pppml_core.evidence.attacks import Target, bound
-from pppml_core.evidence.evaluate import Cell, Effort
+from pppml_core.evidence.found import Cell, Effort
 from pppml_core.evidence.knowledge import to_message
 from pppml_core.evidence.victims import draw_victims, public_images
 from pppml_core.evidence.view import encode_view
@@ -75,6 +75,16 @@ class Reader(Painter):
         return Reconstruction({"labels": np.repeat(bias.argmin(keepdims=True), 3)})
 
 
+class Drawer(Painter):
+    """A picture without any skill, of the right label."""
+
+    cheap = True
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        bias = ctx.gradient(view.of(ctx.site))["7.bias"]
+        return Reconstruction({"images": ctx.public.images[:1], "labels": bias.argmin(keepdims=True)})
+
+
 class Picky(Painter):
     def misfit(self, view: Any, ctx: Any) -> str:
         return "it never fits"
@@ -95,7 +105,7 @@ class Silent(Broken):
     answers = "candidate"
 
 
-OFFERED = (Finder, Constant, Painter, Reader, Picky, Broken, Silent)
+OFFERED = (Finder, Constant, Painter, Reader, Drawer, Picky, Broken, Silent)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -285,6 +295,46 @@ def test_a_misfit_is_told(plain):
     assert "decodes no sum" in nothing["reason"]
 
 
+@pytest.mark.parametrize(
+    ("use", "vantage", "why"),
+    [
+        ("finder", "server", None),
+        ("picky", "server", "misfit"),
+        ("finder", "site:site_1", "own"),
+        ("finder", "neighbours:site_1", "no_such_party"),
+        ("finder", "link:site_1-site_2", "hidden"),
+        ("picky", "link:site_1-site_2", "hidden"),
+    ],
+)
+def test_why_nothing_was_tried_is_a_field_and_no_matter_of_words(plain, use, vantage, why):
+    assert tried(plain, use, vantage, victims=2)["why"] == why
+
+
+def test_an_attacks_own_config_says_how_many_victims_and_seconds(plain, monkeypatch):
+    asked = []
+    answer = Attacker.answer
+    monkeypatch.setattr(Attacker, "answer", lambda self, *a: asked.append((a[0].use, a[2])) or answer(self, *a))
+    given = [{"use": "finder", "victims": 2, "seconds": 0.5}, {"use": "constant"}]
+    cells = [Cell(bound(plain.parts, one), plain.vantage("server")) for one in given]
+    few, usual = plain.attack(cells, 1, Effort(cheap=3, gallery=8, seconds=7.0), "site_1")
+    assert (few["victims"], usual["victims"]) == (2, 3)
+    # Each victim, its control and its random update.
+    assert [asked.count(pair) for pair in (("finder", 0.5), ("constant", 7.0))] == [6, 9]
+    assert len(asked) == 15
+    assert few["settings"] == usual["settings"] == {"depth": 3}
+    assert (few["asked"]["victims"], few["asked"]["seconds"], usual["asked"]["seconds"]) == (2, 0.5, 7.0)
+
+
+def test_labels_that_an_image_attack_infers_are_counted(plain):
+    """As a claim of the record, of which the page's first screen is made."""
+    record = tried(plain, "drawer", victims=24)
+    assert record["metrics"]["claims"]["named"] == "shown", record["reason"]
+    assert record["metrics"]["labels_right"]["n"] == 24
+    assert "Labels named: " in record["reason"]
+    assert record["outcome"] == "inconclusive", "pictures decide, and these show nothing"
+    assert "named" not in tried(plain, "painter", victims=2)["metrics"]["claims"]
+
+
 def raising(ctx: Any) -> Any:
     raise ZeroDivisionError("too clever")
 
@@ -307,6 +357,7 @@ def test_a_broken_attack_shows_nothing_and_stops_nothing(plain, monkeypatch, cap
     monkeypatch.setattr(Broken, "made", staticmethod(made))
     record = tried(plain, use, victims=2)
     assert record["outcome"] == "inconclusive"
+    assert record["why"] == "broke"
     assert record["reason"].startswith("The attack failed for 2 of 2 victims")
     assert said in record["reason"]
     assert record["victims"] == 2

@@ -11,7 +11,7 @@ import torch
 import pppml_core as pppml
 from pppml_core import Component, ComponentConfig
 from pppml_core.evidence.attacks import Target, bound
-from pppml_core.evidence.evaluate import Cell, Effort
+from pppml_core.evidence.found import Cell, Effort
 from pppml_core.evidence.recorded import Recorded
 from pppml_core.evidence.vantage import read_vantage
 from pppml_core.evidence.view import read_view
@@ -148,7 +148,9 @@ def test_labels_of_a_whole_round_are_not_scored(run):
     record = tried(run, "labels")
     assert record["outcome"] == "not_applicable"
     assert "let one be staged" in record["reason"]
-    assert tried(run, "members", "site:site_2")["outcome"] == "not_applicable"
+    own, ring = tried(run, "members", "site:site_2"), tried(run, "members", "neighbours:site_2")
+    assert own["outcome"] == ring["outcome"] == "not_applicable"
+    assert [r["why"] for r in (record, own, ring, tried(run, "pick", "link:site_1-site_3"))] == ["misfit", "own", "no_such_party", "hidden"]
 
 
 def test_without_secrets_it_says_what_is_needed(go):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -122,6 +123,20 @@ def test_a_failing_attack_is_a_warning_and_not_the_end_of_the_run(registry, tmp_
     assert (done.folder / "attacks/blind-server-r1.json").exists(), "what an interrupted run did not come to is made at its end"
 
 
+def test_an_attack_of_ones_own_is_told_where_when_and_how_much(registry, tmp_path):
+    """``module:attribute`` takes what every attack takes."""
+    Blind.calls.clear()
+    own = {"use": f"{__name__}:Blind", "args": {"depth": 5}, "vantage": "public", "rounds": [1], "victims": 2, "seconds": 0.5}
+    made, heard = experiment(registry, [own], rounds=1)
+    done = made.run(tmp_path / "a", report=False)
+    assert not [e for e in heard.events if e["event"] == "warning"]
+    (path,) = (done.folder / "attacks").glob("*.json")
+    record = json.loads(path.read_text())
+    assert (record["vantage"], record["round"], record["victims"]) == ("public", 1, 2)
+    assert record["settings"] == {"args": {"depth": 5}}
+    assert (record["asked"]["victims"], record["asked"]["seconds"]) == (2, 0.5)
+
+
 @pytest.mark.parametrize(
     ("attack", "run", "said"),
     [
@@ -130,6 +145,7 @@ def test_a_failing_attack_is_a_warning_and_not_the_end_of_the_run(registry, tmp_
         ({"use": "blind", "rounds": [3]}, {}, "there is no round 3; the run has 2"),
         ({"use": "blind", "rounds": [2]}, {"transcript": "sizes"}, "set run.transcript: payloads"),
         ("members", {}, "set run.transcript: secrets"),
+        ({"use": "audit", "victims": 3}, {}, "brings evidence of its own; leave out victims"),
     ],
 )
 def test_what_a_plan_refuses(registry, tmp_path, attack, run, said):
