@@ -47,6 +47,13 @@ class Run:
         return dict(found)
 
     @property
+    def status(self) -> dict[str, Any]:
+        """How the run stands now, see :meth:`pppml_core.federation.status.Watcher.look`; also while another process carries it out."""
+        from pppml_core.federation.status import Watcher
+
+        return Watcher(self.folder).look()
+
+    @property
     def metrics(self) -> Rows:
         """Rows of metrics.jsonl: round, site, split, weights, values."""
         return Rows(self._directory.rows("metrics.jsonl"))
@@ -197,7 +204,7 @@ class Run:
         vantage or round.
         """
         from pppml_core.evidence.attacks import run_attack
-        from pppml_core.evidence.evaluate import Effort
+        from pppml_core.evidence.found import Effort
 
         count = {} if victims is None else {"cheap": victims, "optimized": victims}
         effort = Effort(**count, seconds=seconds, gallery=gallery, seed=seed)
