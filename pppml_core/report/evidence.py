@@ -97,8 +97,13 @@ def _detail(row: Row, record: Record) -> dict[str, str]:
         "outcome": str(record.get("outcome", "not recorded")).replace("_", " "),
         "reason": str(record.get("reason", "not recorded")),
         "bound": limit,
-        "effort": ", ".join(f"{value:,.0f} {name}" for name, value in spent.items() if name != "victims"),
+        "effort": ", ".join(f"{_amount(value)} {name.replace('_', ' ')}" for name, value in spent.items() if name != "victims"),
     }
+
+
+def _amount(value: float) -> str:
+    """A whole number where it is one, or is large."""
+    return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2g}"
 
 
 def _overview(looked: Looked) -> dict[str, Any]:

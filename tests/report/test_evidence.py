@@ -173,6 +173,22 @@ def test_opposite_outcomes_give_opposite_answers(make_run: Make) -> None:
     assert set(verdicts(holds).values()) == {("NOT SHOWN TO LEAK", "empirical: 10 images and 10 training steps, control passed")}
 
 
+def test_labels_that_an_image_attack_infers_answer_the_diagnosis(make_run: Make) -> None:
+    """A claim beside those that decide the attack's outcome: the pictures show nothing, and the first screen says what is read."""
+    claims = {"picked": "not_shown", "redrawn": "not_shown", "named": "shown"}
+    one = record("idlg", verdict="not_shown")
+    one["metrics"] |= {"claims": claims, "labels_right": rate(9, 10)}
+    run = with_attacks(make_run(), one)
+    assert "Diagnosis: The central server, following the protocol: read in up to 9 of 10 tries" in answers(run)[PICK]
+    assert answers(run)[SEE].startswith("○ Not shown")
+
+
+def test_all_effort_is_told(make_run: Make) -> None:
+    spent = {"seconds": 3.4, "victims": 3.0, "evaluations": 1234.0, "loss": 2.5e-7, "label_rule_bias": 3.0}
+    (detail,) = shown(with_attacks(make_run(), record("idlg") | {"effort": spent}))["defences"][0]["details"]
+    assert detail["effort"] == "3.4 seconds, 1,234 evaluations, 2.5e-07 loss, 3 label rule bias"
+
+
 def test_a_failed_control_is_no_protection(make_run: Make) -> None:
     run = with_attacks(make_run(), *(record(a, verdict="untested") for a in CLAIM_OF))
     said = answers(run)
