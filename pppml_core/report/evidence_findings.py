@@ -222,15 +222,16 @@ def worst_of(found: Sequence[Finding]) -> Finding | None:
 
 def strongest_test(found: Sequence[Finding]) -> Finding | None:
     """The test that says most: what was shown, the gravest first; else a test of patients before one of the scheme, then one that could
-    have told, then the one on most images, then the one with most success.
+    have told, then the one on most, then the gravest.
     """
     grave = (*CLAIMS, "else")
 
-    def key(f: Finding) -> tuple[bool, bool, int, int, int, float, float]:
+    def key(f: Finding) -> tuple[bool, bool, int, int, int, int, float, float]:
         yes, rate = f.standing == "yes", f.rate
         most = (rate.rate, rate.most) if rate else (-1.0, 0.0)
-        gravity = -grave.index(f.claim) if yes and f.claim in grave else 0
-        return (yes, not yes and f.claim in PATIENTS, -ORDER.index(f.standing), gravity, 0 if yes else f.count, *most)
+        gravity = -grave.index(f.claim) if f.claim in grave else -len(grave)
+        ranks = (gravity, 0, 0) if yes else (0, f.count, gravity)
+        return (yes, not yes and f.claim in PATIENTS, -ORDER.index(f.standing), *ranks, *most)
 
     return max(found, key=key, default=None)
 

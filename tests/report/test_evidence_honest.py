@@ -159,6 +159,7 @@ def test_a_coalition_is_bounded_no_better_than_its_members(attacked: Attacked) -
     assert proven(None, 0.111) == ["", ""]
     assert proven(0.31, None) == [at("31%"), ""]
     assert proven(0.31, 0.111, lied=True) == [at("31%"), at("31%")], "who lies can do all that who does not can"
+    assert proven(0.31, 0.4, lied=True) == [at("31%"), at("40%")]
     # Neighbours are the sites that they are, and everybody has what is public.
     ring = cell("picked", "not_shown", vantage="neighbours:a", bound=limits(0.1, 0.1), members=["b", "d"])
     alone = [cell("picked", "not_shown", vantage=v, bound=limits(0.1, whole)) for v, whole in (("site:b", 0.2), ("public", 0.3))]
@@ -214,6 +215,18 @@ def test_one_party_that_failed_hides_no_other_whose_test_proves_nothing(attacked
     assert said(attacked(cell("named", "not_shown")), PICK).startswith("Not shown in part. Pick out: Nobody tried")
 
 
+def test_what_holds_at_one_of_two_defences_is_not_said_of_both(attacked: Attacked) -> None:
+    made = [
+        attacked(
+            cell("picked", "untested"), cell("picked", verdict, vantage="public"), settings={"privacy": {"use": "none", "tag": verdict}}
+        )
+        for verdict in ("untested", "not_shown")
+    ]
+    (line,) = evidence(columns([read_run(one["run"]) for one in made])[0])["first"][PICK].lines
+    assert "whether the central server, following the protocol and somebody who has only the published models can pick" in line.text
+    assert "Not shown" not in line.text
+
+
 @pytest.mark.parametrize(("hits", "n"), [(0, 3), (0, 10), (1, 10), (4, 100), (10, 10)])
 def test_at_most_is_the_exact_one_sided_limit(attacked: Attacked, hits: int, n: int) -> None:
     limit = 1.0 if hits == n else float(stats.beta.ppf(0.95, hits + 1, n - hits))
@@ -266,6 +279,16 @@ def test_older_records_of_broken_attacks_are_no_protection_either(attacked: Atta
     assert [row["answers"][q]["word"] for q in ("redrawn", "picked")] == ["not shown", "perhaps"]
 
 
+def test_a_control_that_shows_another_claim_does_not_speak_for_this_one(attacked: Attacked) -> None:
+    one = cell("redrawn", "untested", control={"what": "w", "passed": True, "redrawn": counted(1, 10), "reid@1": counted(10, 10)})
+    found = attacked(one)
+    assert said(found, TEST).endswith("Control not passed (1 of 10 with the defence off). So it proves nothing.")
+    assert said(found, SEE).endswith("can see an image: the test fails with the defence off too.")
+    one["metrics"]["claims"] = {"redrawn": "untested", "picked": "not_shown"}
+    (row,) = rows(attacked(one)).values()
+    assert [row["answers"][q]["word"] for q in ("redrawn", "picked")] == ["inconclusive", "not shown"]
+
+
 def test_a_claim_whose_control_is_not_recorded_is_called_so(attacked: Attacked) -> None:
     found = attacked(cell("picked", "not_shown", control={"what": "w"}))
     assert "No control is recorded. So it proves nothing." in said(found, TEST)
@@ -299,6 +322,10 @@ def test_a_test_of_the_scheme_is_never_stronger_than_one_of_patients(attacked: A
     for verdict in ("not_shown", "untested", "shown"):
         assert "Idlg by server: 3 images of 3 patients to be redrawn." in said(attacked(game, keys, cell("redrawn", verdict, n=3)), TEST)
     assert "Gallery by server: 100 images" in said(attacked(cell("redrawn", "not_shown", n=3), cell("picked", "not_shown", n=100)), TEST)
+    tied = attacked(
+        cell("named", "not_shown", 41, n=100), cell("picked", "not_shown", 4, n=100), cell("picked", "not_shown", 5, n=100, round=2)
+    )
+    assert "Gallery by server: 100 images" in said(tied, TEST)
     leaks = attacked(scheme("distinguish", "recovered"), scheme("he-key-recovery", "recovered"), cell("picked", "not_shown", n=100))
     assert said(leaks, TEST).startswith("It succeeded. He-key-recovery by server"), "what was shown stands before what was not"
     assert rows(leaks)[SERVER]["strength"] == "secret key and messages told apart"
@@ -402,6 +429,13 @@ def test_the_promise_of_encryption_covers_whom_it_names(attacked: Attacked, lied
     (row,) = found["defences"][0]["rows"]
     assert (row["verdict"] == "PROVEN BOUND") == proven
     assert bool(row["guarantee"]) == proven
+
+
+def test_who_decodes_a_sum_with_the_site_is_not_kept_out(attacked: Attacked) -> None:
+    found = attacked(unseen("server", "hidden"), unseen("server", "misfit", round=2, exposed=[{"sites": ["a", "b"]}]), masked=True)
+    (row,) = found["defences"][0]["rows"]
+    assert row["verdict"] == "NOT TESTED"
+    assert row["guarantee"][0]["text"].startswith("it gets no more than a sum over 2 sites")
 
 
 def test_whose_update_is_decoded_has_no_promise(attacked: Attacked) -> None:
