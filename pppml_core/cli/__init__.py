@@ -29,7 +29,7 @@ COMMANDS = {
     "attack": "Attack a finished run from a named vantage.",
     "evidence": "Attack several defences from several vantages, and report who learns what.",
     "bench": "Time the parts of a round.",
-    "site": "Set up a real site: identity, trust, policy.",
+    "site": "Set up and run a real site: identity, trust, policy, account, audit log.",
     "plugins": "List what is installed, with version and state.",
     "schema": "Print the JSON Schema of configs, for editors.",
     "new-plugin": "Start a plugin of your own.",

@@ -96,6 +96,14 @@ def test_what_this_site_would_say_to_a_run(pppml: Go, home: Path) -> None:
     assert not (home / "runs").exists(), "nothing was begun"
 
 
+def test_a_run_whose_data_are_at_their_sites(pppml: Go, home: Path) -> None:
+    for own, wrong in ((24, set()), (23, {"examples"})):
+        (home.parent / "study.yaml").write_text(f"{CONFIG}sites: {{site_1: {own}, site_2: 25, site_3: 26}}\n")
+        _, out, _ = pppml("site check --home site_1 study.yaml")
+        assert {what for what, (mark, _) in rows(out).items() if mark == "NO"} == wrong
+        assert "training examples here: 24" in out
+
+
 def test_what_it_prints_can_be_pinned(pppml: Go, home: Path) -> None:
     _, out, _ = pppml("site check --home site_1 study.yaml")
     pins = out[out.index("models:") :]

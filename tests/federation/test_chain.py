@@ -142,6 +142,21 @@ def test_a_head_that_is_not_the_one_it_was(path: Path, identity: Identity, tmp_p
         Chain(path, identity).append({})
 
 
+def test_a_log_and_a_head_of_two_pasts(path: Path, identity: Identity) -> None:
+    """A backup was put back and went on otherwise: what both wrote is signed, but one is not the other's."""
+    head = path.with_name("log.jsonl.head")
+    then = path.read_bytes(), head.read_bytes()
+    Chain(path, identity).append({"what": "one"})
+    one = path.read_bytes()
+    path.write_bytes(then[0])
+    head.write_bytes(then[1])
+    Chain(path, identity).append({"what": "two"})
+    path.write_bytes(one)
+    assert first_bad(path, identity) == LINES + 1
+    with pytest.raises(ChainBroken, match="not the line that the head stands for"):
+        Chain(path, identity).append({})
+
+
 def test_a_whole_log_that_is_gone(path: Path, identity: Identity) -> None:
     path.unlink()
     assert first_bad(path, identity) == 1
