@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -46,8 +47,8 @@ def app_of(count: int, poll: float) -> ServerApp:
         seconds: dict[str, list[float]] = {"empty": [], "pppml": []}
         for _ in range(count):
             seconds["empty"].append(_stage(grid, bare, lambda node: Message(RecordDict(), node, "train"), poll)[0])
-            run = entropy(16)
-            seconds["pppml"].append(_stage(grid, names, lambda node, run=run: _asked(run, names[node], node), poll)[0])
+            asked = partial(_asked, entropy(16), names)
+            seconds["pppml"].append(_stage(grid, names, asked, poll)[0])
         out.write_text(json.dumps(seconds))
 
     return server
@@ -60,8 +61,8 @@ def _names(grid: Grid, nodes: list[int], poll: float) -> dict[int, str]:
     return {reply.metadata.src_node_id: decode(unpack(reply.content)[1])["site"] for reply in replies if reply.has_content()}
 
 
-def _asked(run: bytes, site: str, node: int) -> Message:
-    frame = encode_message(Ours(run, 0, 1, "hello", "hello", SERVER, site, {}))
+def _asked(run: bytes, names: Mapping[int, str], node: int) -> Message:
+    frame = encode_message(Ours(run, 0, 1, "hello", "hello", SERVER, names[node], {}))
     return Message(pack(FRAME, frame), node, MESSAGE_TYPE)
 
 
