@@ -83,3 +83,30 @@ def test_equal_to_local(name, dropout, keepers, registry, homes, grid_of, tmp_pa
     assert len(found["survivors"]["2"]) == len(SITES) - dropout
     # Where a node makes a new site of every message, what it held lies in its home, sealed; a keeper leaves nothing of it.
     assert all(len(list((there[site] / "runs").glob("*/frozen"))) == (not keepers) for site in SITES)
+
+
+def test_the_same_charges(registry, homes, grid_of, tmp_path):
+    """Noise is secret, so the models differ; what is charged for it, at the coordinator and at each site, does not."""
+    if {row.name: row.status for row in registry.rows()}.get("dp-sgd") != "ok":
+        pytest.skip("dp-sgd is not installed")
+    there = homes(SITES)
+    privacy = {"use": "dp-sgd", "clip": 1.0, "epsilon": 8.0, "delta": 1e-3}
+    Experiment(_config({"use": "plain"}, privacy=privacy), registry=registry).run(tmp_path / "local", report=False, reporters=False)
+    flower = {"use": "flower", "homes": str(there["server"].parent), "poll": 0.01}
+    with using(GridPost(grid_of(there))), ExitStack() as stack:
+        for site in SITES:
+            stack.enter_context(kept(there[site]))
+        Experiment(_config({"use": "plain"}, privacy=privacy, engine=flower), registry=registry).run(
+            tmp_path / "flower", report=False, reporters=False
+        )
+    assert _ledger(tmp_path / "flower") == _ledger(tmp_path / "local") != []
+    for site in SITES:
+        (own,) = (there[site] / "runs").glob(f"*/{site}")
+        charged = _ledger(own)
+        assert charged == _ledger(tmp_path / "local" / "sites" / site)
+        assert len(charged) == 2
+
+
+def _ledger(folder: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name not in ("contribution", "time")} for entry in entries]
