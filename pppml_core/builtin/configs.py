@@ -58,6 +58,10 @@ class TinyNetConfig(ComponentConfig):
     norm: Literal["group", "batch"] = Field("group", description="normalization after the first convolution")
 
 
+class ReadOutConfig(ComponentConfig):
+    """`read-out`: a site's own update, from what the adversary decodes. It has no settings."""
+
+
 class DistinguishConfig(ComponentConfig):
     """`distinguish`: whether the messages of a secure sum tell who gave what."""
 

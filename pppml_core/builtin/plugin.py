@@ -46,15 +46,21 @@ def pppml_privacy_mechanisms() -> Sequence[Component]:
 
 @hookimpl
 def pppml_attacks() -> Sequence[Component]:
-    """``distinguish``."""
+    """``distinguish``, ``read-out``."""
     return [
+        Component(
+            "read-out",
+            configs.ReadOutConfig,
+            "pppml_core.builtin.read_out:ReadOut",
+            "a site's own update, as far as the adversary decodes the secure sum",
+        ),
         Component(
             "distinguish",
             configs.DistinguishConfig,
             "pppml_core.builtin.distinguish:Distinguish",
             "whether the messages of a secure sum tell which of two sites gave what; all keys together as control",
             cites=("Katz and Lindell 2020, Introduction to Modern Cryptography, section 3.4 (indistinguishability)",),
-        )
+        ),
     ]
 
 

@@ -311,5 +311,5 @@ def scored(kind: Answer, answered: dict[str, Any], truth: Truth, knowledge: Know
 
 
 def flat(tensors: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """All tensors one after another."""
-    return np.concatenate([np.asarray(t, np.float64).ravel() for t in tensors.values()])
+    """All tensors one after another, in order of name."""
+    return np.concatenate([np.asarray(tensors[name], np.float64).ravel() for name in sorted(tensors)])

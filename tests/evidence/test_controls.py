@@ -183,3 +183,29 @@ def test_a_bound_is_told_for_the_whole_run_beside_that_of_the_step(go):
     assert first["rate"] < first["whole_run"] <= 1.0
     assert np.isclose(last["rate"], last["whole_run"]), "the last model came of all rounds"
     assert np.isclose(first["whole_run"], last["whole_run"], rtol=0.05), "the same run, whatever was attacked"
+
+
+PAPER = {"use": "cyclic-he", "variant": "paper", "backend": {"use": "tenseal", "scheme": "ckks", "preset": "paper"}}
+RING = {"use": "cyclic-he", "rings": 1, "backend": {"use": "tenseal", "scheme": "bfv"}}
+RINGS = {**RING, "rings": 2}  # a site has up to four neighbours
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "vantage", "outcome"),
+    [
+        ({"use": "plain"}, "server", "recovered"),
+        ({"use": "secagg-plus"}, "server", "not_shown_to_leak"),
+        (PAPER, "neighbours:site_1", "recovered"),
+        (PAPER, "server", "not_shown_to_leak"),
+        (RING, "neighbours:site_1", "not_shown_to_leak"),
+        (RING, "server", "not_shown_to_leak"),
+        (RINGS, "neighbours:site_1", "not_shown_to_leak"),
+    ],
+    ids=["plain", "secagg-plus", "paper-neighbours", "paper-server", "ring-neighbours", "ring-server", "rings-neighbours"],
+)
+def test_two_neighbours_read_an_update_of_the_papers_ring_and_none_of_the_hardened_one(go, aggregator, vantage, outcome):
+    target = go(7 if aggregator is RINGS else 5, aggregator=aggregator)
+    record = tried(target, "read-out", vantage, victims=8)
+    assert record["control"]["passed"], record["reason"]
+    assert record["outcome"] == outcome, record["reason"]
+    assert record["metrics"]["decoded"]["rate"] == (1.0 if outcome == "recovered" else 0.0)
