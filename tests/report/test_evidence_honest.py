@@ -284,7 +284,7 @@ def test_a_control_that_shows_another_claim_does_not_speak_for_this_one(attacked
     found = attacked(one)
     assert said(found, TEST).endswith("Control not passed (1 of 10 with the defence off). So it proves nothing.")
     assert said(found, SEE).endswith("can see an image: the test fails with the defence off too.")
-    one["metrics"]["claims"] = {"redrawn": "untested", "picked": "not_shown"}
+    one |= {"outcome": "not_shown_to_leak", "metrics": one["metrics"] | {"claims": {"redrawn": "untested", "picked": "not_shown"}}}
     (row,) = rows(attacked(one)).values()
     assert [row["answers"][q]["word"] for q in ("redrawn", "picked")] == ["inconclusive", "not shown"]
 
