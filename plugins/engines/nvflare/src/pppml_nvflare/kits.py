@@ -73,7 +73,7 @@ def command(kit: Path, python: str = sys.executable) -> list[str]:
 
     found = role(kit)
     start = (kit / "startup" / "sub_start.sh").read_text()
-    settings = re.search(r"--set (secure_train=true [^\n]*config_folder=\S+)", start)
+    settings = re.search(r"--set (secure_train=true [^\n]*config_folder=\S*)", start)
     if settings is None:
         raise ConfigError("its sub_start.sh is not that of NVFlare 2.9", place=str(kit))
     module = f"nvflare.private.fed.app.{found}.{found}_train"
