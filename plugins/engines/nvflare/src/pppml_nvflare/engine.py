@@ -94,24 +94,10 @@ class NvflareEngine(Engine):
         if settings.kit is not None:
             kit = Path(settings.kit)
             return lambda folder: Submitted(kit, folder, job.sites, settings.start, log, python), lambda: None
-        import shutil
-        import tempfile
+        from pppml_nvflare.poc import HeldPoc
 
-        from pppml_nvflare.poc import Poc
-
-        poc = Poc(Path(tempfile.mkdtemp(prefix="pppml-poc-")), job.sites, homes, python=python)
-
-        def stop() -> None:
-            poc.stop()
-            shutil.rmtree(poc.folder, ignore_errors=True)
-
-        try:
-            poc.prepare()
-            poc.start()
-        except BaseException:
-            stop()
-            raise
-        return lambda folder: Submitted(poc.kit, folder, job.sites, settings.start, log, python), stop
+        poc = HeldPoc(job.sites, homes, python, log)
+        return lambda folder: Submitted(poc.kit, folder, job.sites, settings.start, log, python), poc.stop
 
     def serve(self, home: Path) -> int:
         """Be this party's NVFlare process until it ends; its exit code. The kit is that of a client, or of the server."""

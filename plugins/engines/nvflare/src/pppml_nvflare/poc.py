@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +137,41 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class HeldPoc:
+    """A federation for this process alone: another one starts it and, when this one lets go of it or is killed, stops it and removes it.
+
+    Args:
+        sites, homes, python: as of :class:`Poc`.
+        log: what goes wrong goes here.
+    """
+
+    def __init__(self, sites: Sequence[str], homes: Path, python: str, log: Path) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="pppml-poc-"))
+        self.kit = Poc(folder, sites, homes).kit
+        command = [python, "-m", "pppml_nvflare.poc", "hold", str(folder), "--sites", ",".join(sites), "--homes", str(homes.resolve())]
+        with open(log, "ab") as out:
+            self._process = subprocess.Popen(
+                command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, start_new_session=True
+            )
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            self.stop()
+            raise RunFailed("NVFlare's processes could not be started", place=str(log))
+
+    def stop(self) -> None:
+        """Return when all is gone. Safe to call twice."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        self._process.wait()
+
+
 def main() -> int:
-    """``start DIR --sites a,b,c [--homes DIR] [--no-tls]``, ``stop DIR``."""
+    """``start DIR --sites a,b,c [--homes DIR] [--no-tls]``, ``stop DIR``; ``hold`` starts, and stops when its input ends."""
     parser = argparse.ArgumentParser(prog="python -m pppml_nvflare.poc", description="An NVFlare federation on this machine.")
-    parser.add_argument("do", choices=("start", "stop"))
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("do", choices=("start", "stop", "hold"), help="hold: start, stop when the input ends, and remove DIR")
+    parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--sites", default="", help="names of the clients, joined by commas")
     parser.add_argument("--homes", type=Path, help="homes of all parties, made where missing; default: DIR/homes")
     parser.add_argument("--no-tls", action="store_true", help="connections in the clear, to show what travels on them")
@@ -147,17 +180,23 @@ def main() -> int:
         Poc(given.folder, (), given.folder).stop()
         return 0
     if not given.sites:
-        parser.error("start needs --sites")
+        parser.error(f"{given.do} needs --sites")
     poc = Poc(given.folder, given.sites.split(","), given.homes or given.folder / "homes", tls=not given.no_tls)
     try:
         introduce(poc.homes, ("server", *poc.sites))
         poc.prepare()
         poc.start()
+        print(f"engine: {{use: nvflare, environment: poc, kit: {poc.kit}, homes: {poc.homes}}}", flush=True)
+        if given.do == "hold":
+            sys.stdin.read()
     except (PppmlError, OSError) as error:
-        poc.stop()
         print(f"error: {error}", file=sys.stderr)
+        given.do = "hold"
         return 1
-    print(f"engine: {{use: nvflare, environment: poc, kit: {poc.kit}, homes: {poc.homes}}}")
+    finally:
+        if given.do == "hold":
+            poc.stop()
+            shutil.rmtree(poc.folder, ignore_errors=True)
     return 0
 
 
