@@ -166,15 +166,19 @@ class Courier:
             answer = "it did not hand the relay on"
         if isinstance(answer, str) and len(found.bridged) < len(op.path):
             lost, visited = {found.at: answer}, [site for site in visited if site != found.at]
-            self._emit({"event": "site-lost", "round": address.round, "stage": op.stage, "site": found.at, "reason": answer})
         sizes = [*(step.size for step in found.steps[1:]), len(found.reply) if isinstance(found.reply, bytes) else 0]
+        size = dict(zip((step.recipient for step in found.steps), sizes, strict=True)) if found.steps else {}
+        reasons = {**dict.fromkeys(found.bridged, "it could not be reached"), **lost}
+        event = {"round": address.round, "stage": op.stage}
         seconds = (time.perf_counter() - started) / max(1, len(visited))
-        for site, size in zip(visited, sizes, strict=False):
-            self._emit({"event": "site-done", "round": address.round, "stage": op.stage, "site": site, "seconds": seconds, "bytes": size})
+        for site in op.path:
+            if site in reasons:
+                self._emit({"event": "site-lost", **event, "site": site, "reason": reasons[site]})
+            elif site in visited:
+                self._emit({"event": "site-done", **event, "site": site, "seconds": seconds, "bytes": size[site]})
         self._stage_done(op.stage, address, sum(step.size for step in found.steps), sum(sizes), started)
         if isinstance(answer, str):
-            unhanded = None if found.unhanded is None or not lost else decode_message(found.unhanded).body
-            return RelayOutcome(None, tuple(visited), found.bridged, lost, unhanded)
+            return RelayOutcome(None, tuple(visited), found.bridged, lost, _unhanded(found) if lost else None)
         assert isinstance(found.reply, bytes)
         self._transcript.append(decode_message(found.reply), found.reply)
         return RelayOutcome(answer, tuple(visited), found.bridged, {})
@@ -241,3 +245,13 @@ def _follows(found: Walk, path: Sequence[str]) -> bool:
     if isinstance(found.reply, Loss) and not found.reply.handed:
         return found.at in expected[here : here + 1]
     return here > 0 and found.at == reached[-1]
+
+
+def _unhanded(found: Walk) -> Body | None:
+    """What the lost site would have got, if it was surely never handed it."""
+    if found.unhanded is None or not isinstance(found.reply, Loss) or found.reply.handed:
+        return None
+    try:
+        return decode_message(found.unhanded).body
+    except WireError:
+        return None
