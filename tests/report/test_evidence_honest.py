@@ -202,6 +202,13 @@ def test_of_what_was_not_shown_the_worst_is_told(attacked: Attacked) -> None:
     assert rows(few)[SERVER]["answers"]["picked"]["detail"].startswith("0 of 3 (at most 63%")
 
 
+def test_who_names_a_candidate_is_counted_by_that_and_not_by_what_it_draws(attacked: Attacked) -> None:
+    one = cell("picked", "not_shown", 4, 100)
+    one["metrics"]["reid@1"] = counted(9, 100, 100)
+    assert rows(attacked(one))[SERVER]["answers"]["picked"]["detail"].startswith("4 of 100 ")
+    assert rows(attacked(one | {"answers": "images"}))[SERVER]["answers"]["picked"]["detail"].startswith("9 of 100 ")
+
+
 def test_one_party_that_failed_hides_no_other_whose_test_proves_nothing(attacked: Attacked) -> None:
     found = attacked(
         cell("picked", "not_shown", vantage="public"), cell("picked", "untested"), cell("picked", "undecided", vantage="site:b")
