@@ -167,9 +167,11 @@ def run(ctx: click.Context, home: Path) -> None:
     \b
       pppml site run --home ~/pppml
 
-    The engine that reaches the coordinator, and where the data are, stand in site.yaml. It runs until it is stopped (Ctrl-C). Stopped and
-    started again it goes on; of the round it was in the middle of, it is a dropout.
+    The engine that reaches the coordinator, and where the data are, stand in site.yaml. It runs until it is stopped (Ctrl-C, SIGTERM).
+    Stopped and started again it goes on; of the round it was in the middle of, it is a dropout. What it does stands in log.jsonl.
     """  # noqa: D301
+    import signal
+
     from pppml_core.federation.home import open_home
     from pppml_core.federation.policy import load_policy
     from pppml_core.federation.site_file import engine_of
@@ -180,7 +182,12 @@ def run(ctx: click.Context, home: Path) -> None:
     registry = Registry.discover()
     engine = registry.build("engine", engine_of(home, registry))
     click.echo(f"{made.name} serves; stop it with Ctrl-C")
-    ctx.exit(engine.serve(home))
+    # How services and containers are stopped: the engine ends what it has started, as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        ctx.exit(engine.serve(home))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @command.command()
