@@ -85,7 +85,8 @@ class Run:
             check_site(site, (s.slug for s in parts.task.sites()), ConfigError, place="site", where="in this run")
             path = self.folder / "sites" / site / "personalized.safetensors"
             if self.config.sites is not None and not path.exists():
-                raise ConfigError(f"the model of {site} is at {site}", place="site", hint="in its home, under runs/; here is the global one")
+                hint = "in its home, under runs/; here is the global one"
+                raise ConfigError(f"the model of {site} is at {site}", place="site", hint=hint)
         weights = self._weights(path)
         with seeded(0):
             model: torch.nn.Module = parts.factory.build(parts.spec)

@@ -51,7 +51,7 @@ class ProcessesEngine(Engine):
 
     def __init__(self, config: ProcessesConfig) -> None:
         super().__init__(config)
-        self.homes = Path(config.homes).resolve() if config.homes else None
+        self.homes: Path | None = Path(config.homes).resolve() if config.homes else None
         self.sites_here = self.homes is None  # a home may say where its site's own data are
 
     def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:

@@ -149,7 +149,7 @@ def beats(successes: int, trials: int, bound: float, cells: int = 1) -> bool:
     """Whether a measured rate refutes a bound: a bug of the claim, of the mechanism or of the vantage.
 
     The lower end of the exact one-sided interval at ``1 - 1e-4 / cells`` is above the bound (Clopper and Pearson 1934); ``cells``: how many
-    comparisons are judged together. So true bounds are refuted in at most one of 10,000 reports.
+    comparisons are judged together. So a true bound is refuted in at most one of 10,000 sets of so many.
     """
     # A two-sided interval at 1 - 2a ends where the one-sided at 1 - a does.
     return trials > 0 and clopper_pearson(successes, trials, 1.0 - 2.0 * FALSE_ALARMS / cells).low > bound

@@ -29,12 +29,12 @@ class ResidentsEngine(Engine):
 
     def __init__(self, config: ResidentsConfig) -> None:
         super().__init__(config)
-        self.homes = Path(config.homes)
+        self.homes: Path = Path(config.homes)
 
     def connect(self, job: Job) -> Transport:
         """Invite the sites."""
-        acquaint(self.homes or job.folder, (*job.sites, SERVER))
-        transport = ResidentsTransport(self.homes or job.folder, job.sites, self.config.recreated)
+        acquaint(self.homes, (*job.sites, SERVER))
+        transport = ResidentsTransport(self.homes, job.sites, self.config.recreated)
         invite(job, transport)
         return transport
 

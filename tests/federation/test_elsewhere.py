@@ -355,7 +355,7 @@ def test_the_engine_of_a_site(components, tmp_path):
         (ConfigError("must be 3", place="/srv/My Data/site.yaml:4: task.size", hint="1/2"), "site.yaml:4: task.size: must be 3 (1/2)"),
         (ConfigError("[Errno 2] No such file: '/srv/a b/c.png'"), "[Errno 2] No such file: ..."),
         (ConfigError("weights /srv/w.safetensors cannot be read", hint="look at ~/pppml"), "weights ... cannot be read (look at ...)"),
-        (ConfigError(r"C:\Users\x\y.npz is damaged", place=r"D:\data\site.yaml"), "site.yaml: ... is damaged"),
+        (ConfigError(r"E:\scans\x\y.npz is damaged", place=r"D:\data\site.yaml"), "site.yaml: ... is damaged"),
         (PolicyRefusal("min_cohort: 2 sites announced, at least 3 required"), "min_cohort: 2 sites announced, at least 3 required"),
         (DataError("p07 is in train and in test", place="clinic_a"), "its data cannot be used as they are; its own log says why"),
         (OSError(28, "No space left on device", "/srv/x"), "an error of its own (OSError); its own log says more"),
