@@ -7,15 +7,11 @@ import importlib.util
 import pytest
 
 
-def pytest_collection_modifyitems(items):
-    if importlib.util.find_spec("nvflare") is None:
-        for item in items:
-            item.add_marker(pytest.mark.skip(reason="NVFlare is not installed here"))
-
-
 @pytest.fixture(scope="session")
 def federation(tmp_path_factory):
     """The folder of a simulator with the sites of the task ``tiny``; its homes are in ``homes``."""
+    if importlib.util.find_spec("nvflare") is None:
+        pytest.skip("NVFlare is not installed here")
     from pppml_nvflare.shared import simulator
 
     folder = tmp_path_factory.mktemp("nvflare")
