@@ -20,7 +20,7 @@ from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.federation.terms import about_scores
-from pppml_core.interfaces.privacy import plain_epsilon
+from pppml_core.interfaces.privacy import CONDITIONS, plain_epsilon
 from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
 from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
@@ -79,8 +79,7 @@ class Conductor:
             lost = error  # no attempt of this sum can succeed any more: a resumed run goes on after this round
         # Told before the checkpoint is written, which records how long the event file is: a resumed run must not lose it.
         done = {"event": "round-finished", "round": round, "seconds": time.perf_counter() - began}
-        epsilon = plain_epsilon(self._spent(round))
-        self._emit({**done, "survivors": state.survivors[str(round)], "training": metrics, "epsilon": epsilon})
+        self._emit({**done, "survivors": state.survivors[str(round)], "training": metrics, **self._told_spent(round)})
         self._checkpoint(round)
         if lost is not None:
             raise lost
@@ -134,6 +133,11 @@ class Conductor:
         fullest = max((entries for entries in ledgers if entries), key=len, default=[])
         found = [spent for charges in (held, fullest) if (spent := privacy.spent(charges)) is not None]
         return max(found, default=None)
+
+    def _told_spent(self, round: int) -> dict[str, Any]:
+        """Epsilon so far, with everything it means nothing without."""
+        spent, said = plain_epsilon(self._spent(round)), self._server.privacy.statement.to_dict()
+        return {"epsilon": spent, **({name: said[name] for name in CONDITIONS} if spent is not None else {})}
 
     def _watch(self, round: int, metrics: Mapping[str, float]) -> None:
         saturated = metrics.get("saturated", 0.0)
