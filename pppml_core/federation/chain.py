@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ HEAD_SIZE = 512
 #: bytes of a line at most.
 LINE_SIZE = 32_768
 _NONE = "0" * 64
+#: threads of one process would write beside the head under one name.
+_making = threading.Lock()
 
 
 class ChainBroken(PppmlError):
@@ -76,8 +79,9 @@ class Chain:
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
         """The log, locked against other processes and checked from its head on; for :meth:`write`, once or several times."""
-        if not _exists(self.path, self._identity.public):
-            _begin(self.path, self._identity)
+        with _making:
+            if not _exists(self.path, self._identity.public):
+                _begin(self.path, self._identity)
         with open(self.path, "r+b") as file:
             _lock(file, fcntl.LOCK_EX)
             if self._head is None or os.fstat(file.fileno()).st_size != self._head.bytes:

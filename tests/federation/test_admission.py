@@ -622,7 +622,9 @@ def test_no_coordinator_makes_it_raise(desk: Hospital, data: st.DataObject) -> N
     reply = desk.receive(desk.frame(asked, body=body))
     # Another seed, another name: a coordinator may well ask for that.
     assert reply.kind in ("failed", "refused") or {**changed, "config": {}} == {**fields, "config": {}}
-    assert str(desk.homes) not in reply.body.get("reason", "")
+    said = reply.body.get("reason", "")
+    assert str(desk.homes) not in said
+    assert "an error of its own" not in said, "every form is refused as such, not stumbled over"
 
 
 def _changed(fields: Mapping[str, Any], data: st.DataObject) -> dict[str, Any]:
@@ -633,6 +635,28 @@ def _changed(fields: Mapping[str, Any], data: st.DataObject) -> dict[str, Any]:
     deeper = isinstance(inner, Mapping) and inner and data.draw(st.booleans())
     out[name] = _changed(inner, data) if deeper else data.draw(PLAIN.filter(lambda value: value != inner))
     return out
+
+
+MALFORMED: dict[str, Callable[[Invitation], Invitation]] = {
+    "guarantees that are none": lambda a: _terms(a, guarantees=[]),
+    "privacy that is none": lambda a: _terms(a, privacy=None),
+    "an epsilon that is no number": lambda a: _terms(a, privacy={**a.terms["privacy"], "epsilon": []}),
+    "names that are none": lambda a: _terms(a, guarantees={**a.terms["guarantees"], "sees_update": [1]}),
+    "a bound that is no number": lambda a: _terms(a, guarantees={**a.terms["guarantees"], "coalition_curious": "9"}),
+    "metrics that are no text": lambda a: _terms(a, metrics=3),
+    "terms that nobody knows": lambda a: _terms(a, more=1),
+    "a version that is no text": lambda a: replace(a, code={"pppml-core": {"version": 1, "sha256": OTHER}}),
+    "code without a hash": lambda a: replace(a, code={"pppml-core": {"version": "0.1.0"}}),
+    "a site twice": lambda a: replace(a, sites=(*SITES, "site_1")),
+    "a size below nothing": lambda a: replace(a, sizes={**a.sizes, "site_1": -1}),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_signed_invitation_of_another_form(desk: Hospital, name: str) -> None:
+    reply = desk.ask(MALFORMED[name](invitation(named=b"not of this form")))
+    assert reply.kind == "failed"
+    assert re.match("(join|terms): .*must", reply.body["reason"]), reply.body
 
 
 KINDS = ["hello", "open", "train", "session", "metrics", "evaluate", "join", "reply", "x"]
