@@ -14,6 +14,7 @@ import yaml
 from pppml_core.errors import CheckpointError
 from pppml_core.federation.files import has_writer
 from pppml_core.federation.rundir import RunDir
+from pppml_core.interfaces.privacy import CONDITIONS
 
 State = Literal["starting", "running", "stopped", "failed", "finished"]
 
@@ -236,7 +237,8 @@ class Watcher:
         if claim.get("epsilon") is None:
             return None
         spent = result["privacy"].get("spent") if result else self._progress.epsilon
-        return {"spent": spent, **{name: claim.get(name) for name in ("epsilon", "delta", "unit", "placement")}}
+        details = {name: value for name, value in (claim.get("details") or {}).items() if name == "claimed_epsilon"}
+        return {"spent": spent, **{name: claim.get(name) for name in ("mechanism", "epsilon", *CONDITIONS)}, "details": details}
 
 
 def _newest_checkpoint(folder: Path) -> int:

@@ -21,6 +21,7 @@ Events are plain dicts with ``event``, ``time`` (seconds since the epoch) and, w
 ``metrics``        ``round, rows`` (as in metrics.jsonl)
 ``warning``        ``text``
 ``round-finished`` ``round, seconds, survivors, training`` (its public metrics), ``epsilon`` (spent so far; null, or the text ``inf``)
+                   and, where it is not null, what it depends on: ``unit, adjacency, delta, accountant, placement, adversary``
 ``run-finished``   ``result`` (as in result.json)
 ``run-failed``     ``error``
 =================  ==========================================================================================================

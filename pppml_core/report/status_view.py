@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pppml_core.interfaces.privacy import claim_words
 from pppml_core.report.tables import clean, seconds, size
 
 if TYPE_CHECKING:
@@ -94,9 +95,7 @@ def _stage(s: Mapping[str, Any], now: float) -> str:
 
 def _epsilon(e: Mapping[str, Any]) -> str:
     spent = "not known yet" if e["spent"] is None else f"{e['spent']:.4g}" if isinstance(e["spent"], int | float) else e["spent"]
-    claimed = e["epsilon"] if isinstance(e["epsilon"], str) else f"{e['epsilon']:g}"
-    delta = "" if e["delta"] is None else f", delta {e['delta']:g}"
-    return f"{spent} spent of {claimed} claimed for the whole run (unit {e['unit']}{delta}, placement {e['placement']})"
+    return f"spent so far: {spent}; claimed: {claim_words(e)}"
 
 
 def _clock(moment: float, now: float) -> str:
