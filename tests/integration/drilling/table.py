@@ -165,8 +165,8 @@ def _network() -> Iterator[Drill]:
     for stage, end in {"open": B, "share": B, "mask": B, "agree": W, "unmask": W, "evaluate": W}.items():
         yield Drill(here, "secagg-plus", LONG_STALL, stage, "", end, WAITED)
     for stage, end in {"advertise": B, "mask": B, "agree": W, "unmask": W}.items():
-        yield Drill(here, "secagg-plus", PARTITION, stage, "", end, r"its process ended \(exit code")
-    yield Drill(here, "secagg-plus", SPLIT, "mask", "until the attempt is given up", A, "2 sites are left, 3 are needed")
+        yield Drill(here, "secagg-plus", PARTITION, stage, "", end, r"could not be handed over|its process ended \(exit code")
+    yield Drill(here, "secagg-plus", SPLIT, "mask", "until the attempt is given up", A, "2 of 4 sites are left, 3 are needed")
     for stage, end in {"advertise": A, "ring-1": A, "release": L}.items():
         yield Drill(here, "cyclic-he", LONG_STALL, stage, "", end, WAITED)
     for sum in ("secagg-plus", "cyclic-he"):

@@ -15,7 +15,6 @@ from drilling.runs import disturbed, finished, sites, tiny, wrong_sums
 from drilling.table import DAMAGED, FULL_SERVER, FULL_SITE, Ends, drills
 
 from pppml_core.errors import PppmlError, RunFailed
-from pppml_core.interfaces.reporter import Reporter
 
 
 def resumed(run, note, row, told, folder):
@@ -63,12 +62,10 @@ def test_a_server_that_cannot_write(note, tmp_path, row):
     assert not problems, problems
 
 
-class Interrupt(Reporter):
-    """Ends the run, as Ctrl-C would, in the middle of round 3: two rounds have their checkpoints, the third was contributed to."""
-
-    def handle(self, event):
-        if event.get("round") == 3 and event["event"] == "stage" and event["stage"] == "share":
-            raise KeyboardInterrupt
+def interrupt(event):
+    """Ends the run, as Ctrl-C would, in the middle of round 3: two rounds have their checkpoints, the third has begun."""
+    if event.get("round") == 3 and event["event"] == "stage" and event["stage"] == "mask":
+        raise KeyboardInterrupt
 
 
 def spoilt(path):
@@ -97,11 +94,8 @@ def interrupted(tmp_path_factory):
     training = {"steps": 1, "batch_size": 4, "keep_optimizer": True, "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9}}
     sections = tiny(3, 3, aggregator="secagg-plus", training=training, engine="processes")
 
-    def stop(event):
-        Interrupt().handle(event)
-
     with pytest.raises(KeyboardInterrupt):
-        disturbed(folder, sections, stop)
+        disturbed(folder, sections, interrupt)
     return folder, sections
 
 
