@@ -47,15 +47,18 @@ class Simulator:
         log: what it prints goes here.
         python: its interpreter.
         threads: of each process.
+        classes: that its parties allow.
     """
 
-    def __init__(self, job: Path, sites: Sequence[str], homes: Path, log: Path, python: str, threads: int) -> None:
+    def __init__(
+        self, job: Path, sites: Sequence[str], homes: Path, log: Path, python: str, threads: int, classes: Sequence[str] = CLASSES
+    ) -> None:
         self._folder, self._log = Path(tempfile.mkdtemp(prefix="pppml-nvflare-")), log
         if len(str(self._folder).split()) > 1:
             raise RunFailed("NVFlare's simulator takes no folder with a space in its name", place=str(self._folder), hint="set TMPDIR")
         local = self._folder / "workspace" / "local"
         local.mkdir(parents=True)
-        (local / "resources.json").write_text(json.dumps({"format_version": 2, "class_allow_list": list(CLASSES)}))
+        (local / "resources.json").write_text(json.dumps({"format_version": 2, "class_allow_list": list(classes)}))
         given = shutil.copytree(job, self._folder / "job")
         command = [python, "-m", _SIMULATOR, str(given), "-w", str(self._folder / "workspace"), "-m", str(len(sites))]
         with open(log, "ab") as out:

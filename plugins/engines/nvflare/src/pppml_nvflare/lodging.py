@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
@@ -43,20 +45,52 @@ class Lodging:
 
     def receive(self, frame: bytes) -> bytes:
         """The site's reply. Raises Gone where its process ended, now or earlier in this attempt."""
-        with self._lock:
+        self.hand(frame)
+        reply = self.reply()
+        assert reply is not None
+        return reply
+
+    def hand(self, frame: bytes, *, wait: bool = True) -> bool:
+        """Hand a frame over; its :meth:`reply` must be taken. False where the site is at work and ``wait`` is not wanted. Raises Gone."""
+        if not self._lock.acquire(blocking=wait):
+            return False
+        try:
             if self._process is None or self._process.poll() is not None:
                 if self._process is not None and decode_message(frame).kind in _WITHIN:
                     raise Gone(f"its process had ended (exit code {self._process.returncode})")
                 self._start()
             assert self._line is not None
-            assert self._process is not None
-            try:
+            with self._noticing():
                 self._line.send_bytes(frame)
-                return self._line.recv_bytes()
-            except (EOFError, OSError) as error:
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(END)
-                raise Gone(f"its process ended (exit code {self._process.poll()})") from error
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def reply(self, patience: float | None = None) -> bytes | None:
+        """The reply to the frame that was handed over; None where it is not there within ``patience`` seconds. Raises Gone."""
+        assert self._line is not None
+        try:
+            with self._noticing():
+                if patience is not None and not self._line.poll(patience):
+                    return None
+                found = self._line.recv_bytes()
+        except Gone:
+            self._lock.release()
+            raise
+        self._lock.release()
+        return found
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """A broken line is a process that ended."""
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            assert self._process is not None
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END)
+            raise Gone(f"its process ended (exit code {self._process.poll()})") from error
 
     def _start(self) -> None:
         if self._closed:
@@ -90,25 +124,22 @@ class Lodging:
 
 def main() -> int:
     """Live here until whoever started this hangs up."""
-    from queue import SimpleQueue
+    home, line, starter = Path(sys.argv[1]), Connection(int(sys.argv[2])), os.getppid()
 
-    home, line = Path(sys.argv[1]), Connection(int(sys.argv[2]))
-    frames: SimpleQueue[bytes] = SimpleQueue()
-
-    def listen() -> None:
+    def watch() -> None:
         # Beside the work, so that nobody trains on for a client that is gone.
-        try:
-            while True:
-                frames.put(line.recv_bytes())
-        except (EOFError, OSError):
-            os._exit(0)
+        while os.getppid() == starter:
+            time.sleep(1.0)
+        os._exit(0)
 
-    threading.Thread(target=listen, name="pppml-line", daemon=True).start()
+    threading.Thread(target=watch, name="pppml-watch", daemon=True).start()
     from pppml_core.federation.resident import Resident
 
     resident = Resident(home)
-    while True:
-        line.send_bytes(resident.receive(frames.get()))
+    with suppress(EOFError, OSError):
+        while True:
+            line.send_bytes(resident.receive(line.recv_bytes()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pppml_core.wire.messages import SERVER
 from pppml_nvflare import conducting
 from pppml_nvflare.bridge import serve
 from pppml_nvflare.calls import Caller
-from pppml_nvflare.delivery import delivered
+from pppml_nvflare.delivery import Delivery
 from pppml_nvflare.homes import own_home
 
 #: files of a run folder that go with NVFlare's job result to whoever may download it.
@@ -70,10 +70,11 @@ class CallTransport:
 
     def __init__(self, caller: Caller, parallel: int) -> None:
         self.parallel, self._caller = parallel, caller
+        self._delivery = Delivery(self._ask, parallel)
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """All sites at once; replies as they come."""
-        return delivered(frames, self._ask, self.parallel)
+        return self._delivery(frames)
 
     def walk(self, path: Sequence[str], frame: bytes, bridge: bool) -> Walk:
         """A relay that the sites hand on."""
@@ -85,6 +86,7 @@ class CallTransport:
 
     def close(self) -> None:
         """The job ends when the run does."""
+        self._delivery.close()
 
     def _ask(self, site: str, frame: bytes) -> bytes | Loss:
         found = self._caller.ask(site, frame)

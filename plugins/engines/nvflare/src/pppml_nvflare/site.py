@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nvflare.collab import collab  # type: ignore[import-untyped]
@@ -35,6 +35,11 @@ class _Work:
         self.answer = b""
         self.done = threading.Event()
 
+    def finish(self, found: Walk) -> None:
+        """This came of it."""
+        self.answer = write_walk(found)
+        self.done.set()
+
 
 class Desk:
     """Takes the calls of one site. NVFlare makes it, when a job begins."""
@@ -58,10 +63,14 @@ class Desk:
             return b""
         try:
             asked = _read(request)
-            work = self._work(asked, own, caller, clients)
+            turn = min(TURN, asked["silence"] / 2)
+            work = self._work(asked, own, caller)
+            if work is None:
+                work = self._works[asked["ticket"]]
+                self._begin(work, asked, own, clients, turn)
         except PppmlError as error:
             return write_walk(Walk(own, Loss(str(error.message), handed=True)))
-        return work.answer if work.done.wait(min(TURN, asked["silence"] / 2)) else b""
+        return work.answer if work.done.wait(turn) else b""
 
     @collab.final  # type: ignore[untyped-decorator]
     def leave(self) -> None:
@@ -69,7 +78,8 @@ class Desk:
         if self._lodging is not None:
             self._lodging.close()
 
-    def _work(self, asked: Mapping[str, Any], own: str, caller: str, clients: Mapping[str, Any]) -> _Work:
+    def _work(self, asked: Mapping[str, Any], own: str, caller: str) -> _Work | None:
+        """The work of this ticket; None where it is to be begun now, as the newest."""
         with self._lock:
             if asked["ticket"] in self._works:
                 return self._works[asked["ticket"]]
@@ -77,29 +87,49 @@ class Desk:
                 raise WireError("this site holds nothing of that; its NVFlare client may have been started again", place=own)
             if caller != SERVER and decode_message(asked["frame"]).sender != caller:
                 raise WireError(f"{caller} handed on what is not its own", place=own)
-            self._works[asked["ticket"]] = work = _Work()
+            self._works[asked["ticket"]] = _Work()
             while len(self._works) > KEPT:
                 self._works.popitem(last=False)
-        threading.Thread(target=self._do, args=(work, asked, own, clients), name="pppml-work", daemon=True).start()
-        return work
+        return None
 
-    def _do(self, work: _Work, asked: Mapping[str, Any], own: str, clients: Mapping[str, Any]) -> None:
+    def _begin(self, work: _Work, asked: Mapping[str, Any], own: str, clients: Mapping[str, Any], turn: float) -> None:
+        """Do it here if it is soon done, else in a thread of its own."""
+        rest: Callable[[], Walk]
         try:
-            others = Caller({n: c for n, c in clients.items() if n != own}, asked["timeout"], asked["silence"], sealed=True)
-            reply = self._home(own).receive(asked["frame"])
-            found = replied(decode_message(asked["frame"]), own, reply, asked["path"], others, bridge=asked["bridge"])
-        except (Gone, PppmlError) as error:
-            found = Walk(own, Loss(error.message, handed=True))
-        except Exception as error:  # never its text: it may hold data, and this travels to the server
-            found = Walk(own, Loss(f"its NVFlare client failed: {type(error).__name__}", handed=True))
-        work.answer = write_walk(found)
-        work.done.set()
+            lodging, frame = self._home(own), asked["frame"]
+            if not asked["path"] and lodging.hand(frame, wait=False):
+                if (reply := lodging.reply(turn)) is not None:
+                    work.finish(Walk(own, reply))
+                    return
+                rest = lambda: Walk(own, lodging.reply() or b"")  # noqa: E731 - as the other
+            else:
+                others = Caller({n: c for n, c in clients.items() if n != own}, asked["timeout"], asked["silence"], sealed=True)
+                rest = lambda: replied(  # noqa: E731
+                    decode_message(frame), own, lodging.receive(frame), asked["path"], others, bridge=asked["bridge"]
+                )
+        except (Gone, PppmlError, OSError) as error:
+            work.finish(Walk(own, _loss(error)))
+            return
+        threading.Thread(target=self._do, args=(work, own, rest), name="pppml-work", daemon=True).start()
+
+    def _do(self, work: _Work, own: str, rest: Callable[[], Walk]) -> None:
+        try:
+            found = rest()
+        except Exception as error:
+            found = Walk(own, _loss(error))
+        work.finish(found)
 
     def _home(self, own: str) -> Lodging:
         with self._lock:
             if self._lodging is None:
                 self._lodging = Lodging(own_home(own))
             return self._lodging
+
+
+def _loss(error: Exception) -> Loss:
+    """Never the text of a fault: it may hold data, and this travels to the server."""
+    told = error.message if isinstance(error, Gone | PppmlError) else f"its NVFlare client failed: {type(error).__name__}"
+    return Loss(told, handed=True)
 
 
 def _read(request: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pppml_core.errors import PppmlError
 from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.wire.codec import decode_message
 from pppml_nvflare.bridge import Bridge
-from pppml_nvflare.delivery import delivered
+from pppml_nvflare.delivery import Delivery
 from pppml_nvflare.federation import Carrier
 from pppml_nvflare.job import write_job
 
@@ -53,6 +53,7 @@ class NvflareTransport:
         stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.parallel = parallel
+        self._delivery = Delivery(lambda site, frame: self._ask(site, frame), parallel)
         self._name, self._sites, self._arguments, self._start, self._carry, self._stop = name, tuple(sites), arguments, start, carry, stop
         self._bridge: Bridge | None = None
         self._carrier: Carrier | None = None
@@ -84,7 +85,7 @@ class NvflareTransport:
             return iter(())
         if self._lost and decode_message(first[1]).kind == "open":
             self._fetch_back()
-        return delivered(itertools.chain([first], source), self._ask, self.parallel)
+        return self._delivery(itertools.chain([first], source))
 
     def walk(self, path: Sequence[str], frame: bytes, bridge: bool) -> Walk:
         """A relay that the sites hand on."""
@@ -104,6 +105,7 @@ class NvflareTransport:
     def close(self) -> None:
         """End the job and what was started for it. Safe to call twice."""
         self._closed = True
+        self._delivery.close()
         try:
             self._end()
         finally:
