@@ -141,7 +141,7 @@ def run_matrix(
     ``emit`` gets ``run``, ``cells`` and ``victim`` events, each with ``defence``.
     """
     registry = registry or Registry.discover()
-    planned = {name: _experiment(config, name, changes, registry) for name, changes in config.defences.items()}
+    planned = {name: experiment_of(config, name, registry) for name in config.defences}
     judged = sum(len(_checked(config, name, experiment)) for name, experiment in planned.items())
     ends = None if budget is None else time.monotonic() + 60 * budget
     found, controls = MatrixResult(), dict[Any, dict[str, Control]]()
@@ -168,9 +168,10 @@ def run_matrix(
     return found
 
 
-def _experiment(config: MatrixConfig, name: str, changes: Mapping[str, Any], registry: Registry) -> Experiment:
+def experiment_of(config: MatrixConfig, name: str, registry: Registry) -> Experiment:
+    """The run of one defence: its changes laid over the base, map by map, but a component that is named (``use``) as a whole."""
     base = dict(config.base)
-    for section, value in changes.items():
+    for section, value in config.defences[name].items():
         merge = isinstance(value, Mapping) and isinstance(base.get(section), Mapping) and "use" not in value
         base[section] = {**base[section], **value} if merge else value
     base["run"] = {**base.get("run", {}), "name": name}

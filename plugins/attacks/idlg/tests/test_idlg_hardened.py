@@ -48,6 +48,18 @@ def test_knowing_the_defence_is_worth_ten_decibel(lab):
     assert np.median(gains) >= 10, gains
 
 
+def test_a_setting_withholds_the_defence_as_the_evaluator_can(lab):
+    view, ctx = lab.world(
+        lab.picture(1, side=8), np.array([1]), classes=3, make=lab.small, public=30, training=Training(1.0),
+        defence=lab.Defence("x", 0.5, "update", 1e-3),
+    )  # fmt: skip
+    blind = Idlg(IdlgConfig(steps=3, restarts=1, adaptive=False)).run(view, lab.AMPLE, ctx).guess["images"]
+    told = Idlg(IdlgConfig(steps=3, restarts=1)).run(view, lab.AMPLE, ctx).guess["images"]
+    withheld = Idlg(IdlgConfig(steps=3, restarts=1)).run(view, lab.AMPLE, replace(ctx, adaptive=False)).guess["images"]
+    np.testing.assert_array_equal(blind, withheld)
+    assert (blind != told).any()
+
+
 def test_a_sum_of_two_sites_gives_both_images(lab):
     images, targets = np.concatenate([lab.picture(i, side=8) for i in (1, 2)]), np.array([0, 3])
     view, ctx = lab.world(images, targets, classes=4, make=lab.small, sites=2, seed=1, public=10)

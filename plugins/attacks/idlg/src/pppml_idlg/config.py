@@ -44,6 +44,7 @@ class IdlgConfig(MatchingConfig):
     prior: float = Field(1.0, ge=0, description="weight under noise of what public images say of images; 1: as learned, 0: none")
     double: bool = Field(True, description="compute in float64, which saturated networks need; float32 takes about half the time")
     rule: Rule = Field("auto", description="of label inference; auto: matched filter under noise, else the bias, else row sums")
+    adaptive: bool = Field(True, description="use what is known of clip, noise and rounding; off: to measure what knowing them is worth")
 
 
 class InvertingGradientsConfig(MatchingConfig):

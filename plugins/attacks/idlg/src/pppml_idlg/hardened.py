@@ -42,6 +42,7 @@ class Idlg(Matching):
     def search(self, view: AdversaryView, ctx: Knowledge, effort: Effort) -> Reconstruction:
         """Images and labels."""
         config = self.config
+        ctx = replace(ctx, adaptive=ctx.adaptive and config.adaptive)
         evidence = update_evidence(view, ctx, config.images, torch.float64 if config.double else torch.float32)
         labels, rule = inferred(evidence, config.rule)
         matched = by_read_error(evidence) if config.read_error else evidence
