@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,7 +102,7 @@ class NvflareEngine(Engine):
         """Be this party's NVFlare process until it ends; its exit code. The kit is that of a client, or of the server."""
         from pppml_core.federation.home import open_home
         from pppml_nvflare.kits import check, command, environment, role
-        from pppml_nvflare.processes import end_tree
+        from pppml_nvflare.processes import run_until_stopped
 
         if self.config.kit is None:
             raise ConfigError("no startup kit is named", place="engine.kit", hint="in site.yaml: engine: {use: nvflare, kit: PATH}")
@@ -114,13 +113,7 @@ class NvflareEngine(Engine):
         started = command(kit, self.config.python or sys.executable)
         if name != SERVER and f"uid={name}" not in started:
             raise ConfigError(f"NVFlare knows this kit by another name than {name}", place=str(kit), hint="use one name for home and kit")
-        process = subprocess.Popen(started, cwd=kit, env=environment(**{HOME: str(home.resolve())}), stdin=subprocess.DEVNULL)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            end_tree(process.pid, patience=5)
+        return run_until_stopped(started, kit, environment(**{HOME: str(home.resolve())}))
 
     def export(self, config: Mapping[str, Any], folder: Path) -> Path:
         """Write a job that NVFlare's server conducts by itself, and a README beside it. Returns the job's folder."""

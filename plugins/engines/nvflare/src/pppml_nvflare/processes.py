@@ -1,9 +1,45 @@
-"""Ending a process of NVFlare's with all that it started: it starts some in sessions of their own, which outlive a signal to its group."""
+"""Starting and ending processes of NVFlare's. What it starts may be in a session of its own, and its client ignores Ctrl-C."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_until_stopped(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a process in the foreground; its exit code, 0 where SIGINT or SIGTERM stopped this one. It ends when this process does."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)  # it is being stopped already
+        end_tree(process.pid, patience=5)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when the parent ends, however that happens. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_tree(pid: int, patience: float) -> None:
