@@ -36,6 +36,11 @@ def run_until_stopped(command: Sequence[str], folder: Path, environment: Mapping
             signal.signal(number, handler)
 
 
+def do_without_torch() -> None:
+    """NVFlare loads torch for its own use where it finds it; a process that only carries frames is spared its seconds and its memory."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
 def _end_with_parent() -> None:
     """In the child: be told to end when the parent ends, however that happens. Linux only."""
     if sys.platform == "linux":

@@ -18,6 +18,7 @@ from pppml_nvflare.bridge import serve
 from pppml_nvflare.calls import Caller
 from pppml_nvflare.delivery import Delivery
 from pppml_nvflare.homes import own_home
+from pppml_nvflare.processes import do_without_torch
 
 #: files of a run folder that go with NVFlare's job result to whoever may download it.
 RESULTS = ("result.json", "plan.json", "manifest.json", "metrics.jsonl", "model.safetensors", "report.html")
@@ -35,6 +36,8 @@ class Coordinator:
     def __init__(self, timeout: float, silence: float, parallel: int = 0, bridge: str = "", config: str = "pppml.yaml") -> None:
         self.timeout, self.silence, self.parallel = timeout, silence, parallel
         self.bridge, self.config = bridge, config
+        if bridge:
+            do_without_torch()
 
     @collab.main  # type: ignore[untyped-decorator]
     def conduct(self) -> None:

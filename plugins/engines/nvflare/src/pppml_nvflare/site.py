@@ -6,7 +6,6 @@ raises: what NVFlare makes of an exception, traceback included, would travel to 
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from pppml_nvflare.calls import TURN, Caller, replied
 from pppml_nvflare.forms import write_walk
 from pppml_nvflare.homes import own_home
 from pppml_nvflare.lodging import Gone, Lodging
+from pppml_nvflare.processes import do_without_torch
 
 #: answers that are kept for who asks again.
 KEPT = 8
@@ -48,8 +48,7 @@ class Desk:
         self._lodging: Lodging | None = None
         self._works: OrderedDict[bytes, _Work] = OrderedDict()
         self._lock = threading.Lock()
-        # The site lives in a process of its own, so this one needs no torch; NVFlare would load it for its own use if it found it.
-        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        do_without_torch()  # the site lives in a process of its own
 
     @collab.publish  # type: ignore[untyped-decorator]
     def answer(self, request: bytes) -> bytes:
