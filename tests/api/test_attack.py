@@ -71,6 +71,7 @@ def test_an_attack_gets_the_runs_public_side_and_its_record_is_kept(run):
     assert record == {
         "attack": "look", "vantage": "server+site:site_2", "round": 1, "outcome": "inconclusive", "reason": "it only looked",
         "metrics": {"depth": 7}, "control": {"passed": False}, "best_guess": {"guess": 1}, "effort": {"looks": 1}, "settings": {"depth": 7},
+        "asked": {"settings": {"depth": 7}}, "why": None,
     }  # fmt: skip
     written = json.loads((run.folder / "attacks/look-server_site_site_2-r1.json").read_text())
     assert written == {**record, "effort": {"seconds": seconds, "looks": 1}}
