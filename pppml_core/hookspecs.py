@@ -50,7 +50,7 @@ def pppml_privacy_mechanisms() -> Sequence[Component]:
 
 @hookspec
 def pppml_attacks() -> Sequence[Component]:
-    """Readers of an adversary's view. Target: :class:`pppml_core.interfaces.attack.Attack`. Built in: ``distinguish``."""
+    """Readers of an adversary's view. Target: :class:`pppml_core.interfaces.attack.Attack`. Built in: ``distinguish``, ``read-out``."""
     return ()
 
 

@@ -13,4 +13,9 @@ class TestInsecurePlugin(PluginSuite):
 class TestBuiltins(PluginSuite):
     plugin = "pppml_core.builtin.plugin"
     readme = ROOT / "docs" / "config.md"
-    uncited = {"plain": "a plain sum", "local-only": "the absence of federation", "none": "the absence of a mechanism"}
+    uncited = {
+        "plain": "a plain sum",
+        "local-only": "the absence of federation",
+        "none": "the absence of a mechanism",
+        "read-out": "what the session decodes already",
+    }
