@@ -9,6 +9,7 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -109,10 +110,10 @@ def make_plan(config: RunConfig, registry: Registry, objects: Mapping[str, Any] 
 
 
 def _versions(registry: Registry) -> dict[str, str]:
-    import monai
     import torch
 
-    own = {"python": platform.python_version(), "torch": str(torch.__version__), "monai": str(monai.__version__), "numpy": np.__version__}
+    monai = metadata.version("monai")  # its import takes seconds, and a run that needs none of it should not wait for it
+    own = {"python": platform.python_version(), "torch": str(torch.__version__), "monai": monai, "numpy": np.__version__}
     return {**own, **registry.versions()}
 
 
