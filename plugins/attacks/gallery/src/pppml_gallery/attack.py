@@ -12,9 +12,10 @@ import numpy as np
 
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Images, Knowledge, Reconstruction, Seen, Sight
 from pppml_core.learning.forward import Mixture
+from pppml_core.learning.single import flat, remembered
 from pppml_gallery.config import GalleryConfig
 from pppml_gallery.likelihood import Likelihood, Numbers, others_like
-from pppml_gallery.updates import flat, in_batches, of_model, remembered, spread
+from pppml_gallery.updates import in_batches, of_model, spread
 
 #: difference of two correct float32 computations of an update, of its root mean square.
 NUMERICS = 1e-4

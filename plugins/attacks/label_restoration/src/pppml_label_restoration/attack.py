@@ -16,9 +16,10 @@ import torch
 
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Images, Knowledge, Reconstruction, Sight
 from pppml_core.learning.forward import Mixture
+from pppml_core.learning.single import spread
 from pppml_label_restoration.config import LabelRestorationConfig, LesionAreaConfig
 from pppml_label_restoration.counts import Numbers, classes_of, posterior_counts, two_stages, whole
-from pppml_label_restoration.head import Head, Reading, learn, spread, unit, updates_of
+from pppml_label_restoration.head import Head, Reading, learn, unit, updates_of
 
 #: steps on public images by which is measured what a batch adds up to.
 BATCHES = 4

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from pppml_core.interfaces.attack import Images, Knowledge, Sight
+from pppml_core.learning.single import remembered
 
 Numbers = npt.NDArray[np.float64]
 #: difference of two correct float32 computations of an update, of its root mean square.
@@ -90,19 +91,13 @@ def learn(head: Head, updates: list[Mapping[str, npt.ArrayLike]]) -> Reading:
 
 def updates_of(ctx: Knowledge, model: torch.nn.Module, images: Images, head: Head) -> list[Mapping[str, npt.ArrayLike]]:
     """What each image as a batch of one makes of the last layer."""
-    found: list[Mapping[str, npt.ArrayLike]] = []
-    for image, target in zip(torch.from_numpy(images.images), torch.from_numpy(images.targets), strict=True):
-        made = ctx.expected(model, image[None], target[None])
-        found.append({name: made[name].detach().numpy() for name in (head.weight, head.bias) if name})
-    return found
+    names = [name for name in (head.weight, head.bias) if name]
+    shapes = [tuple(model.get_parameter(name).shape) for name in names]
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    rows = remembered(ctx, model, images, names)
+    return [{n: part.reshape(s) for n, s, part in zip(names, shapes, np.split(row, ends), strict=True)} for row in rows]
 
 
 def unit(ctx: Knowledge) -> Knowledge:
     """Under which the update of a single image is computed: of recorded rounds with one step, as theirs are too many."""
     return ctx if ctx.training.exact else replace(ctx, training=replace(ctx.training, steps=1))
-
-
-def spread(images: Images, count: int) -> Images:
-    """At most ``count`` of them, evenly spread over the list, which may be sorted by site."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-    return Images(images.images[chosen], images.targets[chosen])
