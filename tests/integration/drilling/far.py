@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
+import json
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from pppml_core.testing.proxy import Proxy
 
 #: seconds of these drills for an answer: longer than a process of a site takes to start, under load.
 TIMEOUT = 90
@@ -46,28 +52,78 @@ def site_process(engine: str, site: str) -> list[psutil.Process]:
 
 
 def kill(found: list[psutil.Process]) -> None:
-    """``kill -9``."""
+    """``kill -9``; all are dead when it returns, though whoever started them may not have taken note yet."""
     assert found
     for process in found:
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(found, timeout=10)
+    until = time.monotonic() + 10
+    while any(map(alive, found)) and time.monotonic() < until:
+        time.sleep(0.02)
 
 
-def stop_for(seconds: float, find: Callable[[], list[psutil.Process]]) -> None:
-    """SIGSTOP, and SIGCONT so many seconds later."""
-    found = find()
-    assert found
-    for process in found:
-        process.suspend()
+def alive(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
-    def go_on() -> None:
-        time.sleep(seconds)
-        for process in found:
-            with suppress(psutil.Error):
-                process.resume()
 
-    threading.Thread(target=go_on, daemon=True).start()
+@contextmanager
+def behind_a_proxy(
+    engine: str, names: Sequence[str], site: str, folder: Path, patch: pytest.MonkeyPatch
+) -> Iterator[tuple[dict[str, Any], list[Proxy]]]:
+    """Settings of the engine with which one site reaches the server, or SuperLink, through a proxy, and that proxy once it stands."""
+    proxies: list[Proxy] = []
+    with ExitStack() as stack:
+        stack.callback(lambda: [proxy.close() for proxy in proxies])
+        if engine == "flower":
+            _flower_behind(site, proxies, patch)
+            yield ENGINES[engine], proxies
+        else:
+            kit, homes = stack.enter_context(_nvflare_behind(names, site, folder, proxies))
+            yield {**ENGINES[engine], "kit": str(kit), "homes": str(homes)}, proxies
+
+
+def _flower_behind(site: str, proxies: list[Proxy], patch: pytest.MonkeyPatch) -> None:
+    from pppml_flower.local_federation import LocalFederation
+
+    own = LocalFederation._node
+
+    def through(federation: LocalFederation, name: str) -> Any:
+        if name != site:
+            return own(federation, name)
+        if not proxies:
+            proxies.append(Proxy(federation.port))
+        return own(federation, name).model_copy(update={"superlink": f"127.0.0.1:{proxies[0].port}"})
+
+    patch.setattr(LocalFederation, "_node", through)
+
+
+@contextmanager
+def _nvflare_behind(names: Sequence[str], site: str, folder: Path, proxies: list[Proxy]) -> Iterator[tuple[Path, Path]]:
+    from pppml_nvflare.homes import introduce
+    from pppml_nvflare.kits import admit, environment
+    from pppml_nvflare.poc import Poc
+
+    poc = Poc(folder, names, folder / "homes")
+    introduce(poc.homes, ("server", *names))
+    poc.prepare()
+    # NVFlare signs what a kit says of the server's address, so the kits are made anew with the other one.
+    project = json.loads((folder / "project.yml").read_text())
+    people = {one["name"]: one for one in project["participants"]}
+    proxies.append(Proxy(next(one["fed_learn_port"] for one in people.values() if one["type"] == "server")))
+    people[site]["connect_to"] = {"host": "localhost", "port": proxies[0].port}
+    (folder / "project.yml").write_text(json.dumps(project))
+    shutil.rmtree(folder / "kits")
+    line = [sys.executable, "-m", "nvflare.cli", "provision", "-p", str(folder / "project.yml"), "-w", str(folder / "kits")]
+    subprocess.run(line, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    for party in ("server", *names):
+        admit(poc.kit_of(party), storage=folder / "storage")
+    try:
+        poc.start()
+        yield poc.kit, poc.homes
+    finally:
+        poc.stop()
 
 
 def carrier(engine: str) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,14 @@ def proxied(monkeypatch: pytest.MonkeyPatch, *, record: bool = False) -> Iterato
 def strange_sites(monkeypatch: pytest.MonkeyPatch, *about: str) -> None:
     """Start the sites as :mod:`strange_site` does."""
     monkeypatch.setattr(processes, "COMMAND", [sys.executable, str(STRANGE), *about])
+
+
+def stall_for(seconds: float, proxy: Proxy) -> None:
+    """Nothing passes for so long; returns at once."""
+    proxy.stall()
+    timer = threading.Timer(seconds, proxy.go_on)
+    timer.daemon = True
+    timer.start()
 
 
 def at(act: Callable[[], None], **wanted: object) -> Callable[[Event], None]:

@@ -65,21 +65,18 @@ KILLED = r"its process ended \(exit code -9\)"
 MOMENTS = {"before it has the request": "kill-before", "once it has the request": "kill", "after its reply": "kill-after"}
 SITE_KILLED, INITIATOR_KILLED = "kill -9 of a site", "kill -9 of a ring's initiator"
 Stages = dict[str, tuple[Ends, Ends, Ends]]
-#: sum -> stage -> what comes of it at each of the moments.
+#: sum -> stage -> what comes of it at each of the moments. What all sums have in common, `hello` and `evaluate`, is held with `plain`.
 KILLS: dict[str, Stages] = {
     "plain": {"hello": (W, W, W), "open": (B, B, B), "contribute": (B, B, W), "evaluate": (W, W, W)},
     "secagg-plus": {
-        "hello": (W, W, W),
         "open": (B, B, B),
         "advertise": (B, B, B),
         "share": (B, B, B),
         "mask": (B, B, W),
         "agree": (W, W, W),
         "unmask": (W, W, W),
-        "evaluate": (W, W, W),
     },
     "cyclic-he": {
-        "hello": (W, W, W),
         "open": (B, B, A),
         "advertise": (A, A, A),
         "keys": (A, A, B),
@@ -87,7 +84,6 @@ KILLS: dict[str, Stages] = {
         "ring-2": (A, A, A),
         "confirm": (A, A, L),
         "release": (L, L, W),
-        "evaluate": (W, W, W),
     },
 }
 INITIATOR_KILLS: Stages = {
@@ -125,17 +121,16 @@ SERVER_KILLS: dict[str, dict[str, tuple[Ends, Ends]]] = {
         "mask": (R, R),
         "agree": (R, R),
         "unmask": (X, X),
-        "evaluate": (R, R),
     },
     "cyclic-he": {
         "open": (R, R),
         "advertise": (R, R),
         "keys": (R, R),
         "ring-1": (R, R),
+        "ring-2": (R, R),
         "agree": (R, R),
         "confirm": (R, R),
         "release": (X, X),
-        "evaluate": (R, R),
     },
 }
 
@@ -151,7 +146,7 @@ def _server_kills() -> Iterator[Drill]:
 
 # -- the network, clocks ------------------------------------------------------------------------------------------------------------------
 #: seconds the coordinator waits in the drills of stalls, where it does not wait for ever.
-PATIENCE = 12
+PATIENCE = 20
 STALL, LONG_STALL, PARTITION = "network stalls for 30 s", "network of a site stalls beyond the timeout", "network of a site is cut"
 SPLIT, SLOW, SKEW = "network of too many sites is cut", "a site is slow", "clocks are hours apart"
 WAITED = f"no answer within {PATIENCE} seconds"
@@ -239,19 +234,19 @@ def _joins() -> Iterator[Drill]:
 
 
 # -- NVFlare's POC and Flower's SuperLink with SuperNodes, as processes of this machine ---------------------------------------------------
-NOTHING, CARRIER_KILLED, STILL = "nothing", "kill -9 of what carries the messages", "processes of a site stand still for 30 s"
+NOTHING, CARRIER_KILLED = "nothing", "kill -9 of what carries the messages"
 CARRIER = {"nvflare": "NVFlare's server", "flower": "the SuperLink"}
 BEFORE = "before it has the request"
 #: engine -> sum -> stage -> what comes of it when the process in which a site lives is killed as the stage begins.
 FAR_KILLS: dict[str, dict[str, dict[str, Ends]]] = {
     "nvflare": {
         "plain": {"contribute": B},
-        "secagg-plus": {"advertise": B, "share": B, "mask": B, "agree": W, "unmask": W},
-        "cyclic-he": {"ring-1": A, "confirm": A, "release": L},
+        "secagg-plus": {"mask": B, "agree": W, "unmask": W},
+        "cyclic-he": {"ring-1": A, "release": L},
     },
     "flower": {"plain": {"contribute": B}, "secagg-plus": {"mask": B, "agree": W}, "cyclic-he": {"ring-1": A}},
 }
-FAR_KILLED = {"nvflare": "its process had ended", "flower": "no answer within|not connected|its own log says why"}
+FAR_KILLED = {"nvflare": "its process had ended|its process ended", "flower": "no answer within|not connected|its own log says why"}
 
 
 def _far() -> Iterator[Drill]:
@@ -260,7 +255,7 @@ def _far() -> Iterator[Drill]:
             yield Drill(engine, sum, NOTHING, "whole round", "", W, "")
             for stage, end in stages.items():
                 yield Drill(engine, sum, SITE_KILLED, stage, BEFORE, end, FAR_KILLED[engine])
-        yield Drill(engine, "secagg-plus", STILL, "mask", "", W, "")
+        yield Drill(engine, "secagg-plus", STALL, "mask", "", W, "")
         yield Drill(engine, "secagg-plus", SERVER_KILLED, "mask", UNDER_WAY, R, "")
         yield Drill(engine, "secagg-plus", CARRIER_KILLED, "mask", CARRIER[engine], R, "")
 

@@ -6,15 +6,16 @@ import shutil
 import signal
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 from drilling.commands import command, write_config
-from drilling.far import ENGINES, TIMEOUT, carrier, kill, needed, restarter, site_process, stop_for
-from drilling.lines import at
+from drilling.far import ENGINES, TIMEOUT, behind_a_proxy, carrier, kill, needed, restarter, site_process
+from drilling.lines import at, stall_for
 from drilling.runs import HE, disturbed, finished, sites, tiny, wrong_sums
-from drilling.table import CARRIER_KILLED, FAR_KILLS, NOTHING, SERVER_KILLED, SITE_KILLED, SITES, STILL, Ends, drills
+from drilling.table import CARRIER_KILLED, FAR_KILLS, NOTHING, SERVER_KILLED, SITE_KILLED, SITES, STALL, Ends, drills
 
 from pppml_core.errors import RunFailed
 
@@ -30,32 +31,35 @@ def short():
 
 
 RUNS = [(engine, sum) for engine, sums in FAR_KILLS.items() for sum in sums]
-#: the site that is killed: none that initiates a ring.
+#: the site that is killed, or whose network stalls: none that initiates a ring.
 SITE = "site_2"
 
 
 @pytest.mark.drill
 @pytest.mark.parametrize(("engine", "sum"), RUNS)
-def test_a_site_is_killed_and_one_stands_still(check_rounds, monkeypatch, tmp_path, engine, sum):
-    """Round 1 is left alone; then a drill a round."""
+def test_a_site_is_killed_and_its_network_stalls(check_rounds, monkeypatch, tmp_path, short, engine, sum):
+    """Round 1 is left alone; then a drill a round; the last round is over all sites again."""
     needed(engine)
     restart = restarter(engine, monkeypatch)
-    killed = drills(engine, sum, SITE_KILLED)
-    rounds = {1: drills(engine, sum, NOTHING), **{round: [row] for round, row in enumerate([*killed, *drills(engine, sum, STILL)], 2)}}
-    acts = []
-    for round, (row, *_) in rounds.items():
-        if row.breaks == SITE_KILLED:
-            acts.append(at(lambda: kill(site_process(engine, SITE)), event="stage-started", round=round, stage=row.stage))
-            acts.append(at(lambda: restart(SITE), event="site-lost", round=round))
-        elif row.breaks == STILL:
-            acts.append(at(lambda: stop_for(30, lambda: site_process(engine, SITE)), event="stage-started", round=round, stage=row.stage))
-    sections = tiny(SITES[sum], len(rounds) + 1, aggregator=AGGREGATORS[sum], engine=ENGINES[engine])
-    run = disturbed(tmp_path / "r", sections, *acts)
-    check_rounds(run, rounds, dict.fromkeys(rounds, SITE))
-    assert run.survivors[len(rounds) + 1] == sites(SITES[sum]), "it is back"
-    if sum == "secagg-plus":
-        took = {(e["round"], e["stage"]): e["seconds"] for e in run.events if e["event"] == "stage"}
-        assert 28 < took[len(rounds), "mask"] < TIMEOUT
+    killed, stalled = drills(engine, sum, SITE_KILLED), drills(engine, sum, STALL)
+    rounds = {1: drills(engine, sum, NOTHING), **{round: [row] for round, row in enumerate([*killed, *stalled], 2)}}
+    count, last = SITES[sum], len(rounds) + 1
+    with ExitStack() as stack:
+        settings, proxies = ENGINES[engine], []
+        if stalled:
+            settings, proxies = stack.enter_context(behind_a_proxy(engine, sites(count), SITE, short, monkeypatch))
+        acts = []
+        for round, (row, *_) in rounds.items():
+            if row.breaks == SITE_KILLED:
+                acts.append(at(lambda: kill(site_process(engine, SITE)), event="stage-started", round=round, stage=row.stage))
+                acts.append(at(lambda: restart(SITE), event="site-lost", round=round))
+            elif row.breaks == STALL:
+                acts.append(at(lambda: stall_for(30, proxies[0]), event="stage-started", round=round, stage=row.stage))
+        run = disturbed(tmp_path / "r", tiny(count, last, aggregator=AGGREGATORS[sum], engine=settings), *acts)
+        check_rounds(run, rounds, dict.fromkeys(rounds, SITE))
+    assert run.survivors[last] == sites(count), "it is back"
+    took = {(e["round"], e["stage"]): e["seconds"] for e in run.events if e["event"] == "stage"}
+    assert all(29 < took[last - 1, row.stage] < TIMEOUT for row in stalled)
     assert not psutil.Process().children(), "nobody is left behind"
 
 

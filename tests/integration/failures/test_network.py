@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
-from drilling.lines import at, proxied, strange_sites
+from drilling.lines import at, proxied, stall_for, strange_sites
 from drilling.runs import HE, disturbed, sites, tiny
 from drilling.table import LONG_STALL, PARTITION, PATIENCE, SKEW, SLOW, SPLIT, STALL, drills
 
@@ -28,36 +26,16 @@ def test_a_stall_of_thirty_seconds_and_a_slow_site_cost_time_only(check_rounds, 
     """The coordinator waits an hour by default, so a stall is waited for."""
     stalls, (slow,) = drills("processes", "secagg-plus", STALL), drills("processes", "secagg-plus", SLOW)
     rounds = by_round([*stalls, slow])
-    acts, waiting = [], []
-
-    def stall():
-        proxies[SITE].stall()
-        began = time.monotonic()
-
-        def go_on():
-            waiting.append(time.monotonic() - began)
-            proxies[SITE].go_on()
-
-        later(30, go_on)
-
+    acts = []
     for round, (row, *_) in rounds.items():
         if row.breaks == STALL:
-            acts.append(at(stall, event="stage-started", round=round, stage=row.stage))
+            acts.append(at(lambda: stall_for(30, proxies[SITE]), event="stage-started", round=round, stage=row.stage))
         else:
             acts.append(at(lambda: proxies[SITE].slow(0.2), event="stage-started", round=round))
     run = disturbed(tmp_path / "r", tiny(4, len(rounds), **SECAGG, engine="processes"), *acts)
     check_rounds(run, rounds, dict.fromkeys(rounds, SITE))
-    assert len(waiting) == len(stalls)
     took = {(e["round"], e["stage"]): e["seconds"] for e in run.events if e["event"] == "stage"}
     assert all(took[round, row.stage] > 29 for round, (row, *_) in rounds.items() if row.breaks == STALL)
-
-
-def later(seconds, act):
-    import threading
-
-    timer = threading.Timer(seconds, act)
-    timer.daemon = True
-    timer.start()
 
 
 def disturb(rows, breaks, mend, proxies):

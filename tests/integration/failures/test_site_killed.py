@@ -24,7 +24,7 @@ def struck_by(row, round):
 def test_a_site_is_killed_at_every_stage(check_rounds, tmp_path, sum):
     rows = [*drills("processes", sum, SITE_KILLED), *drills("processes", sum, INITIATOR_KILLED)]
     greeting = [row for row in rows if row.stage == "hello"]
-    # All three at the one greeting of the run, which must not keep them from round 1; then one drill a round.
+    # `plain`: all three at the one greeting of the run, which must not keep them from round 1; then one drill a round.
     rounds = {1: greeting, **{round: [row] for round, row in enumerate((r for r in rows if r.stage != "hello"), 2)}}
     everyone = sites(SITES[sum])
     strikes = [{"site": s, "stage": "hello", "round": 0, "do": MOMENTS[row.moment]} for s, row in zip(everyone, greeting, strict=False)]
@@ -33,5 +33,6 @@ def test_a_site_is_killed_at_every_stage(check_rounds, tmp_path, sum):
         {"site": struck[round], "stage": rounds[round][0].stage, "round": round, "attempt": 1, "do": MOMENTS[rounds[round][0].moment]}
         for round in struck
     ]
-    sections = tiny(SITES[sum], len(rounds), aggregator=AGGREGATORS[sum], engine={"use": "processes", "faults": strikes})
+    own = {} if sum == "plain" else {"run": {"metrics": "none"}}
+    sections = tiny(SITES[sum], len(rounds), aggregator=AGGREGATORS[sum], engine={"use": "processes", "faults": strikes}, **own)
     check_rounds(disturbed(tmp_path / "r", sections), rounds, struck)
