@@ -13,7 +13,7 @@ from scipy.stats import binom, norm
 from pppml_core.interfaces.attack import Budget, Defence, Images, Seen, Sight, Training
 from pppml_core.testing import PluginSuite
 from pppml_core.testing.attacked import SITES, Attacked, joined, mean_of, some
-from pppml_gallery.attack import Gallery, error_variance
+from pppml_gallery.attack import Gallery, variances_of
 from pppml_gallery.config import GalleryConfig
 
 TIME = Budget(1e9)
@@ -119,7 +119,7 @@ def test_variance_of_rounding_and_noise(images):
     mean = rounded.mean(0) + generator.normal(0, noise, 40_000) / sites
     sight = Sight(("a", "b", "c"), {"w": mean.astype(np.float32)}, 3.0)
     ctx = Attacked(torch.nn.Identity(), 2).knowledge(images(generator, 1), defence=Defence(noise=noise, grid={"w": step}))
-    found = error_variance(sight, ctx, ("w",))
+    found = variances_of(sight, ctx, ("w",))
     assert found.shape == (40_000,)
     assert found[0] == pytest.approx(np.var(mean - exact.mean(0)), rel=0.1)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Images, Knowledge, Reconstruction, Seen, Sight
 from pppml_core.learning.forward import Mixture
+from pppml_core.learning.rounding import error_variance
 from pppml_core.learning.single import flat, remembered
 from pppml_gallery.config import GalleryConfig
 from pppml_gallery.likelihood import Likelihood, Numbers, others_like
@@ -72,23 +73,18 @@ class Gallery(Attack):
             found = [batch @ observed for batch in in_batches(ctx, model, candidates, names)]
             return against(held @ observed, np.concatenate(found)), len(candidates) + len(held)
         others = None if held is None else others_like(held, shrink=self.config.others == "shrunk")
-        likelihood = Likelihood(observed, mixture.weight, error_variance(sight, ctx, names), others, unknown)
+        likelihood = Likelihood(observed, mixture.weight, variances_of(sight, ctx, names), others, unknown)
         found = [likelihood.of(batch) for batch in in_batches(ctx, model, candidates, names)]
         return np.concatenate(found), len(candidates) + (0 if held is None else len(held))
 
 
-def error_variance(sight: Sight, ctx: Knowledge, names: tuple[str, ...]) -> Numbers:
-    """Variance of noise, rounding and numerics in each coordinate of the sight's mean, ``(d,)``, above 0.
-
-    Unbiased rounding to a grid of step ``g`` has the variance ``g^2 f (1 - f)``, ``f`` the place between two of its points; over all
-    places that is ``g^2 / 6``. Each site rounds for itself, and the mean divides the sum by their number.
-    """
-    defence, sites = ctx.told, len(sight.sites)
+def variances_of(sight: Sight, ctx: Knowledge, names: tuple[str, ...]) -> Numbers:
+    """Variance of noise, rounding and numerics in each coordinate of the sight's mean, ``(d,)``, above 0."""
     squares = {name: float(np.square(sight.update[name], dtype=np.float64).mean()) for name in names}
     least = NUMERICS**2 * (max(squares.values(), default=0.0) or 1.0)
 
     def of(name: str) -> float:
-        return (defence.noise / sites) ** 2 + defence.grid.get(name, 0.0) ** 2 / (6 * sites) + NUMERICS**2 * (squares[name] + least)
+        return error_variance(sight, ctx, name) + NUMERICS**2 * (squares[name] + least)
 
     return np.concatenate([np.full(np.size(sight.update[name]), of(name)) for name in names])
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pppml_core.interfaces.attack import AdversaryView, Arrays, Knowledge, Sight
+from pppml_core.learning.rounding import error_variance
 from pppml_idlg.labels import Head, head_of
 
 Tensors = dict[str, torch.Tensor]
@@ -111,8 +112,7 @@ def update_evidence(view: AdversaryView, ctx: Knowledge, images: int | None, dty
     model = ctx.model(view.last, dtype)
     names, sites = _matched(model, sight.update), len(sight.sites)
     seen = {n: torch.from_numpy(np.array(sight.update[n])).to(dtype) for n in names}
-    # The mean over n sites has an n-th of the summed noise; a rounding error is spread evenly over one step of the grid to each side.
-    noise = {n: (ctx.told.noise / sites) ** 2 + ctx.told.grid.get(n, 0.0) ** 2 / 3 for n in names}
+    noise = {n: error_variance(sight, ctx, n) for n in names}
     own = behind(ctx, images)
     return Evidence(sight, seen, model, ctx, sites, own, own, noise)
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.interfaces.attack import Knowledge, Sight
+from pppml_core.learning.rounding import error_variance
 from pppml_imprint.first_layer import FirstLayer
 
 Numbers = npt.NDArray[np.float64]
@@ -34,14 +35,12 @@ class Rows:
     def of(cls, sight: Sight, layer: FirstLayer, ctx: Knowledge) -> Rows:
         """Those of a sum. Its sign, rate and clip are common factors of a row and its bias, which every ratio is free of."""
         weight, bias = (np.asarray(sight.update[name]) for name in (layer.weight, layer.bias))
-        defence = ctx.told
         exact = weight.dtype == np.float64
         errors = []
         for name, array in ((layer.weight, weight), (layer.bias, bias)):
             rounding = (1e-12 if exact else _FLOAT32) * float(np.abs(array).max(initial=0.0))
-            # Of one site rounding to a grid errs by half a step (standard deviation, at most), independently at each site.
-            grid = defence.grid.get(name, 0.0) / 2.0 / np.sqrt(len(sight.sites))
-            errors.append(float(np.sqrt(rounding**2 + grid**2 + (defence.noise / len(sight.sites)) ** 2)))
+            # The bound: dark pixels are many coordinates of one value, rounded from one place; with the mean, steps would be found in them.
+            errors.append(float(np.sqrt(rounding**2 + error_variance(sight, ctx, name, at_most=True))))
         return cls(weight.astype(np.float64), bias.astype(np.float64), max(errors[0], 1e-300), max(errors[1], 1e-300))
 
     @property
