@@ -67,9 +67,9 @@ evidence: $(INSTALLED)
 test: $(INSTALLED)
 	@$(QUIET) $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-# One after another: a drill starts a federation of processes, and some measure what it holds.
+# Two at a time: a drill starts a federation of processes, and waits much of the time for one that was killed or is cut off.
 drills: $(INSTALLED)
-	@$(QUIET) $(PY) -m pytest tests/integration --drills -q $(ARGS)
+	@$(QUIET) $(PY) -m pytest tests/integration --drills -q -n 2 --dist worksteal $(ARGS)
 
 bench: $(INSTALLED) $(PEERS)
 	@$(QUIET) $(PY) -m pytest benchmarks --benchmark-only $(ARGS)
