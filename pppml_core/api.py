@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,10 @@ class Experiment:
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError("this is not an empty folder", place=str(folder), hint="give a new one")
-        plan = self._plan()
+        settings = self.registry.build("engine", self.config.engine, self.objects).exported()
+        there = copy(self)
+        there.config = self.config.model_copy(update={"engine": settings})
+        plan = there._plan()
         plan.refuse_misfits()
         engine = self.registry.build("engine", plan.config.engine, self.objects)
         found: Path = engine.export(to_plain(plan.config), folder)

@@ -155,11 +155,15 @@ class Engine(ABC):
         hint = "name an engine for real sites in site.yaml, or start the run where the coordinator is: pppml run"
         raise ConfigError(f"the engine {name} starts its sites itself", place="engine", hint=hint)
 
+    def exported(self) -> ComponentConfig:
+        """The settings of a job that :meth:`export` writes: those of a run between real sites, without what is on this machine only."""
+        return self.config
+
     def export(self, config: Mapping[str, Any], folder: Path) -> Path:
         """Write a run as a job of the engine's own kind, for the people who operate it; what `pppml export NAME CONFIG` calls.
 
         Args:
-            config: resolved, as plain data.
+            config: resolved, as plain data, with the settings that :meth:`exported` gives.
             folder: a new or empty folder; made if it is not there.
 
         Returns what is to be handed to the engine, in ``folder``. Raises ConfigError where the engine has no jobs of its own.

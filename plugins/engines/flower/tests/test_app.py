@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
 import subprocess
@@ -14,10 +15,11 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 from flwr.common.config import get_fab_config
 
+from pppml_core import cli
 from pppml_core.api import Experiment
 from pppml_core.config import to_plain
 from pppml_core.errors import ConfigError, RunFailed
-from pppml_flower.at_hand import using
+from pppml_flower.at_hand import HOME, HOMES, using
 from pppml_flower.config import FlowerConfig
 from pppml_flower.gate import refusals
 from pppml_flower.grid import GridPost
@@ -44,6 +46,40 @@ def test_flower_takes_what_is_exported(tmp_path):
     assert {path.suffix for path in app.iterdir()} <= {".toml", ".py", ".yaml", ".md"}
     with pytest.raises(ConfigError, match="empty"):
         experiment.export(tmp_path / "app")
+
+
+@pytest.mark.parametrize("engine", ["flower", "local", {"use": "flower", "environment": "processes", "homes": "/nowhere"}])
+def test_a_run_of_real_sites_is_exported_where_nothing_else_is(tmp_path, monkeypatch, engine):
+    pytest.importorskip("pppml_image_set", reason="the run's task is not installed")
+    monkeypatch.chdir(tmp_path)
+    task = {"use": "image-set", "kind": "classification", "channels": 1, "size": [64, 64], "classes": ["normal", "pneumonia"]}
+    sites = {"clinic_a": 412, "clinic_b": 230, "clinic_c": 305}
+    study = {"task": task, "sites": sites, "run": {"name": "xray", "metrics": "sum"}, "model": "tiny-net", "engine": engine}
+    (tmp_path / "c.yaml").write_text(json.dumps(study))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "flower", "c.yaml", "-o", "app"])
+    assert ended.value.code in (0, None)
+    load_and_validate(tmp_path / "app" / "pyproject.toml", check_module=True)
+    config = Experiment(tmp_path / "app" / "config.yaml").config
+    assert dict(config.sites) == sites
+    assert (config.engine.environment, config.engine.homes) == ("federation", None)
+
+
+def test_what_is_exported_is_conducted_as_an_app(homes, grid_of, tmp_path, monkeypatch):
+    """Loaded as Flower loads it, and run over a grid with the home that the SuperLink was started with."""
+    from flwr.app import Context, RecordDict
+    from flwr.serverapp import ServerApp
+    from flwr.supercore.object_ref import load_app
+
+    there = homes(("site_1", "site_2"))
+    app = Experiment({**CONFIG, "engine": {"use": "flower", "poll": 0.01}}).export(tmp_path / "app")
+    loaded = load_app("pppml_app:app", ValueError, app)
+    assert isinstance(loaded, ServerApp)
+    monkeypatch.setenv(HOME, str(there["server"]))
+    monkeypatch.delenv(HOMES, raising=False)
+    out = tmp_path / "run"
+    loaded(grid_of(there), Context(1, 0, {}, RecordDict(), {"out": str(out), "homes": ""}, 0))
+    assert json.loads((out / "result.json").read_text())["survivors"] == {"1": ["site_1", "site_2"]}
 
 
 def test_without_a_grid_it_says_how_to_start(tmp_path):

@@ -9,12 +9,14 @@ import json
 import pytest
 
 from pppml_core import cli
+from pppml_core.api import Experiment
 from pppml_core.config import resolve
 from pppml_core.errors import ConfigError, WireError
 from pppml_core.federation.home import open_home
 from pppml_core.interfaces.engine import Loss, Step, Walk
 from pppml_core.registry import Registry
 from pppml_core.testing.plugin_suite import PluginSuite
+from pppml_core.testing.residents import ResidentsTransport
 from pppml_core.wire.codec import decode, encode
 from pppml_nvflare import conducting
 from pppml_nvflare.config import NvflareConfig
@@ -222,10 +224,62 @@ def test_export(tmp_path, monkeypatch, capsys):
     (coordinator,) = json.loads((job / "coordinator/config/config_fed_server.json").read_text())["components"]
     assert coordinator["args"] == {"timeout": 3600.0, "silence": 30.0, "parallel": 0}  # no bridge: NVFlare's server conducts it
     config = resolve(job / "coordinator/config/pppml.yaml", registry=Registry.discover())
-    assert (config.engine.environment, config.engine.homes, config.engine.silence) == ("prod", None, 30.0)
+    assert (config.engine.environment, config.engine.homes, config.engine.silence) == ("job", None, 30.0)
     assert str(tmp_path) not in (job / "coordinator/config/pppml.yaml").read_text()
     assert "nvflare job submit -j pppml-a-study" in (tmp_path / "job/README.md").read_text()
     with pytest.raises(SystemExit) as ended:
         cli.main(["export", "nvflare", "c.yaml", "-o", "job"])
     assert ended.value.code == 2
     assert "not an empty folder" in capsys.readouterr().err
+
+
+REAL = """
+task: {use: image-set, kind: classification, channels: 1, size: [64, 64], classes: [normal, pneumonia]}
+sites: {clinic_a: 412, clinic_b: 230, clinic_c: 305}
+run: {name: xray, rounds: 2, metrics: sum}
+model: tiny-net
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["nvflare", "local", "{use: nvflare, environment: prod, homes: /nowhere/homes, kit: /nowhere/kit}", "{use: nvflare, environment: poc}"],
+)
+def test_a_run_of_real_sites_is_exported_where_nothing_else_is(tmp_path, monkeypatch, settings):
+    pytest.importorskip("pppml_image_set", reason="the run's task is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(f"{REAL}engine: {settings}\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "nvflare", "c.yaml", "-o", "job"])
+    assert ended.value.code in (0, None)
+    job = tmp_path / "job" / "pppml-xray"
+    assert json.loads((job / "meta.json").read_text())["deploy_map"]["site"] == ["clinic_a", "clinic_b", "clinic_c"]
+    config = resolve(job / "coordinator/config/pppml.yaml", registry=Registry.discover())
+    assert (config.engine.environment, config.engine.homes, config.engine.kit) == ("job", None, None)
+    assert dict(config.sites) == {"clinic_a": 412, "clinic_b": 230, "clinic_c": 305}
+    assert "nowhere" not in (job / "coordinator/config/pppml.yaml").read_text()
+
+
+def test_what_is_exported_is_a_job_to_nvflare(tmp_path):
+    """By NVFlare's own checks of what is submitted, and its own readers of both sides."""
+    pytest.importorskip("nvflare", reason="NVFlare is not installed here")
+    from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
+    from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+
+    experiment = Experiment(task={"use": "tiny", "sites": 2}, run={"name": "a.study"}, engine="nvflare")
+    job = experiment.export(tmp_path / "out")
+    valid, wrong, meta = JobMetaValidator().validate(job.name, zip_directory_to_bytes(str(job.parent), job.name))
+    assert (valid, wrong) == (True, "")
+    assert meta["name"] == job.name
+
+
+def test_what_is_exported_is_conducted_inside_of_the_job(tmp_path):
+    """The config of the job, as the coordinator's side of it runs it, over sites with homes of their own."""
+    experiment = Experiment(task={"use": "tiny", "sites": 2}, run={"name": "a.study", "rounds": 1}, engine="nvflare")
+    config = experiment.export(tmp_path / "out") / "coordinator" / "config" / "pppml.yaml"
+    with pytest.raises(ConfigError, match="conducted by NVFlare's server"):
+        Experiment(config).run(tmp_path / "outside", report=False, reporters=False)
+    introduce(tmp_path / "homes", ("site_1", "site_2", "server"))
+    with conducting.inside(ResidentsTransport(tmp_path / "homes", ("site_1", "site_2")), {"server": tmp_path / "homes" / "server"}):
+        done = Experiment(config).run(tmp_path / "inside", report=False, reporters=False)
+    assert done.result["survivors"] == {"1": ["site_1", "site_2"]}

@@ -64,6 +64,10 @@ class FlowerEngine(Engine):
             raise ConfigError("there is no Flower grid here", place="engine", hint=hint)
         return FaultyTransport(transport, self.config.faults) if self.config.faults else transport
 
+    def exported(self) -> FlowerConfig:
+        """Over a SuperLink that runs already, whose machine knows its own home."""
+        return type(self.config).model_validate(self.config.model_dump(include={"use", "timeout", "wait", "poll", "faults"}))
+
     def export(self, config: Mapping[str, Any], folder: Path) -> Path:
         """Write the app that ``flwr run`` takes."""
         from pppml_flower.export import write_app

@@ -58,9 +58,7 @@ app = app_of({argument})
 
 def write_app(config: Mapping[str, Any], folder: Path) -> Path:
     """Write the app of a resolved config in plain form. Raises ConfigError where the folder is not empty, or flwr would refuse the app."""
-    # Which machine it runs on is no part of the run.
-    engine = {k: v for k, v in config["engine"].items() if k in ("use", "timeout", "wait", "poll", "faults")}
-    files = {"config.yaml": dump_yaml({**config, "engine": engine}), "README.md": _README.format(run=config["run"]["name"])}
+    files = {"config.yaml": dump_yaml(config), "README.md": _README.format(run=config["run"]["name"])}
     return _write(folder, config["run"]["name"], "server", 'Path(__file__).parent / "config.yaml"', files)
 
 

@@ -13,10 +13,11 @@ from pppml_core.engines.faults import Fault
 class NvflareConfig(ComponentConfig):
     """`nvflare`: sites that live by themselves, reached through the functions that NVFlare's Collab publishes."""
 
-    environment: Literal["sim", "poc", "prod"] = Field(
+    environment: Literal["sim", "poc", "prod", "job"] = Field(
         "sim",
         description="`sim`: NVFlare's simulator; `poc`: server and clients as processes of this machine with certificates of their own, "
-        "as in production; `prod`: a provisioned federation that is running. The first two are started for the run and stopped after it",
+        "as in production; `prod`: a provisioned federation that is running. The first two are started for the run and stopped after it. "
+        "`job`: what `pppml export nvflare` writes, conducted by NVFlare's server itself",
     )
     topology: Literal["star", "p2p"] = Field(
         "star",

@@ -34,7 +34,7 @@ class NvflareEngine(Engine):
         inside = conducting.here()
         self._own_homes = Path(config.homes).resolve() if config.homes else None
         self.homes = self._own_homes if inside is None else inside[1]
-        self.sites_here = config.environment != "prod" and self.homes is None  # a home may say where its site's own data are
+        self.sites_here = config.environment in ("sim", "poc") and self.homes is None  # a home may say where its site's own data are
 
     def misfits(self, job_objects: Mapping[str, Any]) -> list[str]:
         """What cannot travel to sites, and what is missing here."""
@@ -67,6 +67,9 @@ class NvflareEngine(Engine):
         return FaultyTransport(transport, self.config.faults) if self.config.faults else transport
 
     def _begun(self, job: Job) -> NvflareTransport:
+        if self.config.environment == "job":
+            hint = "submit what `pppml export nvflare` writes; or `environment: prod`, to conduct the run from here"
+            raise ConfigError("such a run is conducted by NVFlare's server", place="engine.environment", hint=hint)
         carry, stop = self._carrier(job)
         settings = self.config
         parallel = min(settings.parallel or len(job.sites), len(job.sites))
@@ -114,6 +117,11 @@ class NvflareEngine(Engine):
         if name != SERVER and f"uid={name}" not in started:
             raise ConfigError(f"NVFlare knows this kit by another name than {name}", place=str(kit), hint="use one name for home and kit")
         return run_until_stopped(started, kit, environment(**{HOME: str(home.resolve())}))
+
+    def exported(self) -> NvflareConfig:
+        """Conducted by NVFlare's server, which knows its own home."""
+        kept = self.config.model_dump(include={"use", "timeout", "silence", "start", "parallel", "topology"})
+        return type(self.config).model_validate({**kept, "environment": "job"})
 
     def export(self, config: Mapping[str, Any], folder: Path) -> Path:
         """Write a job that NVFlare's server conducts by itself, and a README beside it. Returns the job's folder."""

@@ -14,9 +14,6 @@ from pppml_core.registry import Registry
 from pppml_nvflare.config import NvflareConfig
 from pppml_nvflare.job import CLASSES, write_job
 
-#: settings that say where something is on the machine that exports.
-_HERE = ("environment", "homes", "kit", "python", "faults")
-
 _README = """\
 # {name}: a run of pppml, as an NVFlare job
 
@@ -42,10 +39,8 @@ def export(config: Mapping[str, Any], settings: NvflareConfig, folder: Path) -> 
     sites = [site.slug for site in Assembly.build(resolve(config, registry=registry), registry).task.sites()]
     run = str(config["run"]["name"])
     job = "pppml-" + (re.sub(r"[^A-Za-z0-9_-]+", "-", run).strip("-") or "run")
-    kept = {name: value for name, value in config["engine"].items() if name not in _HERE}
-    text = dump_yaml({**config, "engine": {**kept, "environment": "prod"}})
     arguments = {"timeout": settings.timeout, "silence": settings.silence, "parallel": settings.parallel or 0}
-    written = write_job(folder / job, job, sites, arguments, settings.start, text)
+    written = write_job(folder / job, job, sites, arguments, settings.start, dump_yaml(config))
     classes = "\n".join(f"- `{name}`" for name in CLASSES)
     (folder / "README.md").write_text(_README.format(name=run, run=run, job=job, sites=", ".join(sites), classes=classes))
     return written
