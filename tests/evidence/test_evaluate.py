@@ -408,6 +408,29 @@ def test_controls_are_made_once_for_all_cells_of_a_victim(plain, monkeypatch):
     assert len(shared) == 3
 
 
+def test_an_attack_on_few_victims_gets_as_many_random_updates_as_it_takes_to_show_anything(plain, monkeypatch):
+    """With 3 victims and 3 random updates even an attack that always wins shows nothing at 1 %: it takes 6 that fail."""
+    asked = []
+    answer = Attacker.answer
+    monkeypatch.setattr(Attacker, "answer", lambda self, *a: asked.append(a[1].vantage.text) or answer(self, *a))
+    monkeypatch.setattr(Finder, "cheap", False)
+    tried(plain, "finder", victims=3)
+    # of each victim: the attack, the same with the defence off, and two random updates
+    assert len(asked) == 3 * (1 + 1 + 2)
+
+
+def test_a_lie_that_a_policy_would_see_is_told(plain, monkeypatch):
+    def dead(self, weights, ctx):
+        return {n: np.zeros_like(w) if n == next(iter(weights)) else w for n, w in weights.items()}
+
+    assert tried(plain, "finder", victims=3)["caught"] == []
+    monkeypatch.setattr(Finder, "plant", dead)
+    record = tried(plain, "finder", victims=3)
+    assert record["lied"]
+    assert record["caught"], "all weights of a layer are 0"
+    assert record["caught"][0] in record["reason"]
+
+
 # -- bounds -------------------------------------------------------------------------------------------------------------------------------
 
 

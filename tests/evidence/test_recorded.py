@@ -11,6 +11,7 @@ import torch
 import pppml_core as pppml
 from pppml_core import Component, ComponentConfig
 from pppml_core.evidence.attacks import Target, bound
+from pppml_core.evidence.bounds import Release, gaussian_bound
 from pppml_core.evidence.found import Cell, Effort
 from pppml_core.evidence.recorded import Recorded
 from pppml_core.evidence.vantage import read_vantage
@@ -170,3 +171,31 @@ def test_the_bound_counts_the_rounds_of_the_view(go):
     staged = [one.attack(cell, r, Effort(cheap=2, optimized=2, gallery=5), "site_2")[0]["bound"]["rate"] for r in (1, 2, None)]
     assert staged[0] < staged[1] < staged[2], "the model of a later round is of earlier releases"
     assert record["bound"]["kappa"] < record["bound"]["rate"]
+
+
+def test_the_bound_of_a_recorded_run_is_of_sampled_releases(go):
+    """Closed form of the whole: no victim is surely in a round that happened."""
+    pytest.importorskip("dp_accounting")
+    done = go(privacy={"use": "dp-sgd", "noise_multiplier": 1.0, "delta": 1e-3}, training={"steps": 3, "batch_size": 4})
+    said = tried(done, "pick")["bound"]
+    charges = [tried_plan(done).charge(r) for r in (1, 2)]
+    assert all(0 < c["sample_rate"] < 0.5 for c in charges)
+    releases = [Release(c["noise_multiplier"], c["count"], c["sample_rate"]) for c in charges]
+    adjacency = tried_plan(done).statement.adjacency
+    assert said["rate"] == pytest.approx(gaussian_bound(said["kappa"], releases, adjacency).rate, rel=1e-6)
+    sure = [Release(c["noise_multiplier"], c["count"]) for c in charges]
+    assert said["rate"] < 0.9 * gaussian_bound(said["kappa"], sure, adjacency).rate
+
+
+def tried_plan(run: Any) -> Any:
+    one = target(run)
+    return one.parts.mechanism.plan(one.parts.privacy_setting(one.sizes))
+
+
+def test_who_sees_sums_before_the_noise_is_told_so(go):
+    done = go(privacy={"use": "dp-sgd", "placement": "server", "noise_multiplier": 2.0, "delta": 1e-3}, training={"steps": 1, "batch_size": 4})
+    noise = tried_plan(done).defence(2, 3).noise
+    assert noise > 0
+    for vantage, told in (("server", 0.0), ("site:site_1", noise)):
+        tried(done, "members", vantage)
+        assert [ctx.defence.noise for _, ctx in Asked.given[:1]] == [told], vantage
