@@ -244,8 +244,10 @@ FAR_KILLS: dict[str, dict[str, dict[str, Ends]]] = {
         "secagg-plus": {"mask": B, "agree": W, "unmask": W},
         "cyclic-he": {"ring-1": A, "release": L},
     },
-    "flower": {"plain": {"contribute": B}, "secagg-plus": {"mask": B, "agree": W}, "cyclic-he": {"ring-1": A}},
+    "flower": {"plain": {"contribute": B}, "secagg-plus": {"mask": B}, "cyclic-he": {"ring-1": A}},
 }
+#: Flower starts a process for every message: no more sites than it takes, of `cyclic-he` on one ring.
+FAR_SITES = {"nvflare": SITES, "flower": {**SITES, "cyclic-he": 3}}
 FAR_KILLED = {"nvflare": "its process had ended|its process ended", "flower": "no answer within|not connected|its own log says why"}
 
 
