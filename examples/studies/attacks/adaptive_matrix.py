@@ -10,13 +10,15 @@ one-sided at 1 % over all cells (Holm). An interrupted study goes on when the co
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 # One torch thread: what seconds mean depends on it. Before anything imports torch.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -39,6 +41,8 @@ ROOT = Path(__file__).resolve().parents[3]
 ATTACK = "idlg"
 #: dB by which the adaptive attack may be behind, and the level of all cells together.
 MARGIN, LEVEL = 0.5, 0.01
+#: seconds that no answer takes, where evaluations decide.
+AMPLE = 1e6
 #: up to 16 victims the test goes through all signs.
 SIGNS = 2**16
 
@@ -86,6 +90,32 @@ def places(config: MatrixConfig) -> Iterator[tuple[Place, AttackRow]]:
                 yield Place(name, vantage), row
 
 
+class _Paired(Evaluation):
+    """Asks each question once: a sum that adds exactly is the same sum whatever keys it was added under, and so is the answer.
+
+    Only where evaluations end a search; one that time ends has answers of its own.
+    """
+
+    remembered: ClassVar[dict[bytes, Any]] = {}
+
+    def _answer(self, asked: Any, attacker: Any, blind: dict[str, Any]) -> Any:
+        key = _named(asked)
+        if key not in self.remembered:
+            self.remembered[key] = super()._answer(asked, attacker, blind)
+        return replace(self.remembered[key], asked=asked)
+
+
+def _named(asked: Any) -> bytes:
+    """By all that an answer depends on."""
+    view, about = asked.question.view, asked.question.knowledge
+    digest = hashlib.sha256(repr((asked.one.cell.attack, asked.number, about.defence, about.training, about.seed)).encode())
+    for name in sorted(view.last.weights):
+        digest.update(np.asarray(view.last.weights[name]).tobytes())
+    for sight in view.last.sights:
+        digest.update(repr(sight.sites).encode() + b"".join(np.asarray(sight.update[n]).tobytes() for n in sorted(sight.update)))
+    return digest.digest()
+
+
 class _Uncontrolled(dict[str, Control]):
     """In place of the evaluation's controls: whether the attack works at all is not asked here."""
 
@@ -106,7 +136,8 @@ def measure(config: MatrixConfig, place: Place, row: AttackRow, effort: Effort, 
     if config.watched is None:
         raise ConfigError("it names no site that is attacked in every cell", place="watched", hint="watched: SITE")
     weights, who = to_numpy(parts.initial_weights), read_vantage(place.vantage, list(plan.sizes))
-    made = Evaluation(parts, plan.sizes, weights, 1, config.watched, effort, live=live, controls=_Uncontrolled())
+    kind = _Paired if row.settings.get("evaluations") else Evaluation
+    made = kind(parts, plan.sizes, weights, 1, config.watched, effort, live=live, controls=_Uncontrolled())
     cells = [Cell(bound(parts, {**row.settings, "adaptive": told}), who) for told in (True, False)]
     adaptive, blind = made.run(cells)
     if misfit := adaptive.misfit or blind.misfit:
@@ -208,10 +239,11 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     config, registry = load_matrix(options.matrix), Registry.discover()
     given = config.effort
-    effort = Effort(optimized=options.victims, seconds=options.seconds or given.seconds, gallery=given.gallery, seed=given.seed)
-    steps = {} if options.steps is None else {"steps": options.steps}
+    seconds = options.seconds or (given.seconds if options.evaluations is None else AMPLE)
+    effort = Effort(optimized=options.victims, seconds=seconds, gallery=given.gallery, seed=given.seed)
+    most = {} if options.evaluations is None else {"evaluations": options.evaluations}
     wanted = options.defences.split(",") if options.defences else list(config.defences)
-    chosen = [(p, AttackRow(**{**row.model_dump(), **steps})) for p, row in places(config) if p.defence in wanted]
+    chosen = [(p, AttackRow(**{**row.model_dump(), **most})) for p, row in places(config) if p.defence in wanted]
     found = []
     for number, (place, row) in enumerate(chosen, 1):
         path = options.out / f"{place.defence}-{place.vantage.replace(':', '_').replace('+', '_')}.json"
@@ -250,8 +282,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("runs/adaptive"), help="a file for each cell; what is there is not measured again")
     made.add_argument("--page", type=Path, default=Path("docs/results/adaptive.md"))
     made.add_argument("--victims", type=int, default=12, help="of each cell")
-    made.add_argument("--seconds", type=float, default=None, help="of one answer; default: the matrix's")
-    made.add_argument("--steps", type=int, default=None, help="of an answer; with ample --seconds a busy machine changes nothing")
+    made.add_argument("--seconds", type=float, default=None, help="of one answer; default: the matrix's, none with --evaluations")
+    made.add_argument("--evaluations", type=int, default=None, help="gradients of one answer, whatever time they take; default: none")
     made.add_argument("--defences", default="", help="some of the matrix's, by commas; default: all")
     return made
 

@@ -37,6 +37,7 @@ class IdlgConfig(MatchingConfig):
     """`idlg`: normalized objective, box constraint, strong Wolfe, restarts, defence inside the loss."""
 
     steps: int = Field(300, ge=1, description="outer steps of L-BFGS in all, over all restarts, each of at most 20 inner ones")
+    evaluations: int | None = Field(None, ge=1, description="gradients in all, whatever time is left; default: time and `steps` decide")
     restarts: int = Field(3, ge=1, description="starting points; after `trial` steps each the better half goes on, and so on")
     trial: int = Field(2, ge=1, description="outer steps of each starting point before half of them are dropped")
     orders: int = Field(24, ge=1, description="starting points where several local steps leave the order of the labels open")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,10 @@ from pppml_core.interfaces.attack import AdversaryView, Knowledge, Reconstructio
 from pppml_idlg.answers import answer
 from pppml_idlg.attack import Matching
 from pppml_idlg.config import IdlgConfig
-from pppml_idlg.evidence import Evidence, update_evidence
+from pppml_idlg.evidence import Evidence, Tensors, update_evidence
 from pppml_idlg.labels import Rule, chosen_rule, errors_by, expected_of, labels_of
 from pppml_idlg.matching import Effort, Leaves, Likelihood, OutOfTime, Run, lbfgs
-from pppml_idlg.prior import learned, unit_public
+from pppml_idlg.prior import Cost, learned, unit_public
 
 #: candidates may leave the range of pixels by this share of it, so that darkest and brightest pixels are reached; the answer is cut.
 MARGIN = 0.02
@@ -30,7 +30,9 @@ MARGIN = 0.02
 FLOOR = 1e-12
 #: relative loss from which on nothing is left to find: float32 updates agree no better.
 CONVERGED = 1e-14
-#: share of the time after which no more starting points are tried: slow networks allow few evaluations.
+#: noise in the last bias, as a share of it, up to which the network's error is read from it.
+READABLE = 0.05
+#: share of the time, or of the evaluations, after which no more starting points are tried: slow networks allow few evaluations.
 TRYING = 0.25
 
 
@@ -42,13 +44,17 @@ class Idlg(Matching):
     def search(self, view: AdversaryView, ctx: Knowledge, effort: Effort) -> Reconstruction:
         """Images and labels."""
         config = self.config
+        effort.most = config.evaluations
         ctx = replace(ctx, adaptive=ctx.adaptive and config.adaptive)
         evidence = update_evidence(view, ctx, config.images, torch.float64 if config.double else torch.float32)
         labels, rule = inferred(evidence, config.rule)
-        matched = by_read_error(evidence) if config.read_error else evidence
+        read = by_read_error(evidence) if config.read_error else None
         orders = orders_of(labels, evidence, config)
-        costs = [objective(matched, torch.from_numpy(order), config) for order in orders]
-        runs = [Run([start], cost, effort) for start, cost in zip(starts(evidence, orders), costs, strict=True)]
+        prior = learned(ctx, evidence.dtype) if evidence.noisy and config.prior else None
+        runs = []
+        for start, order in zip(starts(evidence, orders), orders, strict=True):
+            asked = read or Asked(evidence, torch.from_numpy(order))
+            runs.append(Run(asked.leaves(start), objective(asked, prior, config.prior), effort))
         _advance(runs, config, effort)
         best = min(range(len(runs)), key=lambda number: runs[number].lowest)
         unit = to_unit(runs[best].best[0]).clamp(0, 1)
@@ -61,7 +67,8 @@ def inferred(evidence: Evidence, rule: str) -> tuple[npt.NDArray[np.int64], Rule
     """Labels of all images behind the sight, and the rule that found them."""
     head = evidence.head
     assert head is not None
-    used = chosen_rule(rule, head, evidence.noisy)
+    clear = not evidence.noisy or (head.bias is not None and readable(evidence, head.bias))
+    used = chosen_rule(rule, head, clear)
     expected = expected_of(evidence.model, head, evidence.ctx)
     errors = errors_by(used, head, evidence.ctx.gradient(evidence.sight), expected)
     return labels_of(errors, evidence.count, expected.probabilities), used
@@ -80,39 +87,71 @@ def from_unit(unit: torch.Tensor) -> torch.Tensor:
     return torch.logit((unit + MARGIN) / (1 + 2 * MARGIN))
 
 
-def objective(evidence: Evidence, targets: torch.Tensor, config: IdlgConfig) -> Callable[[Leaves], torch.Tensor]:
+@dataclass(frozen=True)
+class Asked:
+    """What candidates are compared with, and the targets they are given.
+
+    Args:
+        evidence: with the forward model.
+        targets: of all images, in the form that the evidence's loss takes.
+        loose: standard deviation of the targets' coordinates, which are then searched for too; 0: they are known.
+    """
+
+    evidence: Evidence
+    targets: torch.Tensor
+    loose: float = 0.0
+
+    def leaves(self, start: torch.Tensor) -> Leaves:
+        """What is searched for, from images in unbounded variables on."""
+        return [start, torch.zeros_like(self.targets)] if self.loose else [start]
+
+    def made(self, leaves: Leaves) -> Tensors:
+        """The update that they would have made."""
+        targets = self.targets + self.loose * leaves[1] if self.loose else self.targets
+        return self.evidence.made(to_unit(leaves[0]), targets)
+
+
+def objective(asked: Asked, prior: Cost | None, weight: float) -> Callable[[Leaves], torch.Tensor]:
     """Distance to what was seen over the distance of an update of zero, plus what is known beside it."""
+    evidence = asked.evidence
     squares = {n: float(s.square().mean()) for n, s in evidence.seen.items()}
     variances = {n: max(v, FLOOR * squares[n], 1e-60) for n, v in evidence.noise.items()} if evidence.noisy else dict.fromkeys(squares, 1.0)
     likelihood = Likelihood.of(evidence.seen, variances, evidence.noisy)
-    cost = learned(evidence.ctx, evidence.dtype) if evidence.noisy and config.prior else None
 
     def loss(leaves: Leaves) -> torch.Tensor:
-        unit = to_unit(leaves[0])
-        value = likelihood(evidence.made(unit, targets))
-        if cost is not None:
-            value = value + config.prior * cost(unit)
+        value = likelihood(asked.made(leaves))
+        if prior is not None:
+            value = value + weight * prior(to_unit(leaves[0]))
         return value / likelihood.scale
 
     return loss
 
 
-def by_read_error(evidence: Evidence) -> Evidence:
-    """The same evidence of one image, one step and no noise, with the network's error read from the last bias instead of computed.
+def by_read_error(evidence: Evidence) -> Asked | None:
+    """The same evidence of one image and one step, with the network's error read from the last bias instead of computed.
 
     With ``e`` the derivative of the loss by the outputs, the gradient is that of ``e . outputs``, and ``e`` is the gradient of the last
     bias. A candidate's own error spans many powers of ten, and where a network is sure, that of the true image is lost in float32; read,
-    it is neither. A clip scales error and gradient alike. Returned as it is where there is no such bias, or where it is not the outputs'.
+    it is neither. A clip scales error and gradient alike. Noise and rounding leave ``e`` as loose as they are large; it is then searched
+    for around what was read. None where there is no such bias, where it is too noisy to be read, or where it is not the outputs'.
     """
     head, ctx = evidence.head, evidence.ctx
-    if evidence.noisy or evidence.count > 1 or ctx.training.steps > 1 or head is None or head.bias is None:
-        return evidence
-    seen = evidence.seen[head.bias]
-    error = seen / -ctx.training.learning_rate
-    linear = replace(evidence, ctx=replace(ctx, loss=lambda outputs, targets: (outputs * error).sum(), adaptive=False))
+    if evidence.count > 1 or ctx.training.steps > 1 or head is None or head.bias is None or not readable(evidence, head.bias):
+        return None
+    rate = ctx.training.learning_rate
+    error = (evidence.seen[head.bias] / -rate)[None]
+    linear = replace(evidence, ctx=replace(ctx, loss=lambda outputs, errors: (outputs * errors).sum(), adaptive=False))
     grey = torch.full(evidence.shape, 0.5, dtype=evidence.dtype)
-    made = linear.made(grey, torch.zeros(1, dtype=torch.int64))[head.bias].detach()
-    return linear if bool(seen.any()) and torch.allclose(made, seen, rtol=1e-3) else evidence
+    made = linear.made(grey, error)[head.bias].detach()
+    if not torch.allclose(made, evidence.seen[head.bias], rtol=1e-3):
+        return None
+    return Asked(linear, error, math.sqrt(evidence.noise[head.bias]) / rate)
+
+
+def readable(evidence: Evidence, bias: str) -> bool:
+    """Whether the last bias was seen, and the noise in it is small beside it."""
+    size = float(evidence.seen[bias].norm())
+    return size > 0 and math.sqrt(evidence.noise[bias] * evidence.seen[bias].numel()) <= READABLE * size
 
 
 # -- the search -----------------------------------------------------------------------------------------------------------------------
@@ -164,7 +203,7 @@ def _advance(runs: list[Run], config: IdlgConfig, effort: Effort) -> None:
     steps = {id(run): lbfgs(run, robust=True) for run in runs}
     left, alive = config.steps, list(runs)
     try:
-        while len(alive) > 1 and effort.spent < TRYING * effort.seconds:
+        while len(alive) > 1 and effort.way < TRYING:
             for run in alive:
                 for _ in range(min(config.trial, left)):
                     steps[id(run)]()

@@ -134,8 +134,10 @@ def labels_of(errors: Numbers, count: int, probabilities: Numbers) -> npt.NDArra
     return np.array(out, np.int64)
 
 
-def chosen_rule(rule: str, head: Head, noisy: bool) -> Rule:
-    """The rule that ``auto`` stands for: under noise the matched filter; else the bias, which is exact; else row sums."""
+def chosen_rule(rule: str, head: Head, clear: bool) -> Rule:
+    """The rule that ``auto`` stands for: where the last layer is ``clear`` of noise the bias, which is exact, else row sums; under noise
+    the matched filter.
+    """
     if rule == "auto":
-        return "matched-filter" if noisy else ("bias" if head.bias else "row-sum")
+        return "matched-filter" if not clear else ("bias" if head.bias else "row-sum")
     return "row-sum" if rule == "bias" and head.bias is None else rule  # type: ignore[return-value]

@@ -91,14 +91,15 @@ def total_variation(images: torch.Tensor) -> torch.Tensor:
 
 
 class OutOfTime(Exception):
-    """The deadline is over."""
+    """The deadline is over, or all evaluations are used."""
 
 
 @dataclass
 class Effort:
-    """Counts evaluations of all restarts and ends them in time."""
+    """Counts evaluations of all restarts and ends them in time, or after ``most`` of them."""
 
     seconds: float = math.inf
+    most: int | None = None
     evaluations: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -115,8 +116,14 @@ class Effort:
 
     @property
     def over(self) -> bool:
-        """Whether the time is up."""
-        return self.spent >= self.seconds
+        """Whether the time is up, or the evaluations are used."""
+        return self.spent >= self.seconds or (self.most is not None and self.evaluations >= self.most)
+
+    @property
+    def way(self) -> float:
+        """The share of time, or of evaluations, that is behind: whichever is larger."""
+        counted = 0.0 if self.most is None else self.evaluations / self.most
+        return max(self.spent / self.seconds if self.seconds > 0 else 1.0, counted)
 
 
 class Run:
