@@ -15,6 +15,7 @@ from pppml_core.config import resolve, to_plain
 from pppml_core.errors import ConfigError, check_site
 from pppml_core.evidence.evaluate import Evaluation
 from pppml_core.evidence.found import Cell, Control, Effort, Found
+from pppml_core.evidence.reading import lesion_reader
 from pppml_core.evidence.record import finite, record_of, settings_of
 from pppml_core.evidence.recorded import Recorded
 from pppml_core.evidence.rounds import weights_before
@@ -91,7 +92,10 @@ class Target:
         watched = self.watched(site, [cell.vantage for cell in cells])
         weights = weights_before(self.folder, self.parts, self.rounds + 1 if round is None else round, self.rounds)
         at = self.rounds if round is None else round
-        evaluation = Evaluation(self.parts, self.sizes, weights, at, watched, effort, live=self.live, emit=emit, controls=controls)
+        reader = lesion_reader(self.folder, self.parts, self.rounds)
+        evaluation = Evaluation(
+            self.parts, self.sizes, weights, at, watched, effort, live=self.live, emit=emit, controls=controls, reader=reader
+        )
         model = "the run's final model" if round is None else f"the model that round {round} began with"
         records = []
         for found in evaluation.run(cells):

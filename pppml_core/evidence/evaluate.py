@@ -26,6 +26,7 @@ from pppml_core.evidence.controls import randomized, undefended
 from pppml_core.evidence.deciding import controls_needed
 from pppml_core.evidence.found import OWN, Cell, Control, Effort, Found, Picture, trimmed
 from pppml_core.evidence.knowledge import known
+from pppml_core.evidence.reading import Reader
 from pppml_core.evidence.scoring import Metrics, Truth, blind_scores, score
 from pppml_core.evidence.seen import NoSuchParty
 from pppml_core.evidence.stage import Stage, Staged
@@ -52,6 +53,7 @@ class Evaluation:
         effort: what is spent.
         live: whether the config holds live objects, so that attacks run in this process.
         controls: of victims, by a name; shared by cells and by runs that differ in nothing but their defence. Filled in.
+        reader: see :func:`.lesion_reader`.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class Evaluation:
         live: bool = False,
         emit: Emit = lambda event: None,
         controls: dict[str, Control] | None = None,
+        reader: Reader | None = None,
     ) -> None:
+        self._reader = reader
         self._parts, self._round, self._weights, self.site, self._effort = parts, round, weights, site, effort
         self._emit, self._live, self._controls = emit, live, {} if controls is None else controls
         topology = parts.registry.build("engine", parts.config.engine).topology
@@ -138,13 +142,14 @@ class Evaluation:
         sight = seen.of(self.site)
         among = len(sight.sites) if sight else len(held.cohort)
         knowledge = self._knowledge(one.attack, victim, among, number, self.stage, held, before_noise(self.stage.privacy, one.cell.vantage))
-        question = _Question(AdversaryView(one.cell.vantage, (seen,)), knowledge, truth_of(victim, held, self.site, one.attack))
+        truth = truth_of(victim, held, self.site, one.attack, self._reader)
+        question = _Question(AdversaryView(one.cell.vantage, (seen,)), knowledge, truth)
         control = None
         if (name := f"{one.cell.attack!r} {number}") not in self._controls:
             staged = open_.staged
             view = AdversaryView(ON_THE_SERVER, (staged.seen(ON_THE_SERVER),))
             about = self._knowledge(one.attack, victim, 1, number, self._open, staged)
-            control = _Question(view, about, truth_of(victim, staged, self.site, one.attack))
+            control = _Question(view, about, truth_of(victim, staged, self.site, one.attack, self._reader))
         return _Asked(one, number, victim, question, name, control)
 
     def _answers(self, asked: Sequence[_Asked], free: Queue[Attacker]) -> list[_Answer]:
@@ -210,7 +215,7 @@ class Evaluation:
             one.broken += answer.control.broken
             guess, knowledge = answer.answered["guess"], asked.question.knowledge
             if one.attack.answers == "images":  # one for every score
-                original = Images(asked.victim.batch.images[:1], asked.victim.batch.targets[:1])
+                original = asked.victim.batch
                 made = np.asarray(guess.get("images", original.images[:0]))
                 one.pictures.append(Picture(original, made, self._public, knowledge.low, knowledge.high))
 
@@ -286,7 +291,7 @@ class _Once:
         return self._held
 
 
-def truth_of(victim: Victim, held: Staged, site: str, attack: Attack) -> Truth:
+def truth_of(victim: Victim, held: Staged, site: str, attack: Attack, reader: Reader | None = None) -> Truth:
     """What is known of a held round to whoever staged it."""
     update = mean = None
     tolerance = 0.0
@@ -298,7 +303,7 @@ def truth_of(victim: Victim, held: Staged, site: str, attack: Attack) -> Truth:
         tolerance = float(max(held.pipeline.fixed_point.step(i) for i in range(len(held.pipeline.ranges)))) if held.pipeline.ranges else 0.0
     gallery = victim.candidates.images if len(victim.batch) == 1 else None
     places = (victim.place,) if gallery is not None else ()
-    return Truth(victim.batch, gallery, places, victim.place, update=update, mean_update=mean, tolerance=tolerance)
+    return Truth(victim.batch, gallery, places, victim.place, update=update, mean_update=mean, tolerance=tolerance, reader=reader)
 
 
 def scored(kind: Answer, answered: dict[str, Any], truth: Truth, knowledge: Knowledge, blind: Mapping[str, Metrics]) -> Metrics:

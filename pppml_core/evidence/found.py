@@ -69,7 +69,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Picture:
-    """A victim and what was made of it, in the task's units; ``low`` and ``high``: the range of pixel values."""
+    """A victim and what was made of it, in the task's units; ``low`` and ``high``: the range of pixel values.
+
+    ``original``: all images of the watched step, of which the first is shown: with which guess it is paired depends on the others.
+    """
 
     original: Images
     guess: npt.NDArray[Any]

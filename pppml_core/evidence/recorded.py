@@ -21,6 +21,7 @@ from pppml_core.evidence.controls import randomized, undefended
 from pppml_core.evidence.evaluate import Emit, scored
 from pppml_core.evidence.found import OWN, Cell, Effort, Found, trimmed
 from pppml_core.evidence.knowledge import known
+from pppml_core.evidence.reading import lesion_reader
 from pppml_core.evidence.scoring import Truth, blind_scores
 from pppml_core.evidence.seen import NoSuchParty
 from pppml_core.evidence.victims import held_out_victims, images_of, public_images
@@ -154,12 +155,13 @@ class Recorded:
             known_from = {s: self._some(s, "validation") for s in base.sites}
             told = replace(base, queries=Images(queries.images[order], queries.targets[order]), sites_public=known_from)
             return [(told, replace(nobody, sites=whose[order]), {})]
+        reader = lesion_reader(self._folder, parts, parts.config.run.rounds)
         victims = held_out_victims(parts, site, effort.victims(one.attack), effort.seed, effort.gallery)
         one.alike += [v.look_alikes for v in victims]
         return [
             (
                 replace(base, candidates=v.candidates if one.attack.answers == "candidate" else None),
-                Truth(v.batch, v.candidates.images, (v.place,), v.place),
+                Truth(v.batch, v.candidates.images, (v.place,), v.place, reader=reader),
                 {"person": v.person, "look_alikes": v.look_alikes},
             )
             for v in victims

@@ -1,7 +1,8 @@
 """A strip of pictures of one cell: original, best blind guess, reconstruction; of the median victim and of the worst, never of the best.
 
-The PNG carries its captions as text (key ``Description``, JSON: a list with ``name``, ``psnr`` in dB, and where the victim was ranked
-among look-alikes ``rank`` and ``gallery``, a row each), so that a page can set them in its own type and read them aloud.
+The PNG carries its captions as text (key ``Description``, JSON: a list with ``name``, ``psnr`` in dB, where the victim was ranked among
+look-alikes ``rank`` and ``gallery``, and where its lesion was read from both pictures ``dice``, a row each), so that a page can set them in
+its own type and read them aloud.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pppml_core.evidence.guesses import blind_images, labels_of
-from pppml_core.evidence.images import matched, to_unit
+from pppml_core.evidence.images import to_unit
+from pppml_core.evidence.measures import paired
 from pppml_core.federation.files import write_atomic
 
 if TYPE_CHECKING:
@@ -59,19 +61,18 @@ def captions(found: Found) -> list[dict[str, Any]]:
 
 def _caption(score: Any) -> dict[str, Any]:
     ranked = {"rank": int(score["rank"][0]), "gallery": int(score["gallery"][0])} if "rank" in score else {}
-    return {"psnr": round(float(score["psnr"][0]), 1), **ranked}
+    read = {"dice": round(float(score["dice"][0]), 2)} if score.get("dice", [None])[0] is not None else {}
+    return {"psnr": round(float(score["psnr"][0]), 1), **ranked, **read}
 
 
 def panels(picture: Picture) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Original, the blind guess that is nearest to it, and the reconstruction that matches it best, as ``imshow`` takes them."""
+    """Original, the blind guess nearest to it, and the reconstruction it was paired with when it was scored, as ``imshow`` takes them."""
     original, guess, public = (
         to_unit(x, picture.low, picture.high) for x in (picture.original.images, picture.guess, picture.public.images)
     )
-    blind = np.concatenate(list(blind_images(public, labels_of(picture.public), labels_of(picture.original)).values()))
-    nearest = blind[int(((blind - original) ** 2).reshape(len(blind), -1).mean(axis=1).argmin())]
-    place, _ = matched(guess, original)
-    made = guess[int(place[0])] if len(guess) else np.full_like(original[0], 0.5)
-    return _shown(original[0]), _shown(nearest), _shown(made)
+    blind = np.concatenate(list(blind_images(public, labels_of(picture.public), labels_of(picture.original)[:1]).values()))
+    nearest = blind[int(((blind - original[:1]) ** 2).reshape(len(blind), -1).mean(axis=1).argmin())]
+    return _shown(original[0]), _shown(nearest), _shown(paired(guess, original)[0])
 
 
 def _shown(image: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -40,7 +40,8 @@ def strips(column: Column, label: str) -> list[dict[str, Any]]:
 
 def _said(one: Mapping[str, Any]) -> str:
     rank = f", rank {one['rank']} of {one['gallery']} images" if "rank" in one and "gallery" in one else ""
-    return f"{one.get('name', 'victim')}: {one.get('psnr', '–')} dB{rank}"
+    lesion = f", lesion drawn with a Dice of {one['dice']}" if "dice" in one else ""
+    return f"{one.get('name', 'victim')}: {one.get('psnr', '–')} dB{rank}{lesion}"
 
 
 def _picture(run: RunRecords, record: Record) -> tuple[str, list[Mapping[str, Any]]] | None:

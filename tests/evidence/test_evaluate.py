@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from scipy.stats import chisquare
 
 import pppml_core as pppml
@@ -18,8 +20,10 @@ from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.evidence import attacks, evaluate
 from pppml_core.evidence.attacker import Attacker
 from pppml_core.evidence.attacks import Target, bound
-from pppml_core.evidence.found import Cell, Effort
+from pppml_core.evidence.found import Cell, Effort, Picture
 from pppml_core.evidence.knowledge import to_message
+from pppml_core.evidence.reading import lesion_reader
+from pppml_core.evidence.strips import panels
 from pppml_core.evidence.victims import draw_victims, public_images
 from pppml_core.evidence.view import encode_view
 from pppml_core.interfaces.attack import Attack, Images, Reconstruction
@@ -390,6 +394,40 @@ def test_one_failure_among_pictures_leaves_each_picture_with_its_victim(plain, m
     assert "failed for 1 of 3 victims" in record["reason"]
     assert [len(p.guess) for p in found[0].pictures] == [0, 1, 1]
     assert (plain.folder / "attacks" / record["pictures"]).stat().st_size > 1000
+
+
+def test_the_picture_that_is_shown_is_the_one_that_was_scored():
+    """Of a batch each image has its own reconstruction: the first one's is not the nearest to it where another image needs that more."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 1, 6, 6))
+    near_both = 0.6 * second + 0.4 * first  # nearest to the first among the guesses, and all that the second has
+    far = np.clip(first + 0.8, 0, 2)
+    guess = np.stack([near_both, far])
+    errors = np.square(guess[:, None] - np.stack([first, second])[None]).mean(axis=(2, 3, 4))
+    assert errors[0, 0] < errors[1, 0]
+    assert errors[0, 1] + errors[1, 0] < errors[0, 0] + errors[1, 1]
+    batch = Images(np.stack([first, second]).astype(np.float32), np.array([0, 1]))
+    low, high = np.zeros((1, 1, 1)), np.ones((1, 1, 1))
+    shown = panels(Picture(batch, np.clip(guess, 0, 1), batch, low, high))
+    np.testing.assert_allclose(shown[0], first[0], atol=1e-6)
+    np.testing.assert_allclose(shown[2], np.clip(far, 0, 1)[0])
+
+
+def test_a_lesion_is_read_by_the_runs_own_final_model(go, monkeypatch):
+    target = go(task={"use": "tiny", "sites": 3, "examples": 60, "kind": "segmentation"}, training={"steps": 20, "optimizer": {"lr": 0.5}})
+    read = lesion_reader(target.folder, target.parts, 1)
+    # An independent reading: the network as the run left it.
+    network, held = copy.deepcopy(target.parts.model), load_file(target.folder / "model.safetensors")
+    network.load_state_dict({**network.state_dict(), **{n: torch.from_numpy(a) for n, a in held.items()}})
+    image = np.stack([np.asarray(target.parts.load("site_1").test.example(i)[0], np.float32) for i in range(3)])
+    with torch.no_grad():
+        wanted = network.eval()(torch.from_numpy(image)).argmax(dim=1).numpy()
+    np.testing.assert_array_equal(read(image), wanted)
+    monkeypatch.setattr(Broken, "made", staticmethod(lambda ctx: Reconstruction({"images": ctx.public.images[:1] * 0})))
+    record = tried(target, "broken", victims=4)
+    assert (record["metrics"]["dice"] if wanted.any() else None) is not None
+    assert lesion_reader(target.folder / "nowhere", target.parts, 1) is None
+    assert lesion_reader(target.folder, go().parts, 1) is None, "classes have no lesion to read"
 
 
 def test_controls_are_made_once_for_all_cells_of_a_victim(plain, monkeypatch):

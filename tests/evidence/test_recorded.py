@@ -193,7 +193,9 @@ def tried_plan(run: Any) -> Any:
 
 
 def test_who_sees_sums_before_the_noise_is_told_so(go):
-    done = go(privacy={"use": "dp-sgd", "placement": "server", "noise_multiplier": 2.0, "delta": 1e-3}, training={"steps": 1, "batch_size": 4})
+    done = go(
+        privacy={"use": "dp-sgd", "placement": "server", "noise_multiplier": 2.0, "delta": 1e-3}, training={"steps": 1, "batch_size": 4}
+    )
     noise = tried_plan(done).defence(2, 3).noise
     assert noise > 0
     for vantage, told in (("server", 0.0), ("site:site_1", noise)):

@@ -351,7 +351,10 @@ def strip(folder: Path, errors: tuple[float, ...]) -> str:
     one = SimpleNamespace(
         original=SimpleNamespace(images=image, labels=np.array([0]), masks=None), guess=image, public=public, low=low, high=high
     )
-    scores = [{"mse": [e], "psnr": [-10 * np.log10(e)], "rank": [i + 1], "gallery": [100]} for i, e in enumerate(errors)]
+    scores = [
+        {"mse": [e], "psnr": [-10 * np.log10(e)], "rank": [i + 1], "gallery": [100], "dice": [1 - e if e < 0.1 else None]}
+        for i, e in enumerate(errors)
+    ]
     return write_strip(folder, SimpleNamespace(scores=scores, pictures=[one] * len(errors)))  # type: ignore[arg-type]
 
 
@@ -360,7 +363,10 @@ def test_strips_show_the_median_and_the_worst_victim(make_run: Make, monkeypatch
     run = with_attacks(make_run(), record("idlg", pictures="s.png"))
     strip(run / "attacks/s.png", (0.5, 0.001, 0.1))
     (found,) = shown(run)["strips"]
-    assert found["said"] == ["Median victim: 10.0 dB, rank 3 of 100 images", "Worst victim: 30.0 dB, rank 2 of 100 images"]
+    assert found["said"] == [
+        "Median victim: 10.0 dB, rank 3 of 100 images",
+        "Worst victim: 30.0 dB, rank 2 of 100 images, lesion drawn with a Dice of 1.0",
+    ]
     assert found["uri"].startswith("data:image/png;base64,iVBOR")
     assert found["kind"] == "Staged step"
     for words in ("idlg by server", "the original, the best blind guess", "worst victim: 30.0 dB"):

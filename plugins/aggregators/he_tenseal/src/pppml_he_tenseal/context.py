@@ -95,11 +95,11 @@ def name(words: list[int]) -> bytes:
 def key_pair(setting: Setting, *, galois_keys: bool) -> tuple[bytes, bytes]:
     """(public context, secret context) of a fresh key pair, as TenSEAL writes them."""
     context = create(setting)
+    # Before Galois keys are made: TenSEAL would note that there are some, and make them again wherever the secret is read.
+    secret = context.serialize(save_public_key=False, save_secret_key=True, save_relin_keys=False, save_galois_keys=False)
     if galois_keys:
         context.generate_galois_keys()
-    parts = {"save_relin_keys": False, "save_galois_keys": galois_keys}
-    public = context.serialize(save_public_key=True, save_secret_key=False, **parts)
-    return public, context.serialize(save_public_key=False, save_secret_key=True, save_relin_keys=False, save_galois_keys=False)
+    return context.serialize(save_public_key=True, save_secret_key=False, save_relin_keys=False, save_galois_keys=galois_keys), secret
 
 
 @lru_cache(maxsize=4)
