@@ -19,7 +19,7 @@ import pytest
 from pppml_core.testing.proxy import Proxy
 
 #: seconds of these drills for an answer: longer than a process of a site takes to start, under load.
-TIMEOUT = 90
+TIMEOUT = 180
 ENGINES: dict[str, dict[str, Any]] = {
     "nvflare": {"use": "nvflare", "environment": "poc", "timeout": TIMEOUT, "silence": 60},
     "flower": {"use": "flower", "environment": "processes", "timeout": TIMEOUT},

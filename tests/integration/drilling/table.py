@@ -248,7 +248,10 @@ FAR_KILLS: dict[str, dict[str, dict[str, Ends]]] = {
 }
 #: Flower starts a process for every message: no more sites than it takes, of `cyclic-he` on one ring.
 FAR_SITES = {"nvflare": SITES, "flower": {**SITES, "cyclic-he": 3}}
-FAR_KILLED = {"nvflare": "its process had ended|its process ended", "flower": "Node Unavailable|not connected|no answer within|its own log says why"}
+FAR_KILLED = {
+    "nvflare": "its process had ended|its process ended",
+    "flower": "Node Unavailable|not connected|no answer within|its own log says why",
+}
 
 
 def _far() -> Iterator[Drill]:
