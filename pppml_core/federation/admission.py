@@ -125,6 +125,13 @@ def _of_terms(rule: Callable[[Policy, Terms], str | None]) -> Check:
     return lambda case: rule(case.policy, {"cohort": list(case.asked.sites), **case.asked.terms})
 
 
+def _hand_on(case: Case) -> str | None:
+    """That of a policy, against what is announced; each letter is held against it again."""
+    if not case.asked.hand_on or case.policy.hand_on:
+        return None
+    return "sites would hand messages on to each other; with `engine: {topology: star}` all of them pass the coordinator"
+
+
 def _record_secrets(case: Case) -> str | None:
     run = case.asked.config.get("run")
     wanted = isinstance(run, Mapping) and run.get("transcript") == SECRETS
@@ -147,6 +154,7 @@ ANNOUNCED: dict[str, Check] = {
     "roster": _roster,
     "configuration": _whole,
     **{name: _of_terms(rule) for name, rule in TERMS.items()},
+    "hand_on": _hand_on,
     "record_secrets": _record_secrets,
     "total_epsilon": _announced_total,
 }

@@ -3,12 +3,14 @@
 ``audit.jsonl`` in the home, a :mod:`.chain`. A line holds ``time`` (UTC), ``run``, ``round``, ``attempt``, ``stage``, ``kind``, ``to``,
 ``bytes`` and ``sha256`` of the frame, and ``fields``, the names in its body; where the site refused or failed also ``reason``, where it
 joined a run ``about``, what it was told of it. What the coordinator recorded of the
-rounds (``transcripts/``) has the same hashes.
+rounds (``transcripts/``) has the same hashes, also of what went from site to site. Messages that nobody known has signed are answered with
+the same few words and counted, a line a minute (``turned-away``, with ``count``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from pppml_core.federation.chain import Chain, ChainBroken, Head, read_chain
 from pppml_core.federation.identity import Identity
 from pppml_core.wire.codec import decode_message
+from pppml_core.wire.messages import SERVER
 
 AUDIT_FILE = "audit.jsonl"
 #: names of fields told of one message, and letters of a text.
@@ -32,6 +35,46 @@ class Audit:
             raise ChainBroken("line 1 is missing: this home has taken part in runs, and the log of what left it is gone", place=AUDIT_FILE)
         with self._chain.opened():
             pass  # made where missing, checked where it is
+
+    def note_strangers(self, count: int, size: int) -> dict[str, Any]:
+        """Write down that so many messages of nobody who is known were answered with the same words, of so many bytes together."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "run": bytes(16).hex(),
+            "round": 0,
+            "attempt": 1,
+            "stage": "",
+            "kind": "turned-away",
+            "to": "strangers",
+            "bytes": size,
+            "sha256": "",
+            "fields": ["reason"],
+            "count": count,
+            "reason": "messages that neither the pinned coordinator nor a site of a run had signed",
+        }
+        self._chain.append(line)
+        return line
+
+    def note_words(self, kind: str, reason: str, count: int, size: int, sha256: str) -> None:
+        """Write down what an engine says for this site beside its messages (:mod:`pppml_core.engines.words`): ``count`` times, ``size`` bytes
+        together; ``sha256``: of the bytes, where it is said once.
+        """
+        self._chain.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "run": bytes(16).hex(),
+                "round": 0,
+                "attempt": 1,
+                "stage": "",
+                "kind": kind,
+                "to": SERVER,
+                "bytes": size,
+                "sha256": sha256,
+                "fields": [],
+                "count": count,
+                "reason": reason[:_LETTERS],
+            }
+        )
 
     def note(self, frame: bytes, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Write down a message that is about to leave; the line. Raises PppmlError or OSError where that fails: then it must not leave."""
@@ -53,6 +96,26 @@ class Audit:
         if about is not None:
             line["about"] = dict(about)
         self._chain.append(line)
+        return line
+
+
+class Strangers:
+    """Counts messages that were turned away before anything was done with them: at most one line a minute tells how many there were."""
+
+    #: seconds.
+    EVERY = 60.0
+
+    def __init__(self) -> None:
+        self._count = self._bytes = 0
+        self._told = -math.inf
+
+    def note(self, audit: Audit, size: int, now: float) -> dict[str, Any] | None:
+        """One more, answered with ``size`` bytes; ``now``: monotonic seconds. The line that was written, or None. What a process has not told when it ends is lost."""
+        self._count, self._bytes = self._count + 1, self._bytes + size
+        if now - self._told < self.EVERY:
+            return None
+        line = audit.note_strangers(self._count, self._bytes)
+        self._count, self._bytes, self._told = 0, 0, now
         return line
 
 

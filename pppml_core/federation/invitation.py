@@ -15,14 +15,14 @@ from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.code import ELSEWHERE, code_of_run
 from pppml_core.federation.identity import Identity, statement, verify
 from pppml_core.federation.terms import check_promises, promises
-from pppml_core.interfaces.aggregation import Guarantees
+from pppml_core.interfaces.aggregation import Session
 from pppml_core.interfaces.engine import Job
 from pppml_core.values import ValueSpec
 from pppml_core.wire.messages import SERVER, Body, Message
 
 JOIN = "join"
 _PURPOSE = "invitation"
-_FORM: dict[str, type] = {"config": dict, "sites": list, "sizes": dict, "code": dict, "terms": dict, "signature": bytes}
+_FORM: dict[str, type] = {"config": dict, "sites": list, "sizes": dict, "code": dict, "terms": dict, "hand_on": bool, "signature": bytes}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Invitation:
         code: distribution -> ``version`` and ``sha256`` of the code the coordinator runs.
         terms: ``guarantees`` of a sum over a full cohort, the ``privacy`` statement, ``metrics``, and the kind of ``images``; as plain
         data.
+        hand_on: sites hand relays on to each other, past the coordinator.
     """
 
     run: bytes
@@ -45,27 +46,35 @@ class Invitation:
     sizes: Mapping[str, int]
     code: Mapping[str, Mapping[str, str]]
     terms: Mapping[str, Any]
+    hand_on: bool = False
 
     def body(self, identity: Identity) -> Body:
         """Signed by the coordinator."""
-        plain = {name: getattr(self, name) for name in ("config", "sizes", "code", "terms")} | {"sites": list(self.sites)}
+        plain = {name: getattr(self, name) for name in ("config", "sizes", "code", "terms", "hand_on")} | {"sites": list(self.sites)}
         return {**plain, "signature": identity.sign(statement(_PURPOSE, self.run, plain))}
 
 
-def invitation_to(job: Job, parts: Assembly) -> Invitation:
-    """What all sites of a job are asked."""
+def invitation_to(job: Job, parts: Assembly, *, walks: bool = False) -> Invitation:
+    """What all sites of a job are asked. ``walks``: the engine lets sites hand on relays, where there are any."""
     code = {name: one.to_dict() for name, one in code_of_run(job.config, parts.registry).items()}
     config = {section: value for section, value in job.config.items() if section not in ELSEWHERE}
-    return Invitation(job.run, config, job.sites, dict(job.sizes), code, announced(parts, job.sizes))
+    hand_on = walks and bool((session := _session(parts, job.sizes)) and session.relays)
+    return Invitation(job.run, config, job.sites, dict(job.sizes), code, announced(parts, job.sizes), hand_on)
+
+
+def _session(parts: Assembly, sizes: Mapping[str, int]) -> Session | None:
+    """The sum of updates over a full cohort; None where there is none. What is promised does not depend on the value that is summed."""
+    cohort = tuple(sizes)[: parts.privacy_setting(sizes).cohort]
+    if not parts.personalization.shares or parts.aggregator.misfits(one := ValueSpec(1, "integer", 1), cohort):
+        return None
+    return parts.aggregator.plan(one, cohort)
 
 
 def announced(parts: Assembly, sizes: Mapping[str, int]) -> dict[str, Any]:
     """What a run promises, for a full cohort: computed by the coordinator to be announced, and by each site to be compared."""
     setting = parts.privacy_setting(sizes)
-    guarantees: Guarantees | None = None
-    cohort = tuple(sizes)[: setting.cohort]
-    if parts.personalization.shares and not parts.aggregator.misfits(one := ValueSpec(1, "integer", 1), cohort):
-        guarantees = parts.aggregator.plan(one, cohort).guarantees  # what is promised does not depend on the value that is summed
+    session = _session(parts, sizes)
+    guarantees = None if session is None else session.guarantees
     spec = parts.spec
     images = {"kind": spec.kind, "channels": spec.channels, "size": list(spec.size), "classes": list(spec.classes)}
     return {**promises(guarantees, parts.mechanism.plan(setting).statement), "metrics": parts.config.run.metrics, "images": images}
@@ -93,4 +102,4 @@ def read_invitation(message: Message, roster: Mapping[str, bytes]) -> Invitation
     if set(terms) != {"guarantees", "privacy", "metrics", "images"}:
         raise WireError("terms must hold guarantees, privacy, metrics and images", place=JOIN)
     check_promises(terms)
-    return Invitation(message.run, body["config"], tuple(sites), sizes, code, terms)
+    return Invitation(message.run, body["config"], tuple(sites), sizes, code, terms, body["hand_on"])

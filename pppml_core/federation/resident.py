@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ import torch
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from pppml_core.errors import DataError, PolicyRefusal, WireError
+from pppml_core.errors import DataError, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation.admission import Case, about_run, after_code, before_building, before_code
-from pppml_core.federation.audit import Audit
+from pppml_core.federation.audit import Audit, Strangers
 from pppml_core.federation.checks import own_misfits
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.home import open_home
-from pppml_core.federation.identity import ROSTER_FILE, Identity, derive, load_identity, statement
+from pppml_core.federation.identity import ROSTER_FILE, Identity, derive, load_identity, load_roster, statement
 from pppml_core.federation.invitation import JOIN, Invitation, read_invitation
+from pppml_core.federation.letter import Letter, frame_in, read_letter, written
 from pppml_core.federation.own_parts import own_parts
 from pppml_core.federation.policy import POLICY_FILE, load_policy
 from pppml_core.federation.reason import reason_of
@@ -43,6 +45,7 @@ from pppml_core.wire.messages import SERVER, Body, Message
 INVITATION = "invitation"
 FROZEN = "frozen"
 _NO_AUDIT = "this site cannot write its audit log"
+_STRANGER = "this site answers letters that its pinned coordinator signed, and no others (pppml site show, pppml site trust)"
 _log = logging.getLogger("pppml.site")
 
 
@@ -61,6 +64,7 @@ class Resident:
         self._recreated = recreated
         self._account = Account(home, self._identity)
         self._audit: Audit | None = None
+        self._strangers = Strangers()
         self._journal = SiteLog(home)
         if not recreated:
             self._journal.started()
@@ -71,57 +75,99 @@ class Resident:
         self._standing: tuple[bytes, ...] = ()
         self._lock = threading.Lock()
 
-    def receive(self, frame: bytes) -> bytes:
-        """The reply to one frame. Never raises: it answers ``refused`` or ``failed`` with the reason.
+    def receive(self, data: bytes, skipped: int = 0) -> bytes:
+        """What one letter is answered with. Never raises: it answers ``refused`` or ``failed`` with the reason.
 
-        What it returns is in the audit log already. Where that cannot be written the answer stays here; that this is so is the one thing
-        a site says without writing it down.
+        The reply, a frame for whoever handed the letter in; or, where the letter names a path, a letter of this site's own to be handed to
+        the next site of it. What it returns is in the audit log already, the very frame in it. Where that cannot be written the answer
+        stays here. Two things a site says without writing them down one by one: that this is so, and that it does not talk to strangers.
+
+        Args:
+            data: a :class:`.letter.Letter`; its signature is verified before anything else is done.
+            skipped: sites at the beginning of its path that surely cannot be reached, where it says that they may be passed over.
         """
         with self._lock:  # engines may call from several threads; a site does one thing after the other
             began = time.perf_counter()
             try:
-                message, unread = decode_message(frame), None
-            except WireError as error:
-                message, unread = Message(bytes(16), 0, 1, "unreadable", "", SERVER, self.home.name), error
+                letter = self._verified(data)
+                message = decode_message(letter.frame)
+                if letter.signer not in (SERVER, message.sender):
+                    raise WireError("one site cannot sign for another", place="letter")
+            except PppmlError as error:
+                return self._turn_away(data, error)
             try:
                 self._audit = self._audit or Audit(self.home.folder, self._identity)
-                reply, about = self._answer(message, frame) if unread is None else (self._reply(message, "failed", reason_of(unread)), None)
-                line = self._audit.note(reply, about)
+                frame, about = self._answer(message, letter, skipped)
+                line = self._audit.note(frame, about)
             except Exception as error:
                 self._journal.unwritable(error)
                 _log.error("nothing leaves this site: %s: %s", _NO_AUDIT, error)
                 return self._reply(message, "failed", {"reason": _NO_AUDIT})
-            self._journal.answered(line, len(frame), time.perf_counter() - began)
-            return reply
+            self._journal.answered(line, len(data), time.perf_counter() - began)
+            if line["to"] == SERVER:
+                return frame
+            return written(self._identity, self.home.name, frame, letter.path[skipped + 1 :], bridge=letter.bridge)
 
-    def _answer(self, message: Message, frame: bytes) -> tuple[bytes, dict[str, Any] | None]:
-        """The reply to one message, and what the audit log says of it besides."""
+    def _verified(self, data: bytes) -> Letter:
+        letter = read_letter(data)
+        letter.verify(load_roster(self.home.folder))
+        return letter
+
+    def _turn_away(self, data: bytes, error: PppmlError) -> bytes:
+        """The same words for everybody, and a count in the log: a line for each would fill the disk for whoever wants it filled."""
+        asked = Message(bytes(16), 0, 1, "unreadable", "", SERVER, self.home.name)
+        with suppress(WireError):
+            asked = decode_message(frame_in(data))
+        reply = self._reply(asked, "refused", {"reason": _STRANGER})
+        try:
+            self._audit = self._audit or Audit(self.home.folder, self._identity)
+            if (line := self._strangers.note(self._audit, len(reply), time.monotonic())) is not None:
+                self._journal.turned_away(line)
+        except Exception as broken:
+            self._journal.unwritable(broken)
+        _log.debug("turned away: %s", error)
+        return reply
+
+    def _answer(self, message: Message, letter: Letter, skipped: int) -> tuple[bytes, dict[str, Any] | None]:
+        """The frame that answers one message, and what the audit log says of it besides."""
         try:
             if message.kind == JOIN:
-                about = self._join(message, frame)
+                about = self._join(message, letter)
                 return self._reply(message, "reply", {"joined": True}), about
             if message.kind == "open":
                 self._stand_by(message)
             site = self._living(message.run)
-            reply = site.receive(frame)
+            if letter.path:
+                site.check_path(message, letter.path)
+            reply = site.receive(letter.frame)
             if self._recreated:
                 self._freeze(message.run, site)
-            return reply, None
+            return self._handed_on(message, reply, letter, skipped) if letter.path else reply, None
         except PolicyRefusal as error:
             return self._reply(message, "refused", reason_of(error)), None
         except Exception as error:
             # Whatever it is, an engine that carried it to the coordinator would carry along what it says of this machine.
             return self._reply(message, "failed", reason_of(error)), None
 
-    def _join(self, message: Message, frame: bytes) -> dict[str, Any]:
+    def _handed_on(self, message: Message, reply: bytes, letter: Letter, skipped: int) -> bytes:
+        """A reply as a message of this site's own to the next one of a path; a refusal stays one."""
+        if (answer := decode_message(reply)).kind != "reply":
+            return reply
+        if not 0 <= skipped < len(letter.path) or (skipped and not letter.bridge):
+            raise WireError("nobody is left to hand it to", place=self.home.name)
+        return encode_message(replace(message, sender=self.home.name, recipient=letter.path[skipped], body=answer.body))
+
+    def _join(self, message: Message, letter: Letter) -> dict[str, Any]:
         """Take part in a run from now on. What the audit log says of it."""
+        if letter.signer != SERVER or message.sender != SERVER:
+            raise WireError("only the coordinator invites", place=self.home.name)
         if message.recipient != self.home.name:
             raise WireError("this message is for another site", place=self.home.name)
         asked = read_invitation(message, open_home(self.home.folder).pinned)
         self._refuse_other(asked)
         check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
         case = self._admit(asked)
-        write_atomic(self._folder(asked.run) / INVITATION, frame)
+        write_atomic(self._folder(asked.run) / INVITATION, letter.frame)
         self._live(case)
         return about_run(case)
 

@@ -154,6 +154,7 @@ class Site:
                 raise WireError("this message is for another run or site", place=self.name)
             if message.kind in ("session", "metrics", "train"):
                 self._check_attempt(message)
+            self._check_sender(message)
             if message.kind in ("session", "metrics"):
                 return self._side(message.kind).answer(message, frame)
             body = self._answer(message)
@@ -244,6 +245,28 @@ class Site:
     def _check_attempt(self, message: Message) -> None:
         if not self._is_open(message):
             raise WireError(f"round {message.round}, attempt {message.attempt} is not open at this site", place=self.name)
+
+    def _check_sender(self, message: Message) -> None:
+        """Messages are the server's, but for hops of a relay, which come from a site of the attempt."""
+        if message.sender != SERVER and not (self._is_hop(message) and message.sender in self._open["terms"]["cohort"]):
+            raise WireError(f"stage {message.stage!r} is not for {message.sender} to ask", place=self.name)
+
+    def check_path(self, message: Message, path: Sequence[str]) -> None:
+        """Raise WireError unless the answer to this message may be handed on along ``path``: it is a hop of a relay, and these are
+        other sites of the open attempt, each once. Raises PolicyRefusal where this site hands on nothing.
+        """
+        self._check_attempt(message)
+        if not self._policy.hand_on:
+            raise PolicyRefusal("hand_on: this site hands no message on to another one", place=self.name)
+        others = set(self._open["terms"]["cohort"]) - {self.name}
+        if not self._is_hop(message) or len(set(path)) != len(path) or not set(path) <= others:
+            raise WireError(f"stage {message.stage!r} is not handed on along {', '.join(path)}"[:200], place=self.name)
+
+    def _is_hop(self, message: Message) -> bool:
+        if message.kind != "session" or not self._is_open(message):
+            return False
+        cohort = tuple(self._open["terms"]["cohort"])
+        return message.stage in self._host.assembly.aggregator.plan(self._value("session"), cohort).relays
 
     def _model(self, message: Message) -> Mapping[str, npt.NDArray[Any]] | None:
         """The weights a message speaks of: sent along, or already here. Their hash, names, shapes and (by policy) values are checked."""

@@ -55,6 +55,10 @@ class SiteLog:
         about = {**same, "seconds": round(seconds, 6), "received": received, "sent": line["bytes"], **reason}
         self._tell(_LEVELS.get(kind, logging.INFO), event, **about)
 
+    def turned_away(self, line: Mapping[str, Any]) -> None:
+        """Strangers were turned away, as the audit log's ``line`` says."""
+        self._tell(logging.WARNING, "turned-away", count=line["count"])
+
     def unwritable(self, error: Exception) -> None:
         """The audit log cannot be written, so nothing leaves. Only the kind of error is told, since its text names files."""
         self._tell(logging.ERROR, "audit-unwritable", reason=type(error).__name__)

@@ -201,6 +201,9 @@ class Session(ABC):
     #: whether ``handle`` answers a repeated request with the same bytes by itself (it draws nothing and keeps nothing). Replies of other
     #: sessions are kept for a repeated request.
     repeatable = False
+    #: stages that are a :class:`pppml_core.wire.messages.Relay`: their messages may come from another site, and go on to one. A site takes
+    #: no message of any other stage from anybody but the server.
+    relays: tuple[str, ...] = ()
 
     def __init__(self, value: ValueSpec, cohort: Sequence[str]) -> None:
         self.value, self.cohort = value, tuple(cohort)

@@ -213,6 +213,8 @@ class InsecureRingSession(Session):
             WireField("unmask", "mask", "uint64", (self.value.length,), size, "in the clear", "the mask of the first site"),
         )
 
+    relays = ("ring",)
+
     def coordinate(self, ctx: ServerContext) -> Coordinator:
         """Send the sum around, then ask the site that started it for its mask."""
         place = f"round {ctx.round}, stage ring"

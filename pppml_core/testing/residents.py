@@ -35,8 +35,7 @@ class ResidentsEngine(Engine):
         """Invite the sites."""
         acquaint(self.homes, (*job.sites, SERVER))
         transport = ResidentsTransport(self.homes, job.sites, self.config.recreated)
-        invite(job, transport)
-        return transport
+        return invite(job, transport, self.topology)
 
 
 class ResidentsTransport:

@@ -28,6 +28,7 @@ from pppml_core.federation.code import code_of_run
 from pppml_core.federation.home import policy_template
 from pppml_core.federation.identity import load_identity, load_roster, new_identity, statement
 from pppml_core.federation.invitation import JOIN, Invitation, invitation_to
+from pppml_core.federation.letter import written
 from pppml_core.federation.resident import Resident
 from pppml_core.federation.site_ledger import read_account
 from pppml_core.interfaces.engine import Job
@@ -103,8 +104,8 @@ class Hospital:
         told = asked.body(load_identity(self.homes / SERVER)) if body is None else body
         return encode_message(Message(asked.run, 0, 1, JOIN, JOIN, SERVER, recipient or self.site, told))
 
-    def receive(self, frame: bytes) -> Message:
-        return decode_message(self.resident.receive(frame))
+    def receive(self, frame: bytes, signer: str = SERVER) -> Message:
+        return decode_message(self.resident.receive(written(load_identity(self.homes / signer), signer, frame)))
 
     def ask(self, asked: Invitation, **how: Any) -> Message:
         return self.receive(self.frame(asked, **how))
@@ -412,8 +413,9 @@ def test_a_coordinator_whose_key_was_taken_out(hospital: Hospital) -> None:
     hospital.insist("")
     (hospital.home / "roster.json").unlink()
     reply = hospital.ask(invitation())
-    assert (reply.kind, "no identity is pinned for the coordinator" in reply.body["reason"]) == ("failed", True)
-    hospital.untouched()
+    assert (reply.kind, "its pinned coordinator signed" in reply.body["reason"]) == ("refused", True)
+    made = [path for pattern in ("contribution-*", "state-*", "invitation") for path in hospital.home.rglob(pattern)]
+    assert made == []
 
 
 # -- a coordinator who lies ---------------------------------------------------------------------------------------------------------------
@@ -615,7 +617,7 @@ def test_no_frame_makes_it_raise(desk: Hospital, data: st.DataObject) -> None:
 def test_no_coordinator_makes_it_raise(desk: Hospital, data: st.DataObject) -> None:
     """Signed as it should be, but with anything in any place: what the coordinator's own key can do to a site."""
     asked = invitation(named=data.draw(st.binary(min_size=16, max_size=16)))
-    fields = {name: getattr(asked, name) for name in ("config", "sizes", "code", "terms")} | {"sites": list(asked.sites)}
+    fields = {name: getattr(asked, name) for name in ("config", "sizes", "code", "terms", "hand_on")} | {"sites": list(asked.sites)}
     changed = _changed(fields, data)
     identity = load_identity(desk.homes / SERVER)
     body = {**changed, "signature": identity.sign(statement("invitation", asked.run, changed))}

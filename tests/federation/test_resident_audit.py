@@ -16,6 +16,7 @@ from pppml_core.discovery import from_objects
 from pppml_core.errors import RunFailed
 from pppml_core.federation.audit import AUDIT_FILE, read_audit
 from pppml_core.federation.identity import load_identity
+from pppml_core.federation.letter import written
 from pppml_core.federation.resident import Resident
 from pppml_core.registry import Registry
 from pppml_core.testing.residents import ENGINE, acquaint
@@ -57,7 +58,8 @@ def test_the_log_holds_what_the_coordinator_received(tmp_path: Path, recreated: 
 
 
 def knock(resident: Resident, text: str = "hello") -> Message:
-    return decode_message(resident.receive(encode_message(Message(b"r" * 16, 3, 2, text, "a-stage", SERVER, "site_1"))))
+    frame = encode_message(Message(b"r" * 16, 3, 2, text, "a-stage", SERVER, "site_1"))
+    return decode_message(resident.receive(written(load_identity(resident.home.folder.parent / SERVER), SERVER, frame)))
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_refusals_are_in_the_log_with_their_reason(home: Path) -> None:
     first, second = logged(home)
     assert (first["kind"], first["stage"], first["round"]) == ("failed", "a-stage", 3)
     assert "has not joined" in first["reason"]
-    assert (second["kind"], second["run"]) == ("failed", "00" * 16)
+    assert (second["kind"], second["run"], second["count"]) == ("turned-away", "00" * 16, 1)
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -115,6 +117,6 @@ def test_a_site_that_cannot_write_its_log_is_lost_to_the_run_and_trains_nothing(
 
 
 def test_the_hash_is_that_of_the_frame(home: Path) -> None:
-    frame = Resident(home).receive(b"")
+    frame = encode_message(knock(Resident(home)))
     (line,) = logged(home)
     assert (line["sha256"], line["bytes"]) == (hashlib.sha256(frame).hexdigest(), len(frame))

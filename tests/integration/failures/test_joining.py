@@ -73,8 +73,8 @@ def model(homes, patch):
 def data(homes, patch):
     made = residents.invite
 
-    def invite(job, transport):
-        made(replace(job, sizes={**job.sizes, "site_2": job.sizes["site_2"] + 1}), transport)
+    def invite(job, *rest):
+        return made(replace(job, sizes={**job.sizes, "site_2": job.sizes["site_2"] + 1}), *rest)
 
     patch.setattr(residents, "invite", invite)
 

@@ -130,6 +130,8 @@ class PaperSession(Session):
         key = len(public) + len(self.cohort) * (len(secret) + SEAL_OVERHEAD) + 64
         return {**super().predicted_bytes(), "key": key, "ring": self._params.ciphertext_bytes}
 
+    relays = ("ring",)
+
     def order(self, round: int) -> tuple[str, ...]:
         """The sites from the round's initiator on; rounds are counted from 1."""
         start = (round - 1) % len(self.cohort)

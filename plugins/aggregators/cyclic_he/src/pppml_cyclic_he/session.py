@@ -42,6 +42,7 @@ class HardenedSession(Session):
     def __init__(self, value: ValueSpec, cohort: Sequence[str], rings: int, params: HEParams, backend: HEBackend) -> None:
         super().__init__(value, cohort)
         self.setting = Setting(value, Rings(tuple(sorted(cohort)), rings), params, backend)
+        self.relays = tuple(stage_of(ring) for ring in range(rings))
 
     def coordinate(self, ctx: ServerContext) -> Coordinator:
         """The six stages at the server."""
@@ -54,8 +55,8 @@ class HardenedSession(Session):
             return site.advertise()
         if message.stage == "keys":
             return site.keys(body)
-        if message.stage in self._ring_stages:
-            return site.ring(self._ring_stages.index(message.stage), body)
+        if message.stage in self.relays:
+            return site.ring(self.relays.index(message.stage), body)
         if message.stage == "reseal" and self.setting.exact:
             return site.reseal(body)
         if message.stage == "agree":
@@ -65,10 +66,6 @@ class HardenedSession(Session):
         if message.stage == "release":
             return site.release(body)
         raise WireError(f"there is no stage {message.stage!r}", place=ctx.site)
-
-    @property
-    def _ring_stages(self) -> tuple[str, ...]:
-        return tuple(stage_of(ring) for ring in range(self.setting.rings.count))
 
     # -- what is promised -------------------------------------------------------------------------------------------------------------
 
@@ -134,7 +131,7 @@ class HardenedSession(Session):
             WireField("advertise", "signature", "bytes", (), SIGNATURE_BYTES, "in the clear", "signature of the advert"),
         ]
         sealed = "encrypted to the initiator, sealed to the next site"
-        for stage in self._ring_stages:
+        for stage in self.relays:
             fields += [
                 WireField(stage, "box", "bytes", (), box + box // 16 + 4096, sealed, "sum of the shares so far"),
                 WireField(stage, "key", "bytes", (), hops.HANDED_BYTES, "sealed to the next site", "key of the box"),
@@ -170,7 +167,7 @@ class HardenedSession(Session):
         return {
             "advertise": 3 * 32 + KEY_BYTES + SIGNATURE_BYTES + len(public) * rings.count // sites,
             "keys": 0,
-            **dict.fromkeys(self._ring_stages, hop),
+            **dict.fromkeys(self.relays, hop),
             "agree": SIGNATURE_BYTES,
             "confirm": SIGNATURE_BYTES,
             "release": seeds + self._sum_bytes * rings.count // sites,
