@@ -43,15 +43,15 @@ def frames(sites: Iterable[str]) -> list[tuple[str, bytes]]:
 
 def nvflare(times: int) -> dict[str, list[float]]:
     """Seconds of each kind of go."""
+    from pppml_core.engines.parties import acquaint
     from pppml_core.wire.messages import SERVER
     from pppml_nvflare.federation import Simulator
-    from pppml_nvflare.homes import introduce
     from pppml_nvflare.job import CLASSES, COORDINATOR, DESK
     from pppml_nvflare.transport import NvflareTransport
 
     with tempfile.TemporaryDirectory(prefix="pppml-bench-") as name:
         folder = Path(name)
-        introduce(folder / "homes", (*SITES, *(f"{site}_direct" for site in SITES), SERVER))
+        acquaint(folder / "homes", (*SITES, *(f"{site}_direct" for site in SITES), SERVER))
 
         def carry(job: Path) -> Simulator:
             path = job / "coordinator" / "config" / "config_fed_server.json"

@@ -11,9 +11,9 @@ from typing import Any
 from engines import frames, seconds
 from nvflare.collab import collab
 
+from pppml_core.engines.parties import HOMES
 from pppml_nvflare.bridge import serve
 from pppml_nvflare.calls import Caller
-from pppml_nvflare.homes import HOMES
 from pppml_nvflare.server import CallTransport, _do
 from pppml_nvflare.site import Desk
 

@@ -150,8 +150,10 @@ class Resident:
             return self._reply(message, "failed", reason_of(error)), None
 
     def _handed_on(self, message: Message, reply: bytes, letter: Letter, skipped: int) -> bytes:
-        """A reply as a message of this site's own to the next one of a path; a refusal stays one."""
-        if (answer := decode_message(reply)).kind != "reply":
+        """A reply as a message of this site's own to the next one of a path; a refusal stays one. Where all of it is passed over, this
+        site was the last of the relay, and its reply goes back.
+        """
+        if (answer := decode_message(reply)).kind != "reply" or (letter.bridge and skipped == len(letter.path)):
             return reply
         if not 0 <= skipped < len(letter.path) or (skipped and not letter.bridge):
             raise WireError("nobody is left to hand it to", place=self.home.name)

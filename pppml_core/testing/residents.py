@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pppml_core.component import Component, ComponentConfig
+from pppml_core.engines.parties import acquaint as acquaint
 from pppml_core.engines.remote import invite
-from pppml_core.federation.home import init_home
-from pppml_core.federation.identity import pin
 from pppml_core.federation.resident import Resident
 from pppml_core.interfaces.engine import Engine, Job, Loss, Topology, Transport
 from pppml_core.wire.messages import SERVER
@@ -58,18 +57,6 @@ class ResidentsTransport:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def acquaint(homes: Path, parties: Iterable[str]) -> None:
-    """Homes ``homes/<party>``, made where missing, and everybody pinned by everybody, as `pppml site init` and `trust` do."""
-    from pppml_core.federation.home import open_home
-    from pppml_core.federation.identity import CARD_FILE
-
-    parties = list(parties)
-    made = {p: open_home(homes / p) if (homes / p / CARD_FILE).exists() else init_home(homes / p, p) for p in parties}
-    for home in made.values():
-        for other in made.values():
-            pin(home.folder, other.name, other.public)
 
 
 ENGINE = ("engine", Component("residents", ResidentsConfig, f"{__name__}:ResidentsEngine", "sites with homes, in this process"))

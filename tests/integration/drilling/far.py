@@ -101,12 +101,12 @@ def _flower_behind(site: str, proxies: list[Proxy], patch: pytest.MonkeyPatch) -
 
 @contextmanager
 def _nvflare_behind(names: Sequence[str], site: str, folder: Path, proxies: list[Proxy]) -> Iterator[tuple[Path, Path]]:
-    from pppml_nvflare.homes import introduce
+    from pppml_core.engines.parties import acquaint
     from pppml_nvflare.kits import admit, environment
     from pppml_nvflare.poc import Poc
 
     poc = Poc(folder, names, folder / "homes")
-    introduce(poc.homes, ("server", *names))
+    acquaint(poc.homes, ("server", *names))
     poc.prepare()
     # NVFlare signs what a kit says of the server's address, so the kits are made anew with the other one.
     project = json.loads((folder / "project.yml").read_text())

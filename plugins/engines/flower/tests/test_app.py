@@ -18,8 +18,9 @@ from flwr.common.config import get_fab_config
 from pppml_core import cli
 from pppml_core.api import Experiment
 from pppml_core.config import to_plain
+from pppml_core.engines.parties import HOME, HOMES
 from pppml_core.errors import ConfigError, RunFailed
-from pppml_flower.at_hand import HOME, HOMES, using
+from pppml_flower.at_hand import using
 from pppml_flower.config import FlowerConfig
 from pppml_flower.gate import refusals
 from pppml_flower.grid import GridPost

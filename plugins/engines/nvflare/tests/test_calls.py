@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -11,14 +14,20 @@ pytest.importorskip("nvflare", reason="NVFlare is not installed here")
 from nvflare.collab.api.context import set_call_context
 from nvflare.collab.api.exceptions import CollabCallError, RunAborted
 
+from pppml_core.engines.parties import HOME, HOMES, acquaint
 from pppml_core.errors import RunFailed
-from pppml_core.interfaces.engine import Loss, Walk
+from pppml_core.federation.audit import Audit, read_audit
+from pppml_core.federation.identity import Identity, load_identity
+from pppml_core.federation.letter import read_letter, written
+from pppml_core.interfaces.engine import Loss, Step, Walk
+from pppml_core.randomness import Secret
 from pppml_core.wire.codec import decode, decode_message, encode, encode_message
 from pppml_core.wire.messages import SERVER, Message
-from pppml_nvflare.calls import Caller, replied
+from pppml_nvflare.calls import Caller, handed_on
 from pppml_nvflare.forms import read_walk, write_walk
-from pppml_nvflare.homes import HOME, HOMES
+from pppml_nvflare.lodging import Gone
 from pppml_nvflare.site import Desk
+from pppml_nvflare.works import KEPT
 
 RUN = b"r" * 16
 
@@ -49,7 +58,7 @@ class Site:
 
     @property
     def handed(self):
-        return [r for r in self.requests if r is not None and "frame" in r]
+        return [r for r in self.requests if r is not None and "letter" in r]
 
 
 GOOD = write_walk(Walk("a", b"reply"))
@@ -73,7 +82,7 @@ def test_a_frame_is_handed_over_once_however_long_the_answer_takes():
     a = Site(b"", b"", b"", b"", GOOD)
     assert caller(a=a).ask("a", b"frame") == Walk("a", b"reply")
     assert a.requests[0] is None  # nobody had heard of it before
-    assert [r["frame"] for r in a.handed] == [b"frame"]
+    assert [r["letter"] for r in a.handed] == [b"frame"]
     assert len({r["ticket"] for r in a.requests if r is not None}) == 1
     assert len(a.requests) == 5
 
@@ -93,11 +102,11 @@ def test_a_site_that_was_just_heard_of_is_not_called_twice(no_waiting):
     asking = caller(a=a)
     asking.ask("a", b"1")
     asking.ask("a", b"2")
-    assert [r and r.get("frame") for r in a.requests] == [None, b"1", b"2"]
+    assert [r and r.get("letter") for r in a.requests] == [None, b"1", b"2"]
     asking.ask("a", b"3", certain=True)
     no_waiting[0] += 2
     asking.ask("a", b"4")
-    assert [r and r.get("frame") for r in a.requests][3:] == [None, b"3", None, b"4"]
+    assert [r and r.get("letter") for r in a.requests][3:] == [None, b"3", None, b"4"]
 
 
 def test_what_was_handed_over_stays_so(no_waiting):
@@ -130,6 +139,14 @@ def test_an_answer_that_never_comes_and_one_that_is_none(no_waiting):
         assert "could not be read" in wrong.reason
 
 
+def test_a_site_cannot_say_that_it_was_never_handed_a_letter():
+    """The bytes are at its machine; only who does not answer a call without them may be put out of a ring."""
+    says = write_walk(Walk("a", Loss("busy", handed=False)))
+    assert caller(a=Site(b"", says)).ask("a", b"letter") == Walk("a", Loss("busy", handed=True))
+    next_one = write_walk(Walk("b", Loss("gone", handed=False), (Step("a", "b", 3, "0" * 64),)))
+    assert caller(a=Site(b"", next_one)).ask("a", b"letter").reply == Loss("gone", handed=False)
+
+
 def test_an_aborted_job_ends_the_run():
     with pytest.raises(RunFailed, match="aborted"):
         caller(a=Site(RunAborted("run is aborted"))).ask("a", b"frame")
@@ -139,49 +156,71 @@ def test_an_aborted_job_ends_the_run():
 
 
 class Passing(Site):
-    """A site that adds its name and hands on, over a caller of its own."""
+    """A site that adds its name and hands on as a resident does, over a caller of its own."""
 
-    def __init__(self, name, others):
+    def __init__(self, name, others, identity):
         super().__init__(b"")
-        self.name, self.others = name, others
+        self.name, self.others, self.identity = name, others, identity
+
+    def receive(self, data, skipped):
+        letter = read_letter(data)
+        got, rest = decode_message(letter.frame), letter.path[skipped:]
+        by = [*got.body["by"], self.name]
+        if not rest:
+            return encode_message(Message(RUN, 1, 1, "reply", "ring", self.name, SERVER, {"by": by}))
+        onward = encode_message(message(self.name, rest[0], by=by))
+        return written(self.identity, self.name, onward, rest[1:], bridge=letter.bridge)
 
     def answer(self, request):
         if not request:
             return b""
         asked = decode(request)
         self.requests.append(asked)
-        got = decode_message(asked["frame"])
-        reply = encode_message(Message(RUN, 1, 1, "reply", "ring", self.name, SERVER, {"by": [*got.body["by"], self.name]}))
         onward = Caller({n: s for n, s in self.others.items() if n != self.name}, 60.0, 1.0)
-        return write_walk(replied(got, self.name, reply, asked["path"], onward, bridge=asked["bridge"]))
+        return write_walk(handed_on(asked["letter"], self.name, self.receive, onward))
 
 
 def ring(*dead):
-    sites = {}
+    sites, identity = {}, Identity(Secret(b"k" * 32))
     for name in "abc":
-        sites[name] = Site(None) if name in dead else Passing(name, sites)
+        sites[name] = Site(None) if name in dead else Passing(name, sites, identity)
     return sites
+
+
+def hand(sites, *path, bridge=False):
+    """What the coordinator's end does with the first letter of a relay."""
+    frame = encode_message(message(SERVER, path[0], by=[]))
+    return Caller(sites, 60.0, 1.0).hand(path[0], written(Identity(Secret(b"s" * 32)), SERVER, frame, path[1:], bridge=bridge))
 
 
 def test_a_relay_goes_from_site_to_site():
     sites = ring()
-    found = Caller(sites, 60.0, 1.0).hand_on(SERVER, message(SERVER, "a", by=[]), ("a", "b", "c"), bridge=False)
+    found = hand(sites, "a", "b", "c")
     assert found.at == "c"
     assert decode_message(found.reply).body == {"by": ["a", "b", "c"]}
     assert [(s.sender, s.recipient) for s in found.steps] == [("server", "a"), ("a", "b"), ("b", "c")]
     for step, (sender, site) in zip(found.steps, (("server", "a"), ("a", "b"), ("b", "c")), strict=True):
         (got,) = sites[site].handed
-        assert (decode_message(got["frame"]).sender, len(got["frame"])) == (sender, step.size)
+        letter = read_letter(got["letter"])
+        assert (letter.signer, decode_message(letter.frame).sender) == (sender, sender)
+        assert (step.size, step.sha256) == (len(letter.frame), hashlib.sha256(letter.frame).hexdigest())
 
 
-@pytest.mark.parametrize(("dead", "by"), [("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])])
+@pytest.mark.parametrize(("dead", "by"), [("bc", ["a"]), ("b", ["a", "c"]), ("c", ["a", "b"])])
 def test_one_that_is_out_of_reach_is_bridged(dead, by):
-    found = Caller(ring(dead), 60.0, 1.0).hand_on(SERVER, message(SERVER, "a", by=[]), ("a", "b", "c"), bridge=True)
-    assert (found.bridged, decode_message(found.reply).body, found.at) == ((dead,), {"by": by}, by[-1])
+    found = hand(ring(*dead), "a", "b", "c", bridge=True)
+    assert (found.bridged, decode_message(found.reply).body, found.at) == (tuple(dead), {"by": by}, by[-1])
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+def test_a_first_one_that_is_out_of_reach_is_told(bridge):
+    """Another letter, for the next of the path, is the coordinator's to sign."""
+    found = hand(ring("a"), "a", "b", "c", bridge=bridge)
+    assert (found.at, found.steps, found.reply.handed, found.bridged) == ("a", (), False, ())
 
 
 def test_where_it_is_not_bridged_its_frame_comes_back():
-    found = Caller(ring("b"), 60.0, 1.0).hand_on(SERVER, message(SERVER, "a", by=[]), ("a", "b", "c"), bridge=False)
+    found = hand(ring("b"), "a", "b", "c")
     assert isinstance(found.reply, Loss)
     assert (found.at, found.reply.handed) == ("b", False)
     assert decode_message(found.unhanded).body == {"by": ["a"]}
@@ -192,7 +231,7 @@ def test_a_site_that_refuses_ends_it():
     sites = ring()
     refused = encode_message(Message(RUN, 1, 1, "refused", "ring", "b", SERVER, {"reason": "no"}))
     sites["b"] = Site(b"", write_walk(Walk("b", refused)))
-    found = Caller(sites, 60.0, 1.0).hand_on(SERVER, message(SERVER, "a", by=[]), ("a", "b", "c"), bridge=True)
+    found = hand(sites, "a", "b", "c", bridge=True)
     assert (found.at, decode_message(found.reply).kind) == ("b", "refused")
     assert sites["c"].requests == []
 
@@ -200,13 +239,35 @@ def test_a_site_that_refuses_ends_it():
 # -- the desk ---------------------------------------------------------------------------------------------------------------------------
 
 
+class AtWork:
+    """The process of a site that is at work until it is told otherwise, and then answers."""
+
+    def __init__(self):
+        self.free, self.got = threading.Event(), []
+
+    def receive(self, data, skipped):
+        self.got.append(data)
+        assert self.free.wait(30)
+        return b"reply to " + data
+
+    def close(self):
+        self.free.set()
+
+
 @pytest.fixture
-def desk(monkeypatch):
-    """A site's desk and how it is called: without a home, so that whatever it takes in ends there."""
-    monkeypatch.setitem(__import__("sys").modules, "torch", __import__("sys").modules.get("torch"))
+def home(tmp_path, monkeypatch):
+    acquaint(tmp_path, ("a", SERVER))
     monkeypatch.delenv(HOME, raising=False)
-    monkeypatch.delenv(HOMES, raising=False)
+    monkeypatch.setenv(HOMES, str(tmp_path))
+    return tmp_path / "a"
+
+
+@pytest.fixture
+def desk(monkeypatch, home):
+    """A site's desk and how it is called."""
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch"))
     made = Desk()
+    made._lodging = AtWork()
 
     def call(request, by=SERVER):
         set_call_context(SimpleNamespace(app=SimpleNamespace(name="a"), caller=by, clients=[]))
@@ -215,34 +276,133 @@ def desk(monkeypatch):
         finally:
             set_call_context(None)
 
-    return call
+    call.site, call.leave = made._lodging, made.leave
+    yield call
+    made.leave()
 
 
 def request(ticket=b"t" * 16, **more):
-    return encode({"ticket": ticket, "timeout": 1.0, "silence": 2.0, "path": [], "bridge": False, **more})
+    return encode({"ticket": ticket, "timeout": 1.0, "silence": 0.0, **more})
 
 
-def test_a_call_without_a_frame_is_answered_at_once(desk):
+def told(home):
+    return [(line["kind"], line["reason"], line["count"]) for line in read_audit(home, load_identity(home).public)[0]]
+
+
+def reason(answer):
+    found = read_walk(answer)
+    assert isinstance(found.reply, Loss)
+    assert found.reply.handed
+    return found.reply.reason
+
+
+def test_a_call_without_a_letter_is_answered_at_once(desk):
     assert desk(b"") == b""
 
 
-@pytest.mark.parametrize("asked", [b"nonsense", encode([]), encode({"ticket": b""}), request(more=1), request(path=[1]), request(bridge=1)])
-def test_what_is_no_request_is_told_and_never_raised(desk, asked):
-    found = read_walk(desk(asked))
-    assert isinstance(found.reply, Loss)
-    assert found.reply.handed
+@pytest.mark.parametrize(
+    "asked", [b"nonsense", encode([]), encode({"ticket": b""}), request(more=1), request(timeout=1), request(letter="text")]
+)
+def test_what_is_no_request_is_told_and_never_raised(desk, home, asked):
+    assert reason(desk(asked)) == "this is no request"
+    assert told(home) == [("loss", "this is no request", 1)]
 
 
-def test_a_site_hands_on_only_what_is_its_own(desk):
-    frame = encode_message(message("b", "a"))
-    assert "c handed on what is not its own" in read_walk(desk(request(frame=frame), by="c")).reply.reason
-    for taken in (desk(request(frame=frame), by="b"), desk(request(b"u" * 16, frame=frame))):  # the coordinator carries others' messages
-        assert "PPPML_HOME does not name a home" in read_walk(taken).reply.reason
+def letter(sender, kind="session", signer=None):
+    frame = encode_message(Message(RUN, 1, 1, kind, "ring", sender, "a", {}))
+    return written(Identity(Secret(b"k" * 32)), signer or sender, frame)
 
 
-def test_a_ticket_belongs_to_one_frame(desk):
-    frame = encode_message(message(SERVER, "a"))
-    assert "this site holds nothing of that" in read_walk(desk(request())).reply.reason
-    first = desk(request(frame=frame))
-    assert desk(request()) == first
-    assert desk(request(frame=frame)) == first
+@pytest.mark.parametrize(
+    "other",
+    [
+        letter("b"),  # not its own
+        letter(SERVER),
+        letter("c", signer="b"),
+        letter("b", signer="c"),
+        *(letter("c", kind=kind) for kind in ("open", "evaluate", "hello", "train", "metrics", "join")),
+        encode_message(message("c", "a")),  # no letter
+        b"nonsense",
+    ],
+)
+def test_another_site_hands_on_its_own_letters_and_says_nothing_else(desk, other):
+    assert reason(desk(request(letter=other), by="c")).startswith("another site may hand on")
+    assert desk.site.got == []
+
+
+def test_a_letter_of_another_site_and_any_of_the_coordinators_go_to_the_site(desk):
+    """Which verifies it."""
+    desk.site.free.set()
+    own = letter("c")
+    for ticket, by, data in ((b"1" * 16, "c", own), (b"2" * 16, SERVER, own), (b"3" * 16, SERVER, b"anything")):
+        desk(request(ticket, letter=data), by)
+        while not (answer := desk(request(ticket), by)):
+            pass
+        assert read_walk(answer) == Walk("a", b"reply to " + data)
+
+
+def test_a_ticket_belongs_to_one_letter_and_one_caller(desk):
+    assert "holds nothing of that" in reason(desk(request()))
+    assert desk(request(letter=b"1")) == b""
+    assert desk(request(letter=b"2")) == b""
+    assert "holds nothing of that" in reason(desk(request(), by="c"))
+    assert reason(desk(request(letter=letter("c")), by="c")).startswith("busy")
+    desk.site.free.set()
+    while not (answer := desk(request())):
+        pass
+    assert desk(request(letter=b"3")) == answer
+    assert desk.site.got == [b"1"]
+
+
+def test_a_site_at_work_holds_so_much_and_no_more(desk, home):
+    """Three hundred calls of a peer and of the coordinator: one thread, KEPT letters; what was taken is answered all the same."""
+    before = threading.active_count()
+    answers = [desk(request(b"p%15d" % i, letter=letter("c")), by="c") for i in range(150)]
+    assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(KEPT // 2))
+    answers = [desk(request(b"s%15d" % i, letter=b"%d" % i)) for i in range(150)]
+    assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(KEPT // 2))  # there was room left for it
+    assert threading.active_count() == before + 1
+    assert all(reason(answer).startswith("busy") for answer in answers[KEPT // 2 :])
+    desk.site.free.set()
+    for i in range(KEPT // 2):
+        while not (answer := desk(request(b"s%15d" % i))):
+            pass
+        assert read_walk(answer) == Walk("a", b"reply to %d" % i)
+    assert len(told(home)) == 1  # of equal losses one is a line at once, the others are counted
+    desk.leave()
+    assert [count for _, _, count in told(home)] == [1, 300 - KEPT - 1]
+
+
+def test_answers_are_not_kept_for_ever_and_peers_push_out_none_of_the_coordinators(desk):
+    desk.site.free.set()
+    desk(request(b"s" * 16, letter=b"first"))
+    while not (answer := desk(request(b"s" * 16))):
+        pass
+    for i in range(3 * KEPT):
+        while not desk(request(b"p%15d" % i, letter=letter("c")), by="c"):
+            pass
+    assert desk(request(b"s" * 16)) == answer
+    assert "holds nothing" in reason(desk(request(b"p%15d" % 0), by="c"))
+    assert "holds nothing" not in desk(request(b"p%15d" % (3 * KEPT - 1)), by="c").decode(errors="replace")
+
+
+def test_a_loss_is_in_the_audit_log_before_it_leaves(desk, home, monkeypatch):
+    desk.site.receive = lambda data, skipped: (_ for _ in ()).throw(Gone("its process ended (exit code -9)"))
+    desk(request(letter=b"x"))
+    while not (answer := desk(request())):
+        pass
+    assert reason(answer) == "its process ended (exit code -9)"
+    (line,) = read_audit(home, load_identity(home).public)[0]
+    assert (line["kind"], line["reason"], line["sha256"]) == ("loss", reason(answer), hashlib.sha256(answer).hexdigest())
+    # And where it cannot be written, nobody is told what it was.
+    monkeypatch.setattr(Audit, "note_words", lambda *given: (_ for _ in ()).throw(OSError(28, "no space left")))
+    desk.site.receive = lambda data, skipped: (_ for _ in ()).throw(Gone("another"))
+    desk(request(b"u" * 16, letter=b"x"))
+    while not (answer := desk(request(b"u" * 16))):
+        pass
+    assert reason(answer) == "this site cannot write its audit log"
+
+
+def test_a_site_without_a_home_says_only_that_it_has_no_log(desk, monkeypatch):
+    monkeypatch.delenv(HOMES)
+    assert reason(desk(request())) == "this site cannot write its audit log"

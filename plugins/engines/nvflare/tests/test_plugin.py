@@ -11,6 +11,7 @@ import pytest
 from pppml_core import cli
 from pppml_core.api import Experiment
 from pppml_core.config import resolve
+from pppml_core.engines.parties import HOME, HOMES, acquaint
 from pppml_core.errors import ConfigError, WireError
 from pppml_core.federation.home import open_home
 from pppml_core.interfaces.engine import Loss, Step, Walk
@@ -22,7 +23,7 @@ from pppml_nvflare import conducting
 from pppml_nvflare.config import NvflareConfig
 from pppml_nvflare.engine import NvflareEngine
 from pppml_nvflare.forms import read_walk, write_walk
-from pppml_nvflare.homes import HOME, HOMES, introduce, own_home
+from pppml_nvflare.homes import own_home
 from pppml_nvflare.job import CLASSES, write_job
 from pppml_nvflare.kits import admit, check, command, role
 
@@ -69,8 +70,8 @@ def test_where_a_transport_stands_already_nothing_is_missing(tmp_path):
 
 
 def test_a_party_finds_its_home_in_its_own_environment(tmp_path, monkeypatch):
-    introduce(tmp_path, ("a", "b", "server"))
-    introduce(tmp_path, ("a", "b", "server"))  # again: nothing changes
+    acquaint(tmp_path, ("a", "b", "server"))
+    acquaint(tmp_path, ("a", "b", "server"))  # again: nothing changes
     assert set(open_home(tmp_path / "a").pinned) == {"a", "b", "server"}
     monkeypatch.delenv(HOME, raising=False)
     monkeypatch.delenv(HOMES, raising=False)
@@ -195,7 +196,7 @@ def test_kits_that_are_refused(tmp_path, change, said):
 
 
 def test_a_home_is_served_with_its_own_kit_only(tmp_path):
-    introduce(tmp_path / "homes", ("a", "server"))
+    acquaint(tmp_path / "homes", ("a", "server"))
     a, server = tmp_path / "homes" / "a", tmp_path / "homes" / "server"
     with pytest.raises(ConfigError, match="no startup kit is named"):
         engine().serve(a)
@@ -279,7 +280,7 @@ def test_what_is_exported_is_conducted_inside_of_the_job(tmp_path):
     config = experiment.export(tmp_path / "out") / "coordinator" / "config" / "pppml.yaml"
     with pytest.raises(ConfigError, match="conducted by NVFlare's server"):
         Experiment(config).run(tmp_path / "outside", report=False, reporters=False)
-    introduce(tmp_path / "homes", ("site_1", "site_2", "server"))
+    acquaint(tmp_path / "homes", ("site_1", "site_2", "server"))
     with conducting.inside(ResidentsTransport(tmp_path / "homes", ("site_1", "site_2")), {"server": tmp_path / "homes" / "server"}):
         done = Experiment(config).run(tmp_path / "inside", report=False, reporters=False)
     assert done.result["survivors"] == {"1": ["site_1", "site_2"]}

@@ -11,6 +11,7 @@ import pytest
 
 from pppml_core.api import Experiment
 from pppml_core.errors import RunFailed
+from pppml_core.federation.letter import frame_in
 from pppml_core.wire.codec import decode_message
 from pppml_core.wire.transcript import read_transcript
 from pppml_nvflare.transport import NvflareTransport
@@ -114,7 +115,7 @@ def test_a_site_whose_process_dies_is_lost_for_that_attempt_only(tmp_path, feder
     ask = NvflareTransport._ask
 
     def kill_then_ask(self, site, frame):
-        message = decode_message(frame)
+        message = decode_message(frame_in(frame))
         if (site, message.round, message.stage) == ("site_2", 1, "contribute"):
             lodgings = [p for p in psutil.process_iter(["cmdline"]) if "pppml_nvflare.lodging" in (p.info["cmdline"] or [])]
             (victim,) = [p for p in lodgings if Path(p.info["cmdline"][-2]) == federation / "homes" / site]

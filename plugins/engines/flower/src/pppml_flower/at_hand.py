@@ -8,9 +8,6 @@ from contextvars import ContextVar
 
 from pppml_flower.post import Post
 
-#: environment variables: the home of the one party of a process, and the folder of all homes.
-HOME, HOMES = "PPPML_HOME", "PPPML_HOMES"
-
 _post: ContextVar[Post | None] = ContextVar("pppml_flower_post", default=None)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack
 from typing import Any
 
+from pppml_core.engines.parties import acquaint
 from pppml_core.engines.sockets import Door, Line
 from pppml_core.errors import RunFailed
 from pppml_core.federation.files import write_atomic
-from pppml_core.federation.home import init_home, open_home
-from pppml_core.federation.identity import CARD_FILE, pin
 from pppml_core.interfaces.engine import Job, Loss, Transport
 from pppml_core.wire.codec import decode, encode
 from pppml_core.wire.messages import SERVER
@@ -20,7 +19,6 @@ from pppml_flower.config import FlowerConfig
 from pppml_flower.export import write_bridge
 from pppml_flower.local_federation import local_federation
 from pppml_flower.post import Answer
-from pppml_flower.transport import FlowerTransport
 
 #: seconds for the app to start.
 _START = 120.0
@@ -56,8 +54,9 @@ class BridgePost:
 class OnThisMachine:
     """A transport, and the federation it runs over, which ends with it."""
 
-    def __init__(self, inner: FlowerTransport, stack: ExitStack) -> None:
-        self._inner, self._stack, self.parallel = inner, stack, inner.parallel
+    def __init__(self, inner: Transport, stack: ExitStack) -> None:
+        self._inner, self._stack = inner, stack
+        self.parallel: int = getattr(inner, "parallel", 1)
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """As the inner transport."""
@@ -65,7 +64,8 @@ class OnThisMachine:
 
     def remarks(self) -> list[str]:
         """As the inner transport."""
-        return self._inner.remarks()
+        told: Callable[[], list[str]] = getattr(self._inner, "remarks", list)
+        return told()
 
     def clock(self) -> Mapping[str, float]:
         """As the inner transport."""
@@ -81,7 +81,7 @@ def on_this_machine(job: Job, config: FlowerConfig) -> Transport:
     from pppml_flower.engine import joined
 
     if config.homes is None:
-        _homes(job)
+        acquaint(job.folder, (*job.sites, SERVER))
     with ExitStack() as stack:
         homes = {site: job.home(site).resolve() for site in job.sites}
         federation = stack.enter_context(local_federation(homes, python=config.python))
@@ -100,13 +100,3 @@ def on_this_machine(job: Job, config: FlowerConfig) -> Transport:
         stack.callback(line.close)
         transport = joined(job, BridgePost(line), config)
         return OnThisMachine(transport, stack.pop_all())
-
-
-def _homes(job: Job) -> None:
-    """Homes under the run's folder, made where missing, and everybody pinned by everybody: one person runs all parties."""
-    folders = {party: job.folder / party for party in (*job.sites, SERVER)}
-    made = [open_home(home) if (home / CARD_FILE).exists() else init_home(home, party) for party, home in folders.items()]
-    for home in made:
-        for other in made:
-            if home.pinned.get(other.name) != other.public:
-                pin(home.folder, other.name, other.public)

@@ -10,12 +10,13 @@ from typing import Any
 
 from pppml_core.engines.faults import FaultyTransport
 from pppml_core.engines.local import at_sites
+from pppml_core.engines.parties import HOME, HOMES
 from pppml_core.engines.remote import invite
 from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation.identity import load_roster
 from pppml_core.interfaces.engine import Engine, Job, Topology, Transport
 from pppml_core.wire.messages import SERVER
-from pppml_flower.at_hand import HOME, HOMES, post_at_hand
+from pppml_flower.at_hand import post_at_hand
 from pppml_flower.config import FlowerConfig
 from pppml_flower.introduction import Directory
 from pppml_flower.post import Post
@@ -81,7 +82,7 @@ class FlowerEngine(Engine):
         return serve(home, self.config)
 
 
-def joined(job: Job, post: Post, config: FlowerConfig) -> FlowerTransport:
+def joined(job: Job, post: Post, config: FlowerConfig) -> Transport:
     """A transport to sites that have all been found and have all agreed. Raises RunFailed that says which did not, and why."""
     roster = load_roster(job.home(SERVER))
     if unknown := [site for site in job.sites if site not in roster]:
@@ -93,6 +94,4 @@ def joined(job: Job, post: Post, config: FlowerConfig) -> FlowerTransport:
         passed = "".join(f"; node {node}: {reason}" for node, reason in directory.strange.items())
         text = f"no node has shown to be {', '.join(directory.missing)} within {config.wait:g} seconds{passed}"
         raise RunFailed(text, place="join", hint="start them with `pppml site run`; look at their logs")
-    transport = FlowerTransport(post, directory, job.sites, config.timeout, config.poll)
-    invite(job, transport)
-    return transport
+    return invite(job, FlowerTransport(post, directory, job.sites, config.timeout, config.poll), FlowerEngine.topology)

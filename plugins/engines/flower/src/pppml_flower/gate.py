@@ -10,14 +10,14 @@ Started as ``python -m pppml_flower.gate`` with the arguments of ``flower-supern
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from pppml_core.engines.parties import end_with_parent
 
 #: environment variable: seconds between two questions for work.
 PATIENCE = "PPPML_FLOWER_PATIENCE"
@@ -93,20 +93,6 @@ def _ask_more_often() -> None:
     loop = import_module("flwr.supernode.start_client_internal")
     if hasattr(loop, "time"):
         loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, patience)))  # type: ignore[attr-defined]
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that ended."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="pppml-parent", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from pppml_core.engines.parties import HOME, end_with_parent
 from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation.home import open_home
 from pppml_core.wire.messages import SERVER
-from pppml_flower.at_hand import HOME
 from pppml_flower.config import FlowerConfig
-from pppml_flower.gate import PATIENCE, end_with_parent, refusals
+from pppml_flower.gate import PATIENCE, refusals
 from pppml_flower.keeper import kept
 
 #: seconds for a process of Flower to end by itself.

@@ -11,7 +11,8 @@ import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from pppml_flower.gate import end_with_parent, module_with
+from pppml_core.engines.parties import end_with_parent
+from pppml_flower.gate import module_with
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]

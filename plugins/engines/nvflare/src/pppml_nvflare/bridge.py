@@ -62,12 +62,12 @@ class Bridge:
 
     def ask(self, site: str, frame: bytes) -> bytes | Loss:
         """A site's reply."""
-        found = self._request({"site": site, "frame": frame, "path": [], "bridge": False})
+        found = self._request({"site": site, "frame": frame, "walk": False})
         return found if isinstance(found, Loss) else found.reply
 
     def walk(self, path: Sequence[str], frame: bytes, bridge: bool) -> Walk:
-        """A relay that the sites hand on."""
-        found = self._request({"site": path[0], "frame": frame, "path": list(path), "bridge": bridge})
+        """A relay that the sites hand on, along a path that is in the first one's letter."""
+        found = self._request({"site": path[0], "frame": frame, "walk": True})
         return Walk(path[0], found) if isinstance(found, Loss) else found
 
     def _request(self, asked: dict[str, Any]) -> Walk | Loss:

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from nvflare.collab.api.exceptions import CollabCallError, RunAborted  # type: ignore[import-untyped]
 
 from pppml_core.errors import RunFailed, WireError
+from pppml_core.federation.letter import letter_in, read_letter
 from pppml_core.interfaces.engine import Loss, Step, Walk
 from pppml_core.randomness import entropy
-from pppml_core.wire.codec import decode_message, encode, encode_message
-from pppml_core.wire.messages import Message
+from pppml_core.wire.codec import decode_message, encode
 from pppml_nvflare.forms import read_walk
 
 #: seconds a call waits at the site for the answer.
@@ -50,24 +50,18 @@ class Caller:
         self._absent: set[str] = set()
         self._sealed = sealed and all(p.backend.cell.core_cell.supports_secure_messages() for p in self._proxies.values())
 
-    def ask(self, site: str, frame: bytes, path: Sequence[str] = (), *, bridge: bool = False, certain: bool = False) -> Walk | Loss:
-        """A site's answer to a frame, and to whom it handed it on along ``path``; or the loss of the site.
+    def ask(self, site: str, data: bytes, *, hops: int = 0, certain: bool = False) -> Walk | Loss:
+        """A site's answer to a letter, and how it went on from there; or the loss of the site.
 
-        ``certain``: call it without a frame first however recently it was heard of.
+        ``hops``: sites that it goes on to. ``certain``: call it without a frame first however recently it was heard of.
         """
         if site not in self._proxies:
             return Loss("its NVFlare client was not connected when the job began", handed=False)
         if (certain or time.monotonic() - self._heard.get(site, -FRESH) > FRESH) and not self._reaches(site):
             return Loss("its NVFlare client does not answer", handed=False)
-        request: dict[str, Any] = {
-            "ticket": entropy(16),
-            "timeout": self.timeout,
-            "silence": self.silence,
-            "path": list(path),
-            "bridge": bridge,
-        }
-        deadline = time.monotonic() + self.timeout * (1 + len(path))
-        given: dict[str, Any] = {"frame": frame}
+        request: dict[str, Any] = {"ticket": entropy(16), "timeout": self.timeout, "silence": self.silence}
+        deadline = time.monotonic() + self.timeout * (1 + hops)
+        given: dict[str, Any] = {"letter": data}
         while True:
             try:
                 answer = self._call(site, encode({**request, **given}), min(TURN, self.silence / 2) + self.silence)
@@ -78,28 +72,25 @@ class Caller:
                 answer = b""
             if answer:
                 try:
-                    return read_walk(answer)
+                    found = read_walk(answer)
                 except WireError as error:
                     return Loss(f"its answer could not be read: {error.message}", handed=True)
+                # The bytes are at its machine by now, whatever it says: nobody may be put in its place.
+                if isinstance(found.reply, Loss) and found.at == site:
+                    return replace(found, reply=Loss(found.reply.reason, handed=True))
+                return found
             if time.monotonic() > deadline:
                 return Loss(f"no answer within {self.timeout:g} seconds", handed=True)
             given = {}
 
-    def hand_on(self, own: str, message: Message, path: Sequence[str], *, bridge: bool) -> Walk:
-        """Hand ``message`` (its body; who sends and who gets it are set here) to the first of ``path`` and let it hand it on."""
-        bridged: list[str] = []
-        for index, site in enumerate(path):
-            frame = encode_message(replace(message, sender=own, recipient=site))
-            step = Step(own, site, len(frame), hashlib.sha256(frame).hexdigest())
-            found = self.ask(site, frame, path[index + 1 :], bridge=bridge, certain=True)
-            if isinstance(found, Walk):
-                return replace(found, steps=(step, *found.steps), bridged=(*bridged, *found.bridged))
-            if found.handed:
-                return Walk(site, found, (step,), tuple(bridged))
-            if not bridge:
-                return Walk(site, found, (), tuple(bridged), frame)
-            bridged.append(site)
-        return Walk(own, Loss("nobody is left to hand it to", handed=False), (), tuple(bridged))
+    def hand(self, site: str, data: bytes) -> Walk:
+        """Hand a letter of a relay to a site; how it went on from there, this step included. Nobody is passed over here."""
+        letter = read_letter(data)
+        step = Step(letter.signer, site, len(letter.frame), hashlib.sha256(letter.frame).hexdigest())
+        found = self.ask(site, data, hops=len(letter.path), certain=True)
+        if isinstance(found, Walk):
+            return replace(found, steps=(step, *found.steps))
+        return Walk(site, found, (step,)) if found.handed else Walk(site, found, unhanded=letter.frame)
 
     def _reaches(self, site: str) -> bool:
         try:
@@ -119,12 +110,19 @@ class Caller:
         return answer if isinstance(answer, bytes) else b"?"
 
 
-def replied(message: Message, own: str, reply: bytes, path: Sequence[str], caller: Caller, *, bridge: bool) -> Walk:
-    """What a site's reply becomes: an answer to who asked where it is the last of a relay, else a message of its own to the next."""
-    if not path or (answer := decode_message(reply)).kind != "reply":
-        return Walk(own, reply)
-    found = caller.hand_on(own, replace(message, body=answer.body), path, bridge=bridge)
-    return replace(found, at=own, reply=reply) if found.at == own else found
+def handed_on(data: bytes, own: str, receive: Callable[[bytes, int], bytes], others: Caller) -> Walk:
+    """What a site does with a letter: its reply goes back, or a letter of its own goes to the next of a relay.
+
+    ``receive(data, skipped)`` is the resident's, which decides all of it: to whom, and whether one that cannot be reached is passed over.
+    """
+    passed: list[str] = []
+    while (onward := letter_in(answer := receive(data, len(passed)))) is not None:
+        site = decode_message(onward.frame).recipient
+        found = others.hand(site, answer)
+        if found.steps or not onward.bridge:
+            return replace(found, bridged=(*passed, *found.bridged))
+        passed.append(site)
+    return Walk(own, answer, bridged=tuple(passed))
 
 
 def _said(error: CollabCallError) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pppml_core.engines.faults import FaultyTransport
 from pppml_core.engines.local import at_sites
+from pppml_core.engines.parties import HOME, acquaint
 from pppml_core.engines.remote import invite
 from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.interfaces.engine import Engine, Job, Topology, Transport
@@ -18,7 +19,6 @@ from pppml_core.wire.messages import SERVER
 from pppml_nvflare import conducting
 from pppml_nvflare.config import NvflareConfig
 from pppml_nvflare.federation import Carrier, Simulator, Submitted
-from pppml_nvflare.homes import HOME, introduce
 from pppml_nvflare.transport import NvflareTransport
 
 
@@ -60,11 +60,11 @@ class NvflareEngine(Engine):
         inside = conducting.here()
         transport = inside[0] if inside is not None else self._begun(job)
         try:
-            invite(job, transport)
+            signed = invite(job, transport, self.topology)
         except BaseException:
             transport.close()
             raise
-        return FaultyTransport(transport, self.config.faults) if self.config.faults else transport
+        return FaultyTransport(signed, self.config.faults) if self.config.faults else signed
 
     def _begun(self, job: Job) -> NvflareTransport:
         if self.config.environment == "job":
@@ -89,7 +89,7 @@ class NvflareEngine(Engine):
         python, log = settings.python or sys.executable, job.folder.parent / "nvflare.log"
         homes = self._own_homes or job.folder
         if settings.environment != "prod" and self._own_homes is None:
-            introduce(homes, parties)
+            acquaint(homes, parties)
         if settings.environment == "sim":
             threads = int(job.config["training"]["threads"])
             return lambda folder: Simulator(folder, job.sites, homes, log, python, threads), lambda: None

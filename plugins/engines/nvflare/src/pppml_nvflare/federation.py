@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from pppml_core.engines.parties import HOMES
 from pppml_core.errors import RunFailed
-from pppml_nvflare.homes import HOMES
 from pppml_nvflare.job import CLASSES
 from pppml_nvflare.kits import environment
 from pppml_nvflare.processes import end_tree

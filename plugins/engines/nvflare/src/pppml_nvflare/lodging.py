@@ -7,16 +7,16 @@ again when the next attempt opens. It goes on from its home, and refuses what it
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
+from pppml_core.engines.parties import end_with_parent
+from pppml_core.federation.letter import frame_in
 from pppml_core.wire.codec import decode_message
 
 #: messages that belong to an attempt which a process must have opened itself.
@@ -34,7 +34,7 @@ class Gone(Exception):
 
 
 class Lodging:
-    """Starts the process of a home when it is first needed, hands it frames, and starts it again where an attempt begins."""
+    """Starts the process of a home when it is first needed, hands it letters, and starts it again where an attempt begins."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -43,43 +43,21 @@ class Lodging:
         self._closed = False
         self._lock = threading.Lock()
 
-    def receive(self, frame: bytes) -> bytes:
-        """The site's reply. Raises Gone where its process ended, now or earlier in this attempt."""
-        self.hand(frame)
-        reply = self.reply()
-        assert reply is not None
-        return reply
+    def receive(self, data: bytes, skipped: int = 0) -> bytes:
+        """What the site answers, see :meth:`pppml_core.federation.resident.Resident.receive`. One at a time.
 
-    def hand(self, frame: bytes, *, wait: bool = True) -> bool:
-        """Hand a frame over; its :meth:`reply` must be taken. False where the site is at work and ``wait`` is not wanted. Raises Gone."""
-        if not self._lock.acquire(blocking=wait):
-            return False
-        try:
+        Raises Gone where its process ended, now or earlier in this attempt; WireError where ``data`` are neither letter nor frame.
+        """
+        with self._lock:
             if self._process is None or self._process.poll() is not None:
-                if self._process is not None and decode_message(frame).kind in _WITHIN:
+                if self._process is not None and decode_message(frame_in(data)).kind in _WITHIN:
                     raise Gone(f"its process had ended (exit code {self._process.returncode})")
                 self._start()
             assert self._line is not None
             with self._noticing():
-                self._line.send_bytes(frame)
-        except BaseException:
-            self._lock.release()
-            raise
-        return True
-
-    def reply(self, patience: float | None = None) -> bytes | None:
-        """The reply to the frame that was handed over; None where it is not there within ``patience`` seconds. Raises Gone."""
-        assert self._line is not None
-        try:
-            with self._noticing():
-                if patience is not None and not self._line.poll(patience):
-                    return None
-                found = self._line.recv_bytes()
-        except Gone:
-            self._lock.release()
-            raise
-        self._lock.release()
-        return found
+                self._line.send_bytes(str(skipped).encode())
+                self._line.send_bytes(data)
+                return self._line.recv_bytes()
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
@@ -124,21 +102,15 @@ class Lodging:
 
 def main() -> int:
     """Live here until whoever started this hangs up."""
-    home, line, starter = Path(sys.argv[1]), Connection(int(sys.argv[2])), os.getppid()
-
-    def watch() -> None:
-        # Beside the work, so that nobody trains on for a client that is gone.
-        while os.getppid() == starter:
-            time.sleep(1.0)
-        os._exit(0)
-
-    threading.Thread(target=watch, name="pppml-watch", daemon=True).start()
+    home, line = Path(sys.argv[1]), Connection(int(sys.argv[2]))
+    end_with_parent()  # beside the work, so that nobody trains on for a client that is gone
     from pppml_core.federation.resident import Resident
 
     resident = Resident(home)
     with suppress(EOFError, OSError):
         while True:
-            line.send_bytes(resident.receive(line.recv_bytes()))
+            skipped = int(line.recv_bytes())
+            line.send_bytes(resident.receive(line.recv_bytes(), skipped))
     return 0
 
 

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pppml_core.engines.parties import HOMES, acquaint
 from pppml_core.errors import PppmlError, RunFailed
-from pppml_nvflare.homes import HOMES, introduce
 from pppml_nvflare.kits import admit, command, environment
 from pppml_nvflare.processes import end_tree
 
@@ -183,7 +183,7 @@ def main() -> int:
         parser.error(f"{given.do} needs --sites")
     poc = Poc(given.folder, given.sites.split(","), given.homes or given.folder / "homes", tls=not given.no_tls)
     try:
-        introduce(poc.homes, ("server", *poc.sites))
+        acquaint(poc.homes, ("server", *poc.sites))
         poc.prepare()
         poc.start()
         print(f"engine: {{use: nvflare, environment: poc, kit: {poc.kit}, homes: {poc.homes}}}", flush=True)

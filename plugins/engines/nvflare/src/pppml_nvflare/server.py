@@ -11,7 +11,6 @@ from typing import Any
 from nvflare.collab import collab  # type: ignore[import-untyped]
 
 from pppml_core.interfaces.engine import Loss, Walk
-from pppml_core.wire.codec import decode_message
 from pppml_core.wire.messages import SERVER
 from pppml_nvflare import conducting
 from pppml_nvflare.bridge import serve
@@ -80,8 +79,8 @@ class CallTransport:
         return self._delivery(frames)
 
     def walk(self, path: Sequence[str], frame: bytes, bridge: bool) -> Walk:
-        """A relay that the sites hand on."""
-        return self._caller.hand_on(SERVER, decode_message(frame), path, bridge=bridge)
+        """A relay that the sites hand on, along a path that is in the first one's letter."""
+        return self._caller.hand(path[0], frame)
 
     def clock(self) -> Mapping[str, float]:
         """Sites do not tell."""
@@ -97,7 +96,7 @@ class CallTransport:
 
 
 def _do(caller: Caller, asked: dict[str, Any]) -> Walk:
-    if asked["path"]:
-        return caller.hand_on(SERVER, decode_message(asked["frame"]), asked["path"], bridge=asked["bridge"])
+    if asked["walk"]:
+        return caller.hand(asked["site"], asked["frame"])
     found = caller.ask(asked["site"], asked["frame"])
     return Walk(asked["site"], found) if isinstance(found, Loss) else found

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pppml_core.engines.parties import acquaint
 from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.wire.messages import SERVER
 from pppml_nvflare import conducting
 from pppml_nvflare.config import NvflareConfig
 from pppml_nvflare.federation import Simulator
-from pppml_nvflare.homes import introduce
 from pppml_nvflare.transport import NvflareTransport
 
 
@@ -28,7 +28,7 @@ def simulator(folder: Path, sites: Sequence[str], threads: int = 1, **settings: 
         settings: of the engine.
     """
     config, homes = NvflareConfig(**settings), folder / "homes"
-    introduce(homes, (*sites, SERVER))
+    acquaint(homes, (*sites, SERVER))
     parallel = min(config.parallel or len(sites), len(sites))
     arguments = {"timeout": config.timeout, "silence": config.silence, "parallel": parallel}
 

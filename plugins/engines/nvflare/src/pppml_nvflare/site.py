@@ -1,44 +1,37 @@
 """What NVFlare's client process of a site holds: one published function, bytes to bytes, and the process in which the site lives.
 
-The function waits at most a turn; work goes on in a thread of its own, and its answer is kept for whoever holds the ticket. It never
-raises: what NVFlare makes of an exception, traceback included, would travel to the server.
+The function waits at most a turn; the work is done by a thread of its own, and its answer is kept for whoever holds the ticket. It never
+raises: what NVFlare makes of an exception, traceback included, would travel to the server. What it says itself, where the site does not
+answer, is in the site's audit log first.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from nvflare.collab import collab  # type: ignore[import-untyped]
 
+from pppml_core.engines.words import LOSS, Words
 from pppml_core.errors import PppmlError, WireError
+from pppml_core.federation.letter import read_letter
 from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.wire.codec import decode, decode_message
 from pppml_core.wire.messages import SERVER
-from pppml_nvflare.calls import TURN, Caller, replied
+from pppml_nvflare.calls import TURN, Caller, handed_on
 from pppml_nvflare.forms import write_walk
 from pppml_nvflare.homes import own_home
 from pppml_nvflare.lodging import Gone, Lodging
 from pppml_nvflare.processes import do_without_torch
+from pppml_nvflare.works import Works
 
-#: answers that are kept for who asks again.
-KEPT = 8
-_FORM = {"ticket": bytes, "timeout": float, "silence": float, "path": list, "bridge": bool}
-
-
-class _Work:
-    """One frame that was handed over, and what came of it."""
-
-    def __init__(self) -> None:
-        self.answer = b""
-        self.done = threading.Event()
-
-    def finish(self, found: Walk) -> None:
-        """This came of it."""
-        self.answer = write_walk(found)
-        self.done.set()
+_log = logging.getLogger("pppml.nvflare")
+_FORM = {"ticket": bytes, "timeout": float, "silence": float}
+_BUSY = "busy: this site holds as many letters as it takes at a time"
+_NOTHING = "this site holds nothing of that; its NVFlare client may have been started again"
+_NOT_ITS_OWN = "another site may hand on a letter of its own, of a relay, and say nothing else"
+_NO_REQUEST = "this is no request"
 
 
 class Desk:
@@ -46,8 +39,8 @@ class Desk:
 
     def __init__(self) -> None:
         self._lodging: Lodging | None = None
-        self._works: OrderedDict[bytes, _Work] = OrderedDict()
-        self._lock = threading.Lock()
+        self._words = Words()
+        self._works = Works()
         do_without_torch()  # the site lives in a process of its own
 
     @collab.publish  # type: ignore[untyped-decorator]
@@ -55,86 +48,83 @@ class Desk:
         """The answer that belongs to a ticket, or nothing where it is not there yet; nothing, at once, where nothing is asked.
 
         Args:
-            request: empty, or a map with a ticket, and the first time a frame and where to hand the reply on to.
+            request: empty, or a map with a ticket, and the first time a letter.
         """
-        own, caller, clients = collab.site_name, collab.caller, {client.name: client for client in collab.clients}
         if not request:
             return b""
+        own, caller = collab.site_name, collab.caller
         try:
             asked = _read(request)
-            turn = min(TURN, asked["silence"] / 2)
-            work = self._work(asked, own, caller)
-            if work is None:
-                work = self._works[asked["ticket"]]
-                self._begin(work, asked, own, clients, turn)
+            if (work := self._works.find(asked["ticket"], caller)) is None:
+                letter = _letter(asked, caller)
+                others = {client.name: client for client in collab.clients if client.name != own}
+                work = self._works.take(asked["ticket"], caller, lambda: self._done(own, letter, asked, others))
         except PppmlError as error:
-            return write_walk(Walk(own, Loss(str(error.message), handed=True)))
-        return work.answer if work.done.wait(turn) else b""
+            return self._lost(own, error.message)
+        if work is None:
+            return self._lost(own, _BUSY)
+        return work.answer if work.done.wait(min(TURN, asked["silence"] / 2)) else b""
 
     @collab.final  # type: ignore[untyped-decorator]
     def leave(self) -> None:
         """The job is over."""
+        self._works.end()
         if self._lodging is not None:
             self._lodging.close()
+        self._words.end()
 
-    def _work(self, asked: Mapping[str, Any], own: str, caller: str) -> _Work | None:
-        """The work of this ticket; None where it is to be begun now, as the newest."""
-        with self._lock:
-            if asked["ticket"] in self._works:
-                return self._works[asked["ticket"]]
-            if "frame" not in asked:
-                raise WireError("this site holds nothing of that; its NVFlare client may have been started again", place=own)
-            if caller != SERVER and decode_message(asked["frame"]).sender != caller:
-                raise WireError(f"{caller} handed on what is not its own", place=own)
-            self._works[asked["ticket"]] = _Work()
-            while len(self._works) > KEPT:
-                self._works.popitem(last=False)
-        return None
-
-    def _begin(self, work: _Work, asked: Mapping[str, Any], own: str, clients: Mapping[str, Any], turn: float) -> None:
-        """Do it here if it is soon done, else in a thread of its own."""
-        rest: Callable[[], Walk]
+    def _done(self, own: str, letter: bytes, asked: Mapping[str, Any], others: Mapping[str, Any]) -> bytes:
+        """What came of a letter. In the one thread of the works."""
         try:
-            lodging, frame = self._home(own), asked["frame"]
-            if not asked["path"] and lodging.hand(frame, wait=False):
-                if (reply := lodging.reply(turn)) is not None:
-                    work.finish(Walk(own, reply))
-                    return
-                rest = lambda: Walk(own, lodging.reply() or b"")  # noqa: E731 - as the other
-            else:
-                others = Caller({n: c for n, c in clients.items() if n != own}, asked["timeout"], asked["silence"], sealed=True)
-                rest = lambda: replied(  # noqa: E731
-                    decode_message(frame), own, lodging.receive(frame), asked["path"], others, bridge=asked["bridge"]
-                )
-        except (Gone, PppmlError, OSError) as error:
-            work.finish(Walk(own, _loss(error)))
-            return
-        threading.Thread(target=self._do, args=(work, own, rest), name="pppml-work", daemon=True).start()
-
-    def _do(self, work: _Work, own: str, rest: Callable[[], Walk]) -> None:
-        try:
-            found = rest()
-        except Exception as error:
-            found = Walk(own, _loss(error))
-        work.finish(found)
-
-    def _home(self, own: str) -> Lodging:
-        with self._lock:
             if self._lodging is None:
                 self._lodging = Lodging(own_home(own))
-            return self._lodging
+            callers = Caller(others, asked["timeout"], asked["silence"], sealed=True)
+            found = handed_on(letter, own, self._lodging.receive, callers)
+        except (Gone, PppmlError) as error:
+            return self._lost(own, error.message)
+        except Exception as error:
+            # Never the text of a fault: it may hold data, and this travels to the server.
+            return self._lost(own, f"its NVFlare client failed: {type(error).__name__}")
+        return self._told(own, found) if isinstance(found.reply, Loss) else write_walk(found)
+
+    def _lost(self, own: str, reason: str) -> bytes:
+        return self._told(own, Walk(own, Loss(reason, handed=True)))
+
+    def _told(self, own: str, walk: Walk) -> bytes:
+        """A loss as bytes, once it is in the audit log."""
+        assert isinstance(walk.reply, Loss)
+        told = write_walk(walk)
+        try:
+            self._words.note(own_home(own), LOSS, told, walk.reply.reason)
+        except (PppmlError, OSError) as error:
+            _log.error("%s is lost (%s), which its audit log cannot take: %s", own, walk.reply.reason, error)
+            return write_walk(Walk(own, Loss("this site cannot write its audit log", handed=True)))
+        return told
 
 
-def _loss(error: Exception) -> Loss:
-    """Never the text of a fault: it may hold data, and this travels to the server."""
-    told = error.message if isinstance(error, Gone | PppmlError) else f"its NVFlare client failed: {type(error).__name__}"
-    return Loss(told, handed=True)
+def _letter(asked: Mapping[str, Any], caller: str) -> bytes:
+    """The letter that is handed over. Who signed it is the site's to verify; here a site may only pass on one of its own."""
+    if (data := asked.get("letter")) is None:
+        raise WireError(_NOTHING)
+    assert isinstance(data, bytes)
+    if caller != SERVER:
+        try:
+            letter = read_letter(data)
+            message = decode_message(letter.frame)
+        except WireError as error:
+            raise WireError(_NOT_ITS_OWN) from error
+        if (letter.signer, message.sender, message.kind) != (caller, caller, "session"):
+            raise WireError(_NOT_ITS_OWN)
+    return data
 
 
 def _read(request: bytes) -> dict[str, Any]:
-    asked = decode(request)
-    if not isinstance(asked, dict) or not set(_FORM) <= set(asked) <= {*_FORM, "frame"} or type(asked.get("frame", b"")) is not bytes:
-        raise WireError("this is no request", place="request")
-    if any(type(asked[name]) is not form for name, form in _FORM.items()) or not all(type(site) is str for site in asked["path"]):
-        raise WireError("this is no request", place="request")
+    try:
+        asked = decode(request)
+    except WireError as error:
+        raise WireError(_NO_REQUEST) from error
+    if not isinstance(asked, dict) or not set(_FORM) <= set(asked) <= {*_FORM, "letter"} or type(asked.get("letter", b"")) is not bytes:
+        raise WireError(_NO_REQUEST)
+    if any(type(asked[name]) is not form for name, form in _FORM.items()) or not asked["silence"] >= 0:
+        raise WireError(_NO_REQUEST)
     return asked

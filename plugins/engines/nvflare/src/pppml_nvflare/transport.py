@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pppml_core.errors import PppmlError
+from pppml_core.federation.letter import frame_in
 from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.wire.codec import decode_message
 from pppml_nvflare.bridge import Bridge
@@ -30,7 +31,7 @@ _SETTLED = 2.0
 
 
 class NvflareTransport:
-    """Carries frames through one NVFlare job after another.
+    """Carries letters through one NVFlare job after another.
 
     Args:
         name: of the jobs.
@@ -83,12 +84,12 @@ class NvflareTransport:
         source = iter(frames)
         if (first := next(source, None)) is None:
             return iter(())
-        if self._lost and decode_message(first[1]).kind == "open":
+        if self._lost and decode_message(frame_in(first[1])).kind == "open":
             self._fetch_back()
         return self._delivery(itertools.chain([first], source))
 
     def walk(self, path: Sequence[str], frame: bytes, bridge: bool) -> Walk:
-        """A relay that the sites hand on."""
+        """A relay that the sites hand on, along a path that is in the first one's letter."""
         standing = self._standing(frame)
         return Walk(path[0], standing) if isinstance(standing, Loss) else standing.walk(path, frame, bridge)
 
@@ -134,7 +135,7 @@ class NvflareTransport:
         """The bridge of a job that is there; where it ended, of one begun anew, if this frame begins an attempt."""
         with self._lock:
             if self._bridge is None or not self._bridge.stands:
-                if self._closed or decode_message(frame).kind in _WITHIN:
+                if self._closed or decode_message(frame_in(frame)).kind in _WITHIN:
                     return Loss("NVFlare's job had ended", handed=False)
                 try:
                     self.begin()
