@@ -132,3 +132,19 @@ def test_two_victims_of_one_cell(study, tmp_path):
     row = every[0][1].model_copy(update={"rounds": ("last",)})
     with pytest.raises(ConfigError, match="this study is of rounds"):
         list(study.places(config.model_copy(update={"attacks": (row,)})))
+
+
+def test_evaluations_end_a_search_and_the_same_sum_is_answered_once(study, tmp_path):
+    """Exact sums under other keys: another cell, the same answer. Another defence is another question."""
+    pytest.importorskip("pppml_dp", reason="clip-only is its mechanism")
+    (tmp_path / "m.yaml").write_text(FILE.replace("  clip:", "  again: {}\n  clip:").replace("steps: 3,", "evaluations: 9,"))
+    config, registry = load_matrix(tmp_path / "m.yaml"), Registry.discover()
+    effort, chosen = Effort(optimized=1, seconds=1e6, gallery=4), [(p, r) for p, r in study.places(config) if p.vantage == "server"]
+    study._Paired.remembered.clear()
+    plain, again, clip = (study.measure(config, place, row, effort, registry, live=True) for place, row in chosen)
+    assert [p.defence for p, _ in chosen] == ["plain", "again", "clip"]
+    assert plain.evaluations == again.evaluations == clip.evaluations == 18, "9 with and 9 without knowledge"
+    assert (plain.adaptive, plain.blind) == (again.adaptive, again.blind)
+    assert plain.adaptive != clip.adaptive
+    assert len(study._Paired.remembered) == 4
+    assert "with 9 gradients an answer" in study.page([measured(study, "plain", [0.1] * 2)], effort, "m.yaml", 9)

@@ -189,8 +189,9 @@ def judged(found: Sequence[Measured]) -> list[tuple[Measured, float]]:
     return list(zip(tried, holm([worse(one.gains) for one in tried]), strict=True))
 
 
-def page(found: Sequence[Measured], effort: Effort, matrix: str) -> str:
-    """What came out, in Markdown; the first paragraph answers the question."""
+def page(found: Sequence[Measured], effort: Effort, matrix: str, evaluations: int | None = None) -> str:
+    """What came out, in Markdown; the first paragraph answers the question. ``evaluations``: of an answer, where they end it."""
+    each = f"with at most {effort.seconds:g} s an answer" if evaluations is None else f"with {evaluations:,} gradients an answer"
     cells = judged(found)
     tried, bad = [one for one, _ in cells], [one.place for one, p in cells if p <= LEVEL]
     fewest, needed = min((len(one.gains) for one in tried), default=0), enough(len(tried))
@@ -209,7 +210,7 @@ def page(found: Sequence[Measured], effort: Effort, matrix: str) -> str:
             answer,
             "",
             f"`{ATTACK}` on the cells of `{matrix}`, once told of clip, noise and rounding and once not (`adaptive: false`), on the same",
-            f"victims and held rounds, with at most {effort.seconds:g} s an answer. PSNR in dB, medians over victims; a gain is of one",
+            f"victims and held rounds, {each}. PSNR in dB, medians over victims; a gain is of one",
             f"victim. p: of gains below -{MARGIN:g} dB (Wilcoxon's signed-rank test, one-sided), adjusted for {len(tried)} cells (Holm);",
             f"worse means at most {LEVEL:g}. Victims of one patient are not independent; beside their number stands that of patients.",
             "",
@@ -257,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = one.misfit or f"median gain {statistics.median(one.gains):+.1f} dB, least {min(one.gains):+.1f} dB"
         print(f"[{number}/{len(chosen)}] {place.defence} from {place.vantage}: {told}", flush=True)
     path = options.matrix.resolve()
-    text = page(found, effort, str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name))
+    text = page(found, effort, str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name), options.evaluations)
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(text, "utf-8")
     print(text)

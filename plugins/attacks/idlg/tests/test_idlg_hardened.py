@@ -7,11 +7,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from pppml_core.interfaces.attack import Budget, Images, Training
 from pppml_idlg.config import IdlgConfig, IdlgPublishedConfig, InvertingGradientsConfig
-from pppml_idlg.hardened import Idlg
+from pppml_idlg.evidence import update_evidence
+from pppml_idlg.hardened import Idlg, by_read_error, inferred
 from pppml_idlg.inverting import InvertingGradients
 from pppml_idlg.published import IdlgPublished
 
@@ -46,6 +48,43 @@ def test_knowing_the_defence_is_worth_ten_decibel(lab):
             found[adaptive] = lab.psnr(Idlg(IdlgConfig(steps=20, restarts=1)).run(view, lab.AMPLE, ctx).guess["images"], image)
         gains.append(found[True] - found[False])
     assert np.median(gains) >= 10, gains
+
+
+def rounded(view, ctx, share):
+    """The same sum after stochastic rounding of each tensor to steps of ``share`` of its root mean square; and who knows the steps."""
+    sight, generator = view.of(ctx.site), np.random.default_rng(7)
+    grid = {n: share * float(np.sqrt(np.square(u).mean())) for n, u in sight.update.items()}
+    seen = {n: (g * np.floor(sight.update[n] / g + generator.random(sight.update[n].shape))).astype(np.float32) for n, g in grid.items()}
+    last = replace(view.last, sights=(replace(sight, update=seen),))
+    return replace(view, rounds=(last,)), replace(ctx, defence=replace(ctx.defence, grid=grid))
+
+
+@pytest.mark.parametrize("clips", ["nothing", "example"])
+def test_knowing_a_rounding_far_below_the_signal_costs_nothing(lab, clips):
+    """16 bits: steps of 1/500 of the root mean square. The network is sure, so that only an error that is read moves the search at all."""
+    image, target = lab.picture(0, side=64), np.array([1])
+    defence = lab.Defence() if clips == "nothing" else lab.Defence("x", 1e-4, "example")
+    view, ctx = rounded(*lab.world(image, target, classes=2, seed=0, public=30, defence=defence), 1 / 500)
+    attack = Idlg(IdlgConfig(evaluations=150, restarts=1))
+    told, blind = (attack.run(view, lab.AMPLE, replace(ctx, adaptive=adaptive)) for adaptive in (True, False))
+    assert told.effort["label_rule_bias"] == blind.effort["label_rule_bias"] == 1
+    assert told.effort["evaluations"] == blind.effort["evaluations"] == 150
+    assert lab.psnr(told.guess["images"], image) > max(20.0, lab.psnr(blind.guess["images"], image) - 0.5)
+
+
+def test_an_error_that_noise_hides_is_not_read(lab):
+    view, ctx = lab.world(lab.picture(1, side=8), np.array([1]), classes=3, make=lab.small, public=30, training=Training(1.0))
+    for share, can in ((1e-3, True), (1.0, False)):
+        seen, knows = rounded(view, ctx, share)
+        evidence = update_evidence(seen, knows, None, torch.float64)
+        read = by_read_error(evidence)
+        assert (read is not None) == can
+        assert inferred(evidence, "auto")[1] == ("bias" if can else "matched-filter")
+        if read is not None:  # loose by the rounding's standard deviation
+            assert read.loose == pytest.approx(knows.defence.grid["3.bias"] / np.sqrt(6))
+    exact = by_read_error(update_evidence(view, ctx, None, torch.float64))
+    assert exact is not None
+    assert exact.loose == 0
 
 
 def test_a_setting_withholds_the_defence_as_the_evaluator_can(lab):
@@ -137,8 +176,6 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_answer_depends_on_view_knowledge_and_seed_alone(lab, attack):
-    import torch
-
     view, ctx = lab.world(lab.picture(0, side=8), np.array([1]), classes=3, make=lab.small, public=30)
     galleries = [Images(lab.picture(i, side=8), np.array([i % 3])) for i in (0, 5)]
     state = torch.random.get_rng_state()
