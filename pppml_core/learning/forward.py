@@ -65,7 +65,7 @@ def expected_update(
         defence: its ``clip``, ``clips`` and ``divisor`` are used.
 
     Returns:
-        Parameter name -> update, with a graph back to ``images`` and ``targets``. Parameters that are frozen are left out.
+        Parameter name -> update, with a graph back to ``images`` and ``targets`` where one of them requires a gradient. Parameters that are frozen are left out.
 
     """
     start = {n: p.detach().clone().requires_grad_(True) for n, p in model.named_parameters() if p.requires_grad}
@@ -103,7 +103,8 @@ def _plain(model: torch.nn.Module, loss: Loss, at: Tensors, names: list[str], im
     # Copies: normalization layers write their running statistics into what they are given.
     buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
     outputs = torch.func.functional_call(model, {**at, **buffers}, (images,))
-    made = torch.autograd.grad(loss(outputs, targets), [at[n] for n in names], create_graph=True, allow_unused=True)
+    searched = images.requires_grad or targets.requires_grad
+    made = torch.autograd.grad(loss(outputs, targets), [at[n] for n in names], create_graph=searched, allow_unused=True)
     return {n: torch.zeros_like(at[n]) if g is None else g for n, g in zip(names, made, strict=True)}
 
 
