@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 
 import pytest
 from flwr.app import Message
 
-from pppml_core.errors import RunFailed
-from pppml_core.federation.identity import load_roster
+from pppml_core.errors import RunFailed, WireError
+from pppml_core.federation.audit import read_audit
+from pppml_core.federation.identity import Identity, load_identity, load_roster, pin
+from pppml_core.randomness import Secret
 from pppml_core.wire.codec import decode, encode
 from pppml_flower.grid import GridPost, pack, unpack
-from pppml_flower.introduction import Directory
-from pppml_flower.post import INTRODUCTION
+from pppml_flower.introduction import Directory, challenge_to
+from pppml_flower.keeper import ADDRESS, answer_of, ask, kept
+from pppml_flower.post import CHALLENGE, INTRODUCTION
 
 RUN = bytes(range(16))
 
 
 def _directory(there, grid, sites=("a", "b")):
-    return Directory(GridPost(grid), RUN, sites, load_roster(there["server"]), 0.001, 60.0)
+    return Directory(GridPost(grid), RUN, sites, load_roster(there["server"]), load_identity(there["server"]), 0.001, 60.0)
 
 
 def test_every_node_names_its_site(homes, grid_of):
@@ -27,6 +31,56 @@ def test_every_node_names_its_site(homes, grid_of):
     directory.look(5)
     assert directory.nodes == {"a": 101, "b": 102}
     assert not directory.strange
+
+
+def test_a_home_names_itself_to_its_coordinator_alone(homes):
+    """Whoever else asks, for whichever node, is told nothing; what was told is in the audit log."""
+    there = homes(("a", "b"))
+    own = challenge_to(7, RUN, bytes(32), load_identity(there["server"]))
+    stranger = challenge_to(7, RUN, bytes(32), Identity(Secret(b"k" * 32)))
+    another_site = challenge_to(7, RUN, bytes(32), load_identity(there["b"]))
+    unsigned = encode({"run": RUN, "nonce": bytes(32)})
+    for asked, node in ((stranger, 7), (another_site, 7), (unsigned, 7), (own, 8), (b"nonsense", 7)):
+        with pytest.raises(WireError):
+            answer_of(there["a"], CHALLENGE, asked, node)
+    assert read_audit(there["a"], load_identity(there["a"]).public)[0] == []
+    kind, data = answer_of(there["a"], CHALLENGE, own, 7)
+    assert (kind, decode(data)["site"]) == (INTRODUCTION, "a")
+    (line,) = read_audit(there["a"], load_identity(there["a"]).public)[0]
+    assert (line["kind"], line["bytes"], line["sha256"]) == ("introduction", len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_home_that_has_pinned_no_coordinator_names_itself_to_nobody(homes, tmp_path):
+    from pppml_core.federation.home import init_home
+
+    there = homes(("a",))
+    init_home(tmp_path / "alone", "b")
+    with pytest.raises(WireError, match="no identity is pinned for the coordinator"):
+        answer_of(tmp_path / "alone", CHALLENGE, challenge_to(7, RUN, bytes(32), load_identity(there["server"])), 7)
+
+
+def test_a_second_keeper_of_a_home_is_refused_and_the_first_goes_on(homes):
+    there = homes(("a",))
+    with kept(there["a"]):
+        address = (there["a"] / ADDRESS).read_text()
+        with pytest.raises(RunFailed, match="another process of this site lives in its home"), kept(there["a"]):
+            pytest.fail("it began")
+        assert (there["a"] / ADDRESS).read_text() == address
+        assert ask(there["a"], CHALLENGE, challenge_to(7, RUN, bytes(32), load_identity(there["server"])), 7) is not None
+    with kept(there["a"]):
+        assert (there["a"] / ADDRESS).exists()
+
+
+def test_questions_without_number_are_counted(homes):
+    there = homes(("a",))
+    asked = challenge_to(7, RUN, bytes(32), load_identity(there["server"]))
+    with kept(there["a"]):
+        for _ in range(20):
+            assert ask(there["a"], CHALLENGE, asked, 7)[0] == INTRODUCTION
+        lines = read_audit(there["a"], load_identity(there["a"]).public)[0]
+        assert [line["count"] for line in lines] == [1]
+    lines = read_audit(there["a"], load_identity(there["a"]).public)[0]
+    assert [line["count"] for line in lines] == [1, 19]
 
 
 def test_a_node_that_claims_another_name_is_passed_over(homes, grid_of):
@@ -72,6 +126,7 @@ def test_a_stranger_with_a_home_of_its_own_is_passed_over(homes, grid_of, tmp_pa
 
     there = homes(("a", "b"))
     init_home(tmp_path / "imposter", "b")
+    pin(tmp_path / "imposter", "server", load_identity(there["server"]).public)
     grid = grid_of(there)
     grid.homes[102] = tmp_path / "imposter"
     directory = _directory(there, grid)

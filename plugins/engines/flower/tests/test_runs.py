@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pppml_core.api import Experiment
+from pppml_core.federation.letter import frame_in
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message
 from pppml_flower.at_hand import using
@@ -65,7 +66,7 @@ def test_equal_to_local(name, dropout, keepers, registry, homes, grid_of, tmp_pa
 
     def takes(node: int, kind: str, data: bytes) -> bool:
         if kind == FRAME and left and node == 103:
-            message = decode_message(data)
+            message = decode_message(frame_in(data))
             if (message.stage, message.round) == (stage, 2):
                 left.pop()
                 return False

@@ -8,7 +8,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from pppml_core.errors import WireError
-from pppml_core.federation.identity import load_roster
+from pppml_core.federation.audit import read_audit
+from pppml_core.federation.identity import load_identity, load_roster
+from pppml_core.federation.letter import written
 from pppml_core.interfaces.engine import Loss
 from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER
@@ -21,15 +23,25 @@ from pppml_flower.transport import FlowerTransport
 RUN = bytes(range(16))
 
 
+class Signing:
+    """Puts frames into the coordinator's letters."""
+
+    def __init__(self, inner, server):
+        self._inner, self._identity = inner, load_identity(server)
+
+    def deliver(self, frames):
+        return self._inner.deliver((site, written(self._identity, SERVER, frame)) for site, frame in frames)
+
+
 @pytest.fixture
 def linked(homes, grid_of):
     """A grid over two sites, and a transport that waits a tenth of a second."""
     there = homes(("a", "b"))
     grid = grid_of(there)
     post = GridPost(grid)
-    directory = Directory(post, RUN, ("a", "b"), load_roster(there["server"]), 0.001, 60.0)
+    directory = Directory(post, RUN, ("a", "b"), load_roster(there["server"]), load_identity(there["server"]), 0.001, 60.0)
     directory.look(5)
-    return grid, FlowerTransport(post, directory, ("a", "b"), timeout=0.1, poll=0.01), there
+    return grid, Signing(FlowerTransport(post, directory, ("a", "b"), timeout=0.1, poll=0.01), there["server"]), there
 
 
 def _frame(site: str, round: int = 0) -> bytes:
@@ -128,6 +140,15 @@ def test_what_goes_wrong_at_a_site_stays_there(linked, caplog):
     loss = _deliver(transport, ("a", _frame("a")))["a"]
     assert loss == Loss("Flower reports: the site could not handle the message; its own log says why", handed=True)
     assert str(there["a"]) in caplog.text
+
+
+def test_what_leaves_in_place_of_an_answer_is_in_the_audit_log(linked):
+    """Here that of a home whose keeper has gone; nobody answers in its stead."""
+    _, transport, there = linked
+    (there["a"] / "keeper").write_text(str(there["a"] / "nobody"))
+    loss = _deliver(transport, ("a", _frame("a")))["a"]
+    line = read_audit(there["a"], load_identity(there["a"]).public)[0][-1]
+    assert (line["kind"], f"Flower reports: {line['reason']}") == ("loss", loss.reason)
 
 
 def test_a_keeper_that_is_gone_is_not_stood_in_for(linked):

@@ -13,7 +13,7 @@ from pppml_core.engines.local import at_sites
 from pppml_core.engines.parties import HOME, HOMES
 from pppml_core.engines.remote import invite
 from pppml_core.errors import ConfigError, RunFailed
-from pppml_core.federation.identity import load_roster
+from pppml_core.federation.identity import load_identity, load_roster
 from pppml_core.interfaces.engine import Engine, Job, Topology, Transport
 from pppml_core.wire.messages import SERVER
 from pppml_flower.at_hand import post_at_hand
@@ -88,7 +88,7 @@ def joined(job: Job, post: Post, config: FlowerConfig) -> Transport:
     if unknown := [site for site in job.sites if site not in roster]:
         hint = f"pppml site trust --home {job.home(SERVER)}"
         raise ConfigError(f"no identity is pinned for {', '.join(unknown)}", place="engine.homes", hint=hint)
-    directory = Directory(post, job.run, job.sites, roster, config.poll, config.wait + MARGIN)
+    directory = Directory(post, job.run, job.sites, roster, load_identity(job.home(SERVER)), config.poll, config.wait + MARGIN)
     directory.look(config.wait)
     if directory.missing and not job.resumed:
         passed = "".join(f"; node {node}: {reason}" for node, reason in directory.strange.items())

@@ -3,6 +3,9 @@
 A node's number is Flower's, a site's name is ours, and a SuperLink could put any node behind any number. So the coordinator asks each
 node with a fresh nonce, and the home at the node signs nonce, run, its name and its own number as Flower told it. An answer cannot be
 used again, and a node cannot pass another node's answer off as its own.
+
+A home names itself to its coordinator alone: the question is signed, over nonce, run and the number of the node that is asked. What it
+answers is in its audit log.
 """
 
 from __future__ import annotations
@@ -13,28 +16,42 @@ from pathlib import Path
 
 from pppml_core.errors import RunFailed, WireError
 from pppml_core.federation.home import open_home
-from pppml_core.federation.identity import load_identity, statement, verify
+from pppml_core.federation.identity import SIGNATURE_BYTES, Identity, load_identity, statement, verify
 from pppml_core.randomness import entropy
 from pppml_core.wire.codec import decode, encode
+from pppml_core.wire.messages import SERVER
 from pppml_flower.post import CHALLENGE, INTRODUCTION, Post
 
 _NONCE = 32
-_SIZES = {"run": 16, "nonce": _NONCE}
+_SIZES = {"run": 16, "nonce": _NONCE, "signature": SIGNATURE_BYTES}
 #: seconds between two looks for new nodes.
 _LOOK = 1.0
 
 
 def introduce(home: Path, challenge: bytes, node: int) -> bytes:
-    """A home's answer: its name, signed. Raises WireError for something that is no challenge."""
+    """A home's answer: its name, signed. Raises WireError for something that is no challenge of the coordinator that is pinned here."""
     asked = decode(challenge)
     if not isinstance(asked, dict) or set(asked) != set(_SIZES) or not all(_is_bytes(asked[name], size) for name, size in _SIZES.items()):
         raise WireError("this is no question who this node is", place="challenge")
-    name = open_home(home).name
-    return encode({"site": name, "signature": load_identity(home).sign(_statement(asked["run"], asked["nonce"], name, node))})
+    own = open_home(home)
+    if SERVER not in own.pinned:
+        raise WireError("no identity is pinned for the coordinator", place="challenge", hint="pppml site trust")
+    verify(own.pinned[SERVER], asked["signature"], _question(asked["run"], asked["nonce"], node), "the coordinator")
+    told = {"site": own.name, "signature": load_identity(home).sign(_statement(asked["run"], asked["nonce"], own.name, node))}
+    return encode(told)
+
+
+def challenge_to(node: int, run: bytes, nonce: bytes, identity: Identity) -> bytes:
+    """The coordinator's question who this node is."""
+    return encode({"run": run, "nonce": nonce, "signature": identity.sign(_question(run, nonce, node))})
 
 
 def _is_bytes(value: object, size: int) -> bool:
     return isinstance(value, bytes) and len(value) == size
+
+
+def _question(run: bytes, nonce: bytes, node: int) -> bytes:
+    return statement("flower-challenge", run, {"nonce": nonce, "node": str(node)})
 
 
 def _statement(run: bytes, nonce: bytes, site: str, node: int) -> bytes:
@@ -49,12 +66,15 @@ class Directory:
         run: 16 bytes that name the run.
         sites: whom the run is with.
         roster: pinned public identities, by site.
+        identity: the coordinator's, which signs the questions.
         poll: seconds between two looks for answers.
         ttl: seconds a question is worth answering.
     """
 
-    def __init__(self, post: Post, run: bytes, sites: Iterable[str], roster: Mapping[str, bytes], poll: float, ttl: float) -> None:
-        self._post, self._run, self._poll, self._ttl = post, run, poll, ttl
+    def __init__(
+        self, post: Post, run: bytes, sites: Iterable[str], roster: Mapping[str, bytes], identity: Identity, poll: float, ttl: float
+    ) -> None:
+        self._post, self._run, self._identity, self._poll, self._ttl = post, run, identity, poll, ttl
         self._pinned = {site: roster[site] for site in sites if site in roster}
         self.nodes: dict[str, int] = {}
         #: nodes that are connected, as of the last look.
@@ -92,7 +112,7 @@ class Directory:
     def _ask(self) -> None:
         for node in sorted(self.online - self._asked):
             nonce = entropy(_NONCE)
-            letter = self._post.push(node, CHALLENGE, encode({"run": self._run, "nonce": nonce}), self._ttl)
+            letter = self._post.push(node, CHALLENGE, challenge_to(node, self._run, nonce, self._identity), self._ttl)
             if letter is not None:
                 self._asked.add(node)
                 self._open[letter] = node, nonce

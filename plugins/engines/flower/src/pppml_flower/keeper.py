@@ -21,6 +21,7 @@ from pppml_core.errors import WireError
 from pppml_flower.post import CHALLENGE, FRAME, INTRODUCTION
 
 if TYPE_CHECKING:
+    from pppml_core.engines.words import Words
     from pppml_core.federation.resident import Resident
 
 #: in a home that is kept: the path of the socket.
@@ -28,12 +29,20 @@ ADDRESS = "keeper"
 LOG = logging.getLogger("pppml.flower")
 
 
-def answer_of(home: Path, kind: str, data: bytes, node: int, resident: Resident | None = None) -> tuple[str, bytes]:
-    """What a home answers to one message; by a resident recreated for it where none is given. Raises PppmlError."""
+def answer_of(
+    home: Path, kind: str, data: bytes, node: int, resident: Resident | None = None, words: Words | None = None
+) -> tuple[str, bytes]:
+    """What a home answers to one message, in its audit log already; by a resident recreated for it where none is given.
+
+    Raises PppmlError, and OSError where the log cannot be written.
+    """
     if kind == CHALLENGE:
+        from pppml_core.engines.words import Words
         from pppml_flower.introduction import introduce
 
-        return INTRODUCTION, introduce(home, data, node)
+        told = introduce(home, data, node)
+        (words or Words()).note(home, INTRODUCTION, told, "who this node is, to the coordinator, who asked")
+        return INTRODUCTION, told
     if kind != FRAME:
         raise WireError("this is nothing a site is asked", place="Flower message")
     if resident is None:
@@ -57,7 +66,16 @@ def ask(home: Path, kind: str, data: bytes, node: int) -> tuple[str, bytes] | No
 
 @contextmanager
 def kept(home: Path) -> Iterator[None]:
-    """Keep a home's resident in this process meanwhile."""
+    """Keep a home's resident in this process meanwhile. Raises RunFailed where another process keeps it."""
+    from pppml_core.engines.parties import alone
+
+    with alone(home), _kept(home):
+        yield
+
+
+@contextmanager
+def _kept(home: Path) -> Iterator[None]:
+    from pppml_core.engines.words import Words
     from pppml_core.federation.files import write_atomic
     from pppml_core.federation.resident import FROZEN, Resident
 
@@ -66,32 +84,34 @@ def kept(home: Path) -> Iterator[None]:
     resident = Resident(home)
     folder = Path(tempfile.mkdtemp(prefix="pppml-"))
     listener = Listener(str(folder / "door"), family="AF_UNIX", backlog=8)
-    threading.Thread(target=_listen, args=(listener, home, resident), name="pppml-keeper", daemon=True).start()
+    words = Words()
+    threading.Thread(target=_listen, args=(listener, home, resident, words), name="pppml-keeper", daemon=True).start()
     write_atomic(home / ADDRESS, str(folder / "door").encode())
     try:
         yield
     finally:
         (home / ADDRESS).unlink(missing_ok=True)
         listener.close()
+        words.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(listener: Listener, home: Path, resident: Resident) -> None:
+def _listen(listener: Listener, home: Path, resident: Resident, words: Words) -> None:
     while True:
         try:
             line = listener.accept()
         except OSError:
             return
-        threading.Thread(target=_answer, args=(line, home, resident), name="pppml-message", daemon=True).start()
+        threading.Thread(target=_answer, args=(line, home, resident, words), name="pppml-message", daemon=True).start()
 
 
-def _answer(line: Connection, home: Path, resident: Resident) -> None:
+def _answer(line: Connection, home: Path, resident: Resident, words: Words) -> None:
     with line:
         try:
             kind, node, data = line.recv_bytes().decode(), int(line.recv_bytes()), line.recv_bytes()
-            kind, data = answer_of(home, kind, data, node, resident)
+            kind, data = answer_of(home, kind, data, node, resident, words)
             line.send_bytes(kind.encode())
             line.send_bytes(data)
         except Exception:
-            # The other end sees a line that ended; the reason is for the people of this site.
+            # The other end sees a line that ended, and says so; the reason is for the people of this site.
             LOG.exception("a message could not be handled")

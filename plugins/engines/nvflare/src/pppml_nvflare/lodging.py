@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-from pppml_core.engines.parties import end_with_parent
+from pppml_core.engines.parties import alone, end_with_parent
+from pppml_core.errors import PppmlError
 from pppml_core.federation.letter import frame_in
 from pppml_core.wire.codec import decode_message
 
@@ -81,6 +82,10 @@ class Lodging:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         finally:
             theirs.close()
+        with self._noticing():
+            if refused := self._line.recv_bytes():
+                self._process.wait(END)
+                raise Gone(f"its process could not begin: {refused.decode(errors='replace')}")
 
     def close(self) -> None:
         """Hang up: the process ends by itself; one that is at work is killed, and goes on from its home another time."""
@@ -106,11 +111,20 @@ def main() -> int:
     end_with_parent()  # beside the work, so that nobody trains on for a client that is gone
     from pppml_core.federation.resident import Resident
 
-    resident = Resident(home)
-    with suppress(EOFError, OSError):
-        while True:
-            skipped = int(line.recv_bytes())
-            line.send_bytes(resident.receive(line.recv_bytes(), skipped))
+    with ExitStack() as stack:
+        try:
+            # The one before may be about to end.
+            stack.enter_context(alone(home, patience=END))
+            resident = Resident(home)
+        except PppmlError as error:
+            print(error, file=sys.stderr)
+            line.send_bytes(error.message.encode())
+            return 1
+        with suppress(EOFError, OSError):
+            line.send_bytes(b"")
+            while True:
+                skipped = int(line.recv_bytes())
+                line.send_bytes(resident.receive(line.recv_bytes(), skipped))
     return 0
 
 
