@@ -48,7 +48,9 @@ def ended(run: Disturbed, round: int, everyone: list[str], site: str | None) -> 
         return Ends.LOST if run.lost(round) else None
     if survivors == everyone:
         return Ends.AGAIN if aborted else Ends.WHOLE
-    return Ends.WITHOUT if survivors == [s for s in everyone if s != site] and not aborted else None
+    if survivors != [s for s in everyone if s != site]:
+        return None
+    return Ends.AGAIN_WITHOUT if aborted else Ends.WITHOUT
 
 
 @pytest.fixture

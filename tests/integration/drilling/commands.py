@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from drilling.killer import FULL_AT, KILL_AT
 HERE = Path(__file__).resolve().parent.parent
 #: seconds; no command of a drill takes as long.
 TOO_LONG = 1800
+#: seconds for its last words to arrive.
+END = 10
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -35,12 +37,17 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     """``pppml ...``; at the event that contains ``kill_at`` it is killed, at that of ``full_at`` it can write no file any more.
 
-    What it says goes to files: a pipe would be waited for until the last process that it left behind has ended.
+    What it says comes through pipes, as who can write no file can still speak; they are read no longer than it lives, though processes that
+    it left behind may hold them.
     """
     line = [sys.executable, "-m", "pppml_core.cli", *map(str, arguments)]
     moments = {name: json.dumps(event) for name, event in ((KILL_AT, kill_at), (FULL_AT, full_at)) if event is not None}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        done = subprocess.run(line, env=environment(**moments, **more), stdout=out, stderr=err, timeout=TOO_LONG, check=False)
-        for file in (out, err):
-            file.seek(0)
-        return subprocess.CompletedProcess(line, done.returncode, out.read(), err.read())
+    process = subprocess.Popen(line, env=environment(**moments, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said: dict[str, list[str]] = {"stdout": [], "stderr": []}
+    readers = [threading.Thread(target=said[name].extend, args=(getattr(process, name),), daemon=True) for name in said]
+    for reader in readers:
+        reader.start()
+    code = process.wait(TOO_LONG)
+    for reader in readers:
+        reader.join(END)
+    return subprocess.CompletedProcess(line, code, *("".join(said[name]) for name in ("stdout", "stderr")))

@@ -14,6 +14,7 @@ class Ends(Enum):
     WHOLE = "the sum is over all sites"
     WITHOUT = "the sum is over the other sites"
     AGAIN = "the attempt is given up; the next one's sum is over all sites"
+    AGAIN_WITHOUT = "the attempt is given up; the next one's sum is over the other sites"
     LOST = "the round has no sum; the run goes on with the next round"
     RESUMED = "the run ends; resumed, it gives the model of an undisturbed run"
     RESUMED_LOST = "the run ends; resumed, it leaves this round out and goes on"
@@ -244,10 +245,10 @@ FAR_KILLS: dict[str, dict[str, dict[str, Ends]]] = {
         "secagg-plus": {"mask": B, "agree": W, "unmask": W},
         "cyclic-he": {"ring-1": A, "release": L},
     },
-    "flower": {"plain": {"contribute": B}, "secagg-plus": {"mask": B}, "cyclic-he": {"ring-1": A}},
+    "flower": {"plain": {"contribute": B}, "secagg-plus": {"mask": B}, "cyclic-he": {"ring-1": Ends.AGAIN_WITHOUT}},
 }
 #: Flower starts a process for every message: no more sites than it takes, of `cyclic-he` on one ring.
-FAR_SITES = {"nvflare": SITES, "flower": {**SITES, "cyclic-he": 3}}
+FAR_SITES = {"nvflare": SITES, "flower": {**SITES, "cyclic-he": 4}}
 FAR_KILLED = {
     "nvflare": "its process had ended|its process ended",
     "flower": "Node Unavailable|not connected|no answer within|its own log says why",
