@@ -133,6 +133,8 @@ def serve(path: str, ask: Callable[[dict[str, Any]], Walk], over: Callable[[], b
             found = ask(asked)
         except PppmlError as error:
             found = Walk(asked["site"], Loss(error.message, handed=True))
+        except Exception as error:  # else who asked would wait for ever
+            found = Walk(asked["site"], Loss(f"NVFlare's server failed: {type(error).__name__}", handed=True))
         with lock, suppress(OSError):
             line.send_bytes(encode({"number": asked["number"], "walk": write_walk(found)}))
 
