@@ -46,6 +46,7 @@ def init(home: Path, name: str) -> None:
     click.echo(f"{made.name} is ready in {home}\nfingerprint: {fingerprint(made.public)}\n\nNext:")
     if (home / "policy.yaml").exists():
         click.echo(f"  read and edit {home / 'policy.yaml'} (what may leave) and {home / 'site.yaml'} (where the data are)")
+        click.echo("  set total_epsilon there if runs shall be bounded: once a run without a claim was accepted, no limit holds any more")
     click.echo(f"  send {home / 'identity.pub'} to every other party, and read them the fingerprint over the telephone")
     click.echo(f"  pppml site trust --home {home} NAME FILE, for the file of each of them")
 
@@ -62,9 +63,11 @@ def show(home: Path, as_json: bool) -> None:
 
     from pppml_core.federation.home import open_home
     from pppml_core.federation.site_ledger import told_account
+    from pppml_core.wire.messages import SERVER
 
     made = open_home(home)
-    about = {**made.to_dict(), "account": told_account(home, made.public)}
+    none = {"runs": [], "words": "", "head": ""}  # a coordinator has no data
+    about = {**made.to_dict(), "account": none if made.name == SERVER else told_account(home, made.public)}
     if as_json:
         click.echo(json.dumps(about, indent=2))
         return
@@ -85,7 +88,7 @@ def show(home: Path, as_json: bool) -> None:
         for run in about["account"]["runs"]:
             table.add_row(run["time"], run["about"]["name"], *(str(run[name]) for name in ("epsilon", "delta", "unit")))
         Console(soft_wrap=True).print(table)
-        click.echo(f"\n{about['account']['words']}")
+        click.echo(f"\n{about['account']['words']}. Head to write down:\n{about['account']['head']}")
 
 
 @command.command()
@@ -170,6 +173,7 @@ def run(ctx: click.Context, home: Path) -> None:
     The engine that reaches the coordinator, and where the data are, stand in site.yaml. It runs until it is stopped (Ctrl-C, SIGTERM).
     Stopped and started again it goes on; of the round it was in the middle of, it is a dropout. What it does stands in log.jsonl.
     """  # noqa: D301
+    import os
     import signal
 
     from pppml_core.federation.home import open_home
@@ -181,6 +185,7 @@ def run(ctx: click.Context, home: Path) -> None:
     load_policy(home)  # what is wrong with it is told before anybody is reached
     registry = Registry.discover()
     engine = registry.build("engine", engine_of(home, registry))
+    os.umask(0o077)  # whatever this process and its children write is its owner's alone
     click.echo(f"{made.name} serves; stop it with Ctrl-C")
     # How services and containers are stopped: the engine ends what it has started, as after Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -193,8 +198,9 @@ def run(ctx: click.Context, home: Path) -> None:
 @command.command()
 @HOME
 @click.option("--head", "noted", metavar="'COUNT HASH'", help="A head that you wrote down: that line must still be there.")
+@click.option("--account-head", "spent", metavar="'COUNT HASH'", help="The same of the account, as `pppml site show` prints it.")
 @click.option("--json", "as_json", is_flag=True, help="Print every line as JSON.")
-def audit(home: Path, noted: str | None, as_json: bool) -> None:
+def audit(home: Path, noted: str | None, spent: str | None, as_json: bool) -> None:
     """Verify and sum up the log of every message that left this site.
 
     \b
@@ -202,15 +208,20 @@ def audit(home: Path, noted: str | None, as_json: bool) -> None:
       pppml site audit --home ~/pppml --head "26 9c41..."
 
     Every line holds the hash of the one before and is signed by this site. Exit code 1, and the number of the first line that is not right,
-    where a line was changed, removed, added or moved. Write down the head now and then, away from this machine: against it even a log that
-    was written anew as a whole is found out.
+    where a line was changed, removed, added or moved, and where log, account and runs/ do not agree. Write down the heads now and then,
+    away from this machine: against them even logs that were written anew as a whole are found out.
     """  # noqa: D301
     import json
 
     from pppml_core.federation.audit import by_run, read_audit
     from pppml_core.federation.home import open_home
+    from pppml_core.federation.site_ledger import read_account
+    from pppml_core.federation.witnesses import check_witnesses
 
-    lines, head = read_audit(home, open_home(home).public, noted)
+    made = open_home(home)
+    lines, head = read_audit(home, made.public, noted)
+    read_account(home, made.public, spent)
+    check_witnesses(home, made.name, made.public)
     if as_json:
         click.echo(json.dumps({"lines": lines, "head": str(head)}, indent=2))
         return

@@ -23,6 +23,7 @@ from pppml_core.federation.code import ELSEWHERE, Code, code_of_run, used
 from pppml_core.federation.evaluation import too_few_patients
 from pppml_core.federation.home import Home
 from pppml_core.federation.invitation import Invitation, announced
+from pppml_core.federation.places import names_a_place
 from pppml_core.federation.policy import Pin, Policy
 from pppml_core.federation.rules import TERMS, Terms
 from pppml_core.federation.secret_record import SECRETS
@@ -34,8 +35,6 @@ from pppml_core.wire.messages import SERVER
 
 #: Python code that is no component of a plugin, as a config names it.
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-#: a path that begins at a root or a home, on any system.
-_PATH = re.compile(r"[/\\~]|[A-Za-z]:[/\\]|\.\.?[/\\]")
 
 
 @dataclass
@@ -52,6 +51,8 @@ class Case:
     registry: Registry | None = None
     #: known at last: the parts as this site builds them, with its data.
     host: SiteHost | None = None
+    #: policy and roster as they are on the disk.
+    standing: tuple[bytes, ...] = ()
 
     @property
     def parts(self) -> Assembly:
@@ -199,7 +200,7 @@ def _own_data(case: Case) -> str | None:
     for place, text in _texts(case.asked.config):
         if place == "task.path" and named:
             continue  # this site's own is laid over it
-        if place in ("task.path", "training.init") or _PATH.match(text):
+        if place in ("task.path", "training.init") or names_a_place(text):
             return f"{place} is a path on this machine, and only site.yaml may name one"
     return None
 
@@ -281,7 +282,7 @@ BUILT: dict[str, Check] = {
     "announced": _announced,
     "examples": _examples,
     "models": _models,
-    "fewest_patients": lambda case: too_few_patients(case.parts, case.home.name, case.policy.fewest_patients),
+    "fewest_patients": lambda case: too_few_patients(case.parts, case.home.name, case.asked.sites, case.policy.fewest_patients),
     "total_epsilon": lambda case: case.account.refusal(case.asked.run, case.claim, case.limits),
 }
 

@@ -27,14 +27,17 @@ _FIELDS, _LETTERS = 64, 200
 
 
 class Audit:
-    """Writes the log of one home. Raises ChainBroken where runs were joined here and the log is gone."""
+    """Writes the log of one home. Raises ChainBroken where it is gone: a home has one from its first day (:mod:`.witnesses`)."""
 
     def __init__(self, home: Path, identity: Identity) -> None:
         self._chain = Chain(home / AUDIT_FILE, identity)
-        if not (home / AUDIT_FILE).exists() and (home / "runs").exists():
-            raise ChainBroken("line 1 is missing: this home has taken part in runs, and the log of what left it is gone", place=AUDIT_FILE)
+        _check_there(home)
         with self._chain.opened():
-            pass  # made where missing, checked where it is
+            pass  # checked
+
+    def count(self) -> int:
+        """Lines so far."""
+        return self._chain.count()
 
     def note_strangers(self, count: int, size: int) -> dict[str, Any]:
         """Write down that so many messages of nobody who is known were answered with the same words, of so many bytes together."""
@@ -50,14 +53,14 @@ class Audit:
             "sha256": "",
             "fields": ["reason"],
             "count": count,
-            "reason": "messages that neither the pinned coordinator nor a site of a run had signed",
+            "reason": "not signed by the pinned coordinator or a site of a run, or too many at once",
         }
         self._chain.append(line)
         return line
 
     def note_words(self, kind: str, reason: str, count: int, size: int, sha256: str) -> None:
-        """Write down what an engine says for this site beside its messages (:mod:`pppml_core.engines.words`): ``count`` times, ``size`` bytes
-        together; ``sha256``: of the bytes, where it is said once.
+        """Write down what an engine says for this site beside its messages (:mod:`pppml_core.engines.words`): ``count`` times, ``size``
+        bytes together; ``sha256``: of the bytes, where it is said once.
         """
         self._chain.append(
             {
@@ -110,7 +113,10 @@ class Strangers:
         self._told = -math.inf
 
     def note(self, audit: Audit, size: int, now: float) -> dict[str, Any] | None:
-        """One more, answered with ``size`` bytes; ``now``: monotonic seconds. The line that was written, or None. What a process has not told when it ends is lost."""
+        """One more, answered with ``size`` bytes; ``now``: monotonic seconds. The line that was written, or None.
+
+        What a process has not told when it ends is lost.
+        """
         self._count, self._bytes = self._count + 1, self._bytes + size
         if now - self._told < self.EVERY:
             return None
@@ -121,9 +127,13 @@ class Strangers:
 
 def read_audit(home: Path, public: bytes, noted: str | None = None) -> tuple[list[dict[str, Any]], Head]:
     """All lines, verified, and the head. Raises ChainBroken naming the first line that is not right."""
-    if not (home / AUDIT_FILE).exists() and (home / "runs").exists():
-        raise ChainBroken("line 1 is missing: this home has taken part in runs, and the log of what left it is gone", place=AUDIT_FILE)
+    _check_there(home)
     return read_chain(home / AUDIT_FILE, public, noted)
+
+
+def _check_there(home: Path) -> None:
+    if not (home / AUDIT_FILE).exists():
+        raise ChainBroken("line 1 is missing: the log of what left this home is gone", place=AUDIT_FILE, hint="restore it from a backup")
 
 
 def by_run(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

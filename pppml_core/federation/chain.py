@@ -62,10 +62,11 @@ class Chain:
     Args:
         path: of the log; the head is beside it, ``<name>.head``.
         identity: signs. Its public identity is what verifies.
+        alone: refuse to write where the file system has no locks, so that two processes never write on top of each other.
     """
 
-    def __init__(self, path: Path, identity: Identity) -> None:
-        self.path, self._identity = path, identity
+    def __init__(self, path: Path, identity: Identity, *, alone: bool = False) -> None:
+        self.path, self._identity, self._alone = path, identity, alone
         #: where this process left the log; anything else on the disk is read and checked first.
         self._head: Head | None = None
 
@@ -83,11 +84,15 @@ class Chain:
             if not _exists(self.path, self._identity.public):
                 _begin(self.path, self._identity)
         with open(self.path, "r+b") as file:
-            _lock(file, fcntl.LOCK_EX)
+            _lock(file, fcntl.LOCK_EX, needed=self._alone)
             if self._head is None or os.fstat(file.fileno()).st_size != self._head.bytes:
                 self._head = _caught_up(file, self.path, self._identity.public)
                 self._write_head(self._head, sync=True)
             yield file
+
+    def count(self) -> int:
+        """Lines that the head counts."""
+        return (self._head or _read_head(self.path, self._identity.public)).count
 
     def write(self, file: IO[bytes], entry: Mapping[str, Any]) -> None:
         """Add a line to the log that :meth:`opened` gave."""
@@ -167,9 +172,13 @@ def _exists(path: Path, public: bytes) -> bool:
     return path.exists()
 
 
-def _lock(file: IO[bytes], how: int) -> None:
-    with suppress(OSError):  # a file system without locks is used without
+def _lock(file: IO[bytes], how: int, *, needed: bool = False) -> None:
+    try:
         fcntl.flock(file, how)
+    except OSError as error:
+        if needed:
+            hint = "move this home to a disk that has them"
+            raise PppmlError("the file system of this home has no locks", place=Path(file.name).name, hint=hint) from error
 
 
 def _caught_up(file: IO[bytes], path: Path, public: bytes) -> Head:

@@ -20,6 +20,8 @@ from pppml_core.registry import Registry
 ELSEWHERE = ("engine", "attacks", "reporters")
 #: settings that name a component, or module:attribute; `of`: what another one is made from, see :meth:`.Registry.named`.
 NAMING = ("use", "of")
+#: flags of a compiled file that stands for its source by a hash which Python does not look at (PEP 552).
+_UNCHECKED = 0b01
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,26 @@ def code_hash(package: str) -> str:
     digest = hashlib.sha256()
     for folder in spec.submodule_search_locations or [str(Path(spec.origin or "").parent)]:
         root = Path(folder)
+        _refuse_hidden(root)
         files = [Path(spec.origin or "")] if not spec.submodule_search_locations else sorted(p for p in root.rglob("*") if _is_code(p))
         for file in files:
             data = file.read_bytes()
             digest.update(f"{file.relative_to(root).as_posix()}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
+
+
+def _refuse_hidden(root: Path) -> None:
+    """Raise PluginError where Python would run something else than the files that are hashed: through a link, or from a cache that it does
+    not compare with its source.
+    """
+    for path in root.rglob("*"):
+        if path.is_symlink():
+            raise PluginError(f"{path.name} is a link, and what it leads to has no hash", place=root.name, hint="install it again")
+        if path.suffix == ".pyc" and path.parent.name == "__pycache__":
+            with open(path, "rb") as file:
+                flags = int.from_bytes(file.read(8)[4:], "little")
+            if flags == _UNCHECKED:
+                raise PluginError(f"{path.name} is never compared with its source", place=root.name, hint="remove __pycache__")
 
 
 def _is_code(path: Path) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pppml_core.federation.reason import here_only
 from pppml_core.interfaces.personalization import Personalization
 from pppml_core.interfaces.task import SPLITS, TaskSpec
 from pppml_core.learning.pool import held_out
-from pppml_core.values import FixedPoint, Layout, TensorSpec
+from pppml_core.values import FixedPoint, Layout, TensorSpec, ValueSpec
 from pppml_core.wire.manifest import WireField
 
 if TYPE_CHECKING:
@@ -57,17 +59,40 @@ def evaluation_fields(spec: TaskSpec, sites: Sequence[str], share: str) -> tuple
     return (WireField("evaluate", "scores.*", "float", (), 8, "in the clear: the server reads it", says),)
 
 
-def too_few_patients(parts: Assembly, site: str, fewest: int) -> str | None:
+#: what is announced of scores that are summed by an aggregator which shows each site's own to somebody.
+SUM_IN_CLEAR = "sum-in-clear"
+
+
+def announced_share(parts: Assembly, sites: Sequence[str]) -> str:
+    """What really leaves of a run's scores: ``run.metrics``, but where they are summed in the clear, :data:`SUM_IN_CLEAR`."""
+    asked, sites = parts.config.run.metrics, tuple(sites)
+    if asked != "sum" or parts.aggregator.misfits(one := ValueSpec(1, "integer", 1), sites):
+        return asked
+    # Who sees a summand does not depend on the value that is summed.
+    return SUM_IN_CLEAR if parts.aggregator.plan(one, sites).guarantees.sees_update else asked
+
+
+def too_few_patients(parts: Assembly, site: str, sites: Sequence[str], fewest: int) -> str | None:
     """Why this site's own scores may not leave: a set they are of has fewer patients (groups) than its policy wants. None: they may."""
-    if parts.config.run.metrics != "per-site" or fewest < 2:
+    if fewest < 2 or announced_share(parts, sites) not in ("per-site", SUM_IN_CLEAR):
         return None
     for _, data in held_out(parts.task, site, parts.load(site)):
         for split in SPLITS[1:]:
             groups = len(np.unique(np.asarray(data.part(split).groups))) if len(data.part(split)) else 0
             if 0 < groups < fewest:
-                text = f"scores of {groups} {split} patients would leave this site by themselves"
-                return f"{text}, at least {fewest} required (run.metrics: sum, or none)"
+                text = f"scores of fewer than {fewest} {split} patients would leave this site by themselves"
+                return here_only(f"{text} (run.metrics: sum, by a secure aggregator; or none)", f"{groups} patients")
     return None
+
+
+def smallest_part(sums: Iterable[Iterable[str]]) -> int:
+    """Of sums over these sets of sites, the size of the smallest group of sites that some of them count alike and set apart from the rest.
+
+    Whatever is computed from the sums alone, in any combination, is about whole groups: sites of one are in the same sums.
+    """
+    sets = [frozenset(one) for one in sums]
+    groups = Counter(tuple(site in one for one in sets) for site in frozenset().union(*sets))
+    return min(groups.values(), default=0)
 
 
 def sum_layout(spec: TaskSpec, splits: Sequence[str], kinds: Sequence[str]) -> tuple[Layout, FixedPoint]:

@@ -25,6 +25,7 @@ from pppml_core.federation.identity import (
 )
 from pppml_core.federation.policy import POLICY_FILE, Policy
 from pppml_core.federation.site_file import SITE_FILE, site_template
+from pppml_core.federation.witnesses import begin_logs
 from pppml_core.wire.messages import SERVER
 
 _HEAD = """\
@@ -58,6 +59,7 @@ def init_home(folder: Path, name: str, *, careful: bool = False) -> Home:
     """
     check_slug(name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)  # also one that was there
     if (folder / CARD_FILE).exists() and (folder / KEY_FILE).exists():
         raise ConfigError("there is a home already", place=str(folder), hint="pppml site show")
     for file, text in ((POLICY_FILE, policy_template(careful=careful)), (SITE_FILE, site_template())):
@@ -66,6 +68,8 @@ def init_home(folder: Path, name: str, *, careful: bool = False) -> Home:
     # An identity without a card is what an interrupted call left.
     identity = load_identity(folder) if (folder / KEY_FILE).exists() else new_identity(folder)
     pin(folder, name, identity.public)
+    if name != SERVER:
+        begin_logs(folder, identity)
     write_atomic(folder / CARD_FILE, f"{card(name, identity.public)}\n".encode())
     return open_home(folder)
 

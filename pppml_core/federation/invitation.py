@@ -13,6 +13,7 @@ from typing import Any
 from pppml_core.errors import WireError
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.code import ELSEWHERE, code_of_run
+from pppml_core.federation.evaluation import announced_share
 from pppml_core.federation.identity import Identity, statement, verify
 from pppml_core.federation.terms import check_promises, promises
 from pppml_core.interfaces.aggregation import Session
@@ -77,7 +78,8 @@ def announced(parts: Assembly, sizes: Mapping[str, int]) -> dict[str, Any]:
     guarantees = None if session is None else session.guarantees
     spec = parts.spec
     images = {"kind": spec.kind, "channels": spec.channels, "size": list(spec.size), "classes": list(spec.classes)}
-    return {**promises(guarantees, parts.mechanism.plan(setting).statement), "metrics": parts.config.run.metrics, "images": images}
+    share = announced_share(parts, tuple(sizes))
+    return {**promises(guarantees, parts.mechanism.plan(setting).statement), "metrics": share, "images": images}
 
 
 def read_invitation(message: Message, roster: Mapping[str, bytes]) -> Invitation:

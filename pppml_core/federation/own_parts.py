@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from pppml_core.config import Document, resolve
 from pppml_core.errors import ConfigError, PolicyRefusal
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.places import names_a_place
 from pppml_core.federation.site_file import SITE_FILE, read_site_file
 from pppml_core.interfaces.engine import Job
 from pppml_core.registry import Registry
@@ -43,14 +44,12 @@ def own_parts(job: Job, site: str, registry: Registry) -> Assembly:
 
 
 def _places(name: str, value: Any) -> Iterator[str]:
-    """Names of the settings that are paths from a root or a home on, or upwards."""
+    """Names of the settings that name a place."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _places(f"{name}.{key}", inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _places(name, inner)
-    elif isinstance(value, str):
-        posix, windows = PurePosixPath(value), PureWindowsPath(value)
-        if posix.is_absolute() or windows.anchor or value.startswith("~") or ".." in windows.parts:
-            yield name
+    elif isinstance(value, str) and names_a_place(value):
+        yield name

@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pppml_core.errors import DataError, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation.admission import Case, about_run, after_code, before_building, before_code
 from pppml_core.federation.audit import Audit, Strangers
+from pppml_core.federation.chain import ChainBroken
 from pppml_core.federation.checks import own_misfits
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.home import open_home
@@ -30,22 +33,27 @@ from pppml_core.federation.identity import ROSTER_FILE, Identity, derive, load_i
 from pppml_core.federation.invitation import JOIN, Invitation, read_invitation
 from pppml_core.federation.letter import Letter, frame_in, read_letter, written
 from pppml_core.federation.own_parts import own_parts
+from pppml_core.federation.pace import Pace
 from pppml_core.federation.policy import POLICY_FILE, load_policy
 from pppml_core.federation.reason import reason_of
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.federation.site_ledger import Account
 from pppml_core.federation.site_log import SiteLog
-from pppml_core.federation.timetable import Rounds, check_timetable, local_time
+from pppml_core.federation.timetable import Rounds, check_timetable, hours, local_time
+from pppml_core.federation.witnesses import check_witnesses
 from pppml_core.interfaces.engine import Job
 from pppml_core.randomness import entropy
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER, Body, Message
 
+#: runs that one process takes part in; of an attempt in another one that was open, nothing is left.
+RUNS_AT_ONCE = 4
 INVITATION = "invitation"
 FROZEN = "frozen"
 _NO_AUDIT = "this site cannot write its audit log"
 _STRANGER = "this site answers letters that its pinned coordinator signed, and no others (pppml site show, pppml site trust)"
+_TOO_FAST = "this site was asked too often; it answers again in a while"
 _log = logging.getLogger("pppml.site")
 
 
@@ -65,14 +73,12 @@ class Resident:
         self._account = Account(home, self._identity)
         self._audit: Audit | None = None
         self._strangers = Strangers()
+        self._pace = Pace()
         self._journal = SiteLog(home)
         if not recreated:
             self._journal.started()
-        #: the run this process takes part in; a newer one takes its place.
-        self._run = b""
-        self._site: Site | None = None
-        #: policy and roster as they were when it was admitted.
-        self._standing: tuple[bytes, ...] = ()
+        #: run -> the site in it, policy and roster as they were when it was admitted, threads; the last used at the end.
+        self._lives: OrderedDict[bytes, tuple[Site, tuple[bytes, ...], int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def receive(self, data: bytes, skipped: int = 0) -> bytes:
@@ -95,6 +101,8 @@ class Resident:
                     raise WireError("one site cannot sign for another", place="letter")
             except PppmlError as error:
                 return self._turn_away(data, error)
+            if not self._pace.allows(letter.signer, began):
+                return self._turn_away(data, PppmlError(_TOO_FAST), _TOO_FAST)
             try:
                 self._audit = self._audit or Audit(self.home.folder, self._identity)
                 frame, about = self._answer(message, letter, skipped)
@@ -113,12 +121,12 @@ class Resident:
         letter.verify(load_roster(self.home.folder))
         return letter
 
-    def _turn_away(self, data: bytes, error: PppmlError) -> bytes:
+    def _turn_away(self, data: bytes, error: PppmlError, told: str = _STRANGER) -> bytes:
         """The same words for everybody, and a count in the log: a line for each would fill the disk for whoever wants it filled."""
         asked = Message(bytes(16), 0, 1, "unreadable", "", SERVER, self.home.name)
         with suppress(WireError):
             asked = decode_message(frame_in(data))
-        reply = self._reply(asked, "refused", {"reason": _STRANGER})
+        reply = self._reply(asked, "refused", {"reason": told})
         try:
             self._audit = self._audit or Audit(self.home.folder, self._identity)
             if (line := self._strangers.note(self._audit, len(reply), time.monotonic())) is not None:
@@ -131,12 +139,13 @@ class Resident:
     def _answer(self, message: Message, letter: Letter, skipped: int) -> tuple[bytes, dict[str, Any] | None]:
         """The frame that answers one message, and what the audit log says of it besides."""
         try:
+            if message.recipient != self.home.name:
+                raise WireError("this message is for another site", place=self.home.name)
             if message.kind == JOIN:
                 about = self._join(message, letter)
                 return self._reply(message, "reply", {"joined": True}), about
-            if message.kind == "open":
-                self._stand_by(message)
             site = self._living(message.run)
+            self._check_time(message)
             if letter.path:
                 site.check_path(message, letter.path)
             reply = site.receive(letter.frame)
@@ -163,13 +172,15 @@ class Resident:
         """Take part in a run from now on. What the audit log says of it."""
         if letter.signer != SERVER or message.sender != SERVER:
             raise WireError("only the coordinator invites", place=self.home.name)
-        if message.recipient != self.home.name:
-            raise WireError("this message is for another site", place=self.home.name)
         asked = read_invitation(message, open_home(self.home.folder).pinned)
+        try:
+            check_witnesses(self.home.folder, self.home.name, self._identity.public)
+        except ChainBroken as error:
+            raise PolicyRefusal(f"total_epsilon: this site's account cannot be relied on: {error.message}") from error
+        self._refuse_gone(asked.run)
         self._refuse_other(asked)
         check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
-        case = self._admit(asked)
-        write_atomic(self._folder(asked.run) / INVITATION, letter.frame)
+        case = self._admit(asked, letter.frame)
         self._live(case)
         return about_run(case)
 
@@ -183,33 +194,53 @@ class Resident:
         if other := [name for name, value in now.items() if held.get(name) != value]:
             raise PolicyRefusal(f"joined: this site joined this run with another {' and '.join(other)}")
 
-    def _stand_by(self, message: Message) -> None:
-        """A round begins: is it time, and does what this site insists on still hold for the run?"""
-        if self._standing != self._stands():
-            self._site = None  # policy or roster were edited: the run is looked at anew
-        policy, now, begun = load_policy(self.home.folder), local_time(), f"{message.run.hex()} {message.round}"
-        check_timetable(policy, self.home.folder, now, begun)
-        self._living(message.run)
+    def _check_time(self, message: Message) -> None:
+        """Raise PolicyRefusal where a round begins, or scores are asked for, at another time than this site works."""
+        policy = load_policy(self.home.folder)
+        if message.kind == "open":
+            check_timetable(policy, self.home.folder, local_time(), f"{message.run.hex()} {message.round}")
+        elif message.kind == "evaluate" and (reason := hours(policy, local_time())) is not None:
+            raise PolicyRefusal(f"hours: {reason}")
+
+    def _begin_training(self, run: bytes, round: int, model: bytes) -> None:
+        policy = load_policy(self.home.folder)
         if policy.max_rounds_per_day is not None:
-            Rounds(self.home.folder).note(begun, now)
+            Rounds(self.home.folder).begin(policy, local_time(), f"{run.hex()} {round} {model.hex()}")
 
     def _living(self, run: bytes) -> Site:
-        """The site in a run that it has joined, brought to life where this process does not hold it."""
-        if self._site is not None and run == self._run:
-            return self._site
+        """The site in a run that it has joined, brought to life where this process does not hold it, or where what this site insists on was
+        edited: then the run is looked at anew, and of an attempt that was open nothing is left.
+        """
+        held = self._lives.get(run)
+        if held is not None and held[1] == self._stands():
+            self._lives.move_to_end(run)
+            torch.set_num_threads(held[2])
+            return held[0]
+        self._lives.pop(run, None)
+        self._refuse_gone(run)
         try:
             frame = (self._folder(run) / INVITATION).read_bytes()
         except OSError as error:
             raise WireError("this site has not joined this run", place=self.home.name) from error
         return self._live(self._admit(read_invitation(decode_message(frame), open_home(self.home.folder).pinned)))
 
-    def _admit(self, asked: Invitation) -> Case:
+    def _refuse_gone(self, run: bytes) -> None:
+        """Raise PolicyRefusal where this run was accepted and what was held of it is not there any more.
+
+        With it went the record of attempts and releases, and the noise that was drawn: to begin anew under the same name would answer
+        again, with other noise, and the account would count it once.
+        """
+        folder = self._folder(run)
+        if not ((folder / INVITATION).exists() and (folder / self.home.name).is_dir()) and self._account.holds(run):
+            raise PolicyRefusal("joined: what this site held of this run is gone, so it takes part in it no more; begin a new run")
+
+    def _admit(self, asked: Invitation, frame: bytes = b"") -> Case:
         """Check the invitation, build the run's parts, enter the run into this site's account. The policy is read anew: it may have
-        changed.
+        changed. ``frame``: of an invitation that is not kept yet.
         """
         stands = self._stands()
         home, policy = open_home(self.home.folder), load_policy(self.home.folder)
-        case = Case(home, policy, asked, self._account)
+        case = Case(home, policy, asked, self._account, standing=stands)
         before_code(case)
         registry = Registry.discover()
         before_building(case, registry)
@@ -218,18 +249,32 @@ class Resident:
         after_code(case, host)
         if wrong := own_misfits(host.assembly, home.name, host.privacy):
             raise DataError("; ".join(wrong), place=home.name)
-        self._account.reserve(asked.run, case.claim, case.limits, about_run(case))
-        self._standing = stands
+        if frame:
+            # Before the account: a run that is entered and not held is one that was lost (`_refuse_gone`).
+            for folder in (self._folder(asked.run).parent, self._folder(asked.run), self._folder(asked.run) / home.name):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(self._folder(asked.run) / INVITATION, frame)
+        try:
+            lines = self._audit.count() if self._audit is not None else 0
+            self._account.reserve(asked.run, case.claim, case.limits, about_run(case), lines)
+        except PolicyRefusal:
+            if not self._account.holds(asked.run):
+                (self._folder(asked.run) / INVITATION).unlink(missing_ok=True)
+            raise
         return case
 
     def _live(self, case: Case) -> Site:
         host, run = case.host, case.asked.run
         assert host is not None
-        torch.set_num_threads(host.assembly.config.training.threads)  # part of what makes results equal on every engine
+        threads = host.assembly.config.training.threads
+        torch.set_num_threads(threads)  # part of what makes results equal on every engine
         site = host.site(self.home.name, case.policy)
         if self._recreated and (frozen := self._frozen(run)) is not None:
             site = Site.thaw(self.home.name, host, frozen, case.policy)
-        self._run, self._site = run, site
+        site.before_training = partial(self._begin_training, run)
+        self._lives[run] = site, case.standing, threads
+        while len(self._lives) > RUNS_AT_ONCE:
+            self._lives.popitem(last=False)
         return site
 
     def _stands(self) -> tuple[bytes, ...]:

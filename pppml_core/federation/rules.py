@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pppml_core.federation.evaluation import SUM_IN_CLEAR
 from pppml_core.interfaces.privacy import CONDITIONS, condition_words
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def _max_epsilon(policy: Policy, terms: Terms) -> str | None:
 
 def _metrics(policy: Policy, terms: Terms) -> str | None:
     asked = terms.get("metrics", "none")
-    if asked in METRICS[: METRICS.index(policy.metrics) + 1]:
+    if asked == SUM_IN_CLEAR and policy.metrics != "per-site":
+        return f"sums of scores announced in which somebody sees this site's own, at most {policy.metrics} allowed"
+    if asked == SUM_IN_CLEAR or asked in METRICS[: METRICS.index(policy.metrics) + 1]:
         return None
     return f"{_said(asked)} announced, at most {policy.metrics} allowed"
 

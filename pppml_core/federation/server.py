@@ -129,7 +129,7 @@ class Server:
             max_weight=self.max_weight,
             guarantees=self.guarantees(round, cohort),
             privacy=self.privacy.statement,
-            metrics=self.parts.config.run.metrics,
+            metrics=evaluation.announced_share(self.parts, self.sites),
             keep=self.state.bests,
             roster=roster_hash(self.roster, (*cohort, SERVER)),
         )

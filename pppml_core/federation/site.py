@@ -6,7 +6,7 @@ within an attempt is plain data that :meth:`Site.freeze` writes down, so an engi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -139,6 +139,8 @@ class Site:
         #: scores made in the open attempt, where they leave only in a sum. Empty before.
         self._scores: dict[str, Any] = {}
         self._sides: dict[str, SessionSide] = {}
+        #: told of the round and the model that is about to be trained, each time; may refuse.
+        self.before_training: Callable[[int, bytes], None] = lambda round, model: None
         #: for experiments only.
         self._record = SecretRecord(self._store.folder) if host.assembly.config.run.transcript == SECRETS else None
 
@@ -225,7 +227,7 @@ class Site:
                 f"a sum over {fewest} of the announced sites could be opened, and this site's noise is a share for {privacy.min_survivors}"
             )
             raise PolicyRefusal(text)
-        own = {**promises(guarantees, privacy.statement), "metrics": parts.config.run.metrics}
+        own = {**promises(guarantees, privacy.statement), "metrics": evaluation.announced_share(parts, self._host.job.sites)}
         for name, promised in own.items():
             if terms[name] != promised:
                 raise PolicyRefusal(f"the announced {name} are not those of this site's configuration")
@@ -312,16 +314,17 @@ class Site:
         return self._policy.model_copy(update={"min_cohort": fewest})
 
     def _which(self, kind: str) -> tuple[str, ...]:
-        """The names under which a sum is released: that of updates, once a round; of scores, once for each model and split, ever."""
+        """The names under which a sum is released: of updates, once a round; of scores, once a round and set, and once a model and set."""
         if kind == "session":
             return (kind,)
-        return tuple(f"{kind} {split} {self._open['weights'].hex()}" for split in self._scored()["splits"])
+        splits = self._scored()["splits"]
+        return (*(f"{kind} {split}" for split in splits), *(f"{kind} {split} {self._open['weights'].hex()}" for split in splits))
 
     def _refuse_released(self, kind: str) -> dict[str, bytes]:
         """Raise PolicyRefusal where another attempt released any of this. What this attempt released of it: name -> digest of the sites."""
         here, found = (self._open["round"], self._open["attempt"]), {}
         for name in self._which(kind):
-            if kind == "session":
+            if name.count(" ") < 2:  # once a round
                 in_round = self._store.released(here[0], name)
                 held = None if in_round is None else (here[0], *in_round)
             else:
@@ -342,9 +345,23 @@ class Site:
         held = self._refuse_released(kind)
         if any(sites_of != sites_digest(distinct) for sites_of in held.values()):
             raise PolicyRefusal(f"{RELEASED} over other sites in this attempt", place=self.name)
+        if kind == "metrics":
+            self._keep_apart(distinct)
         for name in self._which(kind):
             if name not in held:
                 self._store.save_release(self._open["round"], self._open["attempt"], name, distinct)
+
+    def _keep_apart(self, sites: Set[str]) -> None:
+        """Refuse a sum of scores that shows, with those released before, the scores of fewer sites than the policy lets a sum be over.
+
+        A server can ask for two sums of scores of nearly one model, over all sites and over all but one: the difference is that one's.
+        """
+        left = evaluation.smallest_part([*self._store.score_sets(), sites])
+        fewest = 1 if self._policy.metrics == "per-site" else max(self._policy.min_cohort, self._policy.min_honest)
+        if left < fewest:
+            text = f"{RELEASED}, over other sites: the difference would be the scores of {left}, at least {fewest} required (min_cohort)"
+            raise PolicyRefusal(text, place=self.name)
+        self._store.save_score_set(sites)
 
     def _value(self, kind: str) -> Any:
         if kind == "metrics":
@@ -364,6 +381,7 @@ class Site:
         """What this site adds to a sum in the open attempt."""
         if kind == "metrics":
             return np.asarray(self._scored()["values"])
+        self.before_training(self._open["round"], self._open["weights"])
         weights = self._host.models.get(self._open["weights"])
         if weights is None:
             raise InconsistentModel("the model of this attempt is no longer held here", place=self.name)
@@ -382,14 +400,18 @@ class Site:
         config, parts = self._host.assembly.config, self._host.assembly
         if "metrics" in self._sides:
             raise PolicyRefusal("the scores of this attempt are in a sum already", place=self.name)
-        if not 0 <= message.body["state"] <= message.round:
+        if not 0 <= message.body["state"] <= message.round <= config.run.rounds:
             raise WireError("there is no state of such a round", place=self.name)
         # What is scored must be what every site of the sum scores: with a model of its own for each site a sum would hide nothing.
         if config.run.metrics == "sum" and not (self._is_open(message) and message.body["sha256"] == self._open["weights"]):
             raise PolicyRefusal("scores that leave in a sum are those of the model of an open attempt", place=self.name)
         splits = tuple(message.body["splits"])
-        if (few := evaluation.too_few_patients(parts, self.name, self._policy.fewest_patients)) is not None:
+        sites = self._host.job.sites
+        if (few := evaluation.too_few_patients(parts, self.name, sites, self._policy.fewest_patients)) is not None:
             raise PolicyRefusal(f"fewest_patients: {few}")
+        if config.run.metrics != "none":
+            for split in splits:  # as many as the rounds need, and as many again for rounds that a resumed run holds anew
+                self._store.save_scored(split, message.body["sha256"], most=2 * (config.run.rounds + 1))
         scores = self._trainer.scores(message.body["state"], weights, splits, keep=message.body["final"])
         if message.body["final"]:
             for side in self._sides.values():

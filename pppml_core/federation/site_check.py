@@ -22,6 +22,7 @@ from pppml_core.federation.site import SiteHost
 from pppml_core.federation.site_file import engine_of, load_site_file
 from pppml_core.federation.site_ledger import Account, entered, read_account, total
 from pppml_core.federation.timetable import TIMETABLE, local_time
+from pppml_core.federation.witnesses import check_witnesses
 from pppml_core.interfaces.engine import Job
 from pppml_core.randomness import entropy
 from pppml_core.registry import Registry
@@ -49,6 +50,7 @@ def check_home(folder: Path) -> list[Row]:
         "site.yaml": _site_file,
         "account": _account,
         "audit log": _audit,
+        "witnesses": _witnesses,
     }
     return [_look(what, look, folder) for what, look in looks.items()]
 
@@ -90,6 +92,12 @@ def _account(folder: Path) -> str:
 def _audit(folder: Path) -> str:
     lines, head = read_audit(folder, load_identity(folder).public)
     return f"{len(lines)} messages, every line in order; head {head}"
+
+
+def _witnesses(folder: Path) -> str:
+    home = open_home(folder)
+    check_witnesses(folder, home.name, home.public)
+    return "account, audit log and runs/ agree"
 
 
 def check_run(folder: Path, source: str | Path | Mapping[str, Any], registry: Registry | None = None) -> tuple[list[Row], dict[str, Any]]:

@@ -22,6 +22,7 @@ from typing import Any
 from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.chain import Chain, ChainBroken, read_chain
 from pppml_core.federation.identity import Identity
+from pppml_core.federation.reason import here_only
 from pppml_core.interfaces.privacy import PrivacyStatement, plain_epsilon
 
 ACCOUNT_FILE = "account.jsonl"
@@ -74,7 +75,7 @@ class Account:
 
     def __init__(self, home: Path, identity: Identity) -> None:
         self._home, self._identity = home, identity
-        self._chain = Chain(home / ACCOUNT_FILE, identity)
+        self._chain = Chain(home / ACCOUNT_FILE, identity, alone=True)
 
     def refusal(self, run: bytes, claim: Claim, limits: Limits) -> str | None:
         """Why this run would cost too much; None where it may be accepted."""
@@ -83,8 +84,15 @@ class Account:
         except ChainBroken as error:
             return f"this site's account cannot be relied on: {error.message}"
 
-    def reserve(self, run: bytes, claim: Claim, limits: Limits, about: Mapping[str, Any]) -> None:
-        """Enter a run, once, and return when it is on the disk. Raises PolicyRefusal where it would cost too much."""
+    def holds(self, run: bytes) -> bool:
+        """Whether this run was entered. Raises ChainBroken where the account cannot be relied on."""
+        return any(entry["run"] == run.hex() for entry in read_account(self._home, self._identity.public))
+
+    def reserve(self, run: bytes, claim: Claim, limits: Limits, about: Mapping[str, Any], audit: int = 0) -> None:
+        """Enter a run, once, and return when it is on the disk. Raises PolicyRefusal where it would cost too much.
+
+        ``audit``: lines of the audit log so far, a witness against an older copy of it.
+        """
         _check_there(self._home)
         with self._chain.opened() as file:  # two runs at a time cannot both take what is left
             entries = read_chain(self._chain.path, self._identity.public, locked=True)[0]
@@ -94,18 +102,27 @@ class Account:
                 return
             cost = {"epsilon": plain_epsilon(claim.epsilon), "delta": claim.delta, "unit": claim.unit, "adjacency": claim.adjacency}
             time = datetime.now(UTC).isoformat(timespec="seconds")
-            self._chain.write(file, {"time": time, "run": run.hex(), **cost, "about": dict(about)})
+            self._chain.write(file, {"time": time, "run": run.hex(), **cost, "about": dict(about), "audit": audit})
 
 
-def read_account(home: Path, public: bytes) -> list[dict[str, Any]]:
-    """One entry a run, verified, in order of time. Raises ChainBroken where the account was changed or is gone."""
+def read_account(home: Path, public: bytes, noted: str | None = None) -> list[dict[str, Any]]:
+    """One entry a run, verified, in order of time. Raises ChainBroken where the account was changed or is gone.
+
+    ``noted``: a head of it that somebody wrote down, as :func:`account_head` gives it; that line must still be there.
+    """
     _check_there(home)
-    return read_chain(home / ACCOUNT_FILE, public)[0]
+    return read_chain(home / ACCOUNT_FILE, public, noted)[0]
+
+
+def account_head(home: Path, public: bytes) -> str:
+    """What to write down of the account, away from this machine. Raises as :func:`read_account`."""
+    _check_there(home)
+    return str(read_chain(home / ACCOUNT_FILE, public)[1])
 
 
 def _check_there(home: Path) -> None:
-    if not (home / ACCOUNT_FILE).exists() and (home / "runs").exists():
-        text = "line 1 is missing: this home has taken part in runs, and the account of what they cost is gone"
+    if not (home / ACCOUNT_FILE).exists():
+        text = "line 1 is missing: the account of what runs cost here is gone"
         raise ChainBroken(text, place=ACCOUNT_FILE, hint="restore it from a backup")
 
 
@@ -124,13 +141,17 @@ def total(claims: Iterable[Claim]) -> Claim:
 
 
 def told_account(home: Path, public: bytes) -> dict[str, Any]:
-    """For people: ``runs``, and all of them together in ``words``."""
+    """For people: ``runs``, all of them together in ``words``, and the ``head`` to write down."""
     entries = read_account(home, public)
     try:
         words = f"{len(entries)} runs, together {_words(total(map(entered, entries)))}"
     except PolicyRefusal as error:
         words = error.message.partition(": ")[2]
-    return {"runs": [{name: value for name, value in entry.items() if name != "n"} for entry in entries], "words": words}
+    return {
+        "runs": [{name: value for name, value in entry.items() if name not in ("n", "audit")} for entry in entries],
+        "words": words,
+        "head": account_head(home, public),
+    }
 
 
 def _refusal(entries: Iterable[Mapping[str, Any]], run: bytes, claim: Claim, limits: Limits) -> str | None:
@@ -147,14 +168,12 @@ def _refusal(entries: Iterable[Mapping[str, Any]], run: bytes, claim: Claim, lim
     try:
         after = total([*others, counted])
     except PolicyRefusal as error:
-        return error.message.partition(": ")[2]
+        return here_only("its unit of privacy is not that of every run before it", error.message.partition(": ")[2])
     if after.epsilon <= limits.epsilon * _ROUNDING and after.delta <= limits.delta * _ROUNDING:
         return None
     spent = total(others)
-    return (
-        f"this run costs {_words(counted)}, {len(others)} others have cost {_words(spent)}, "
-        f"and all together may cost epsilon {limits.epsilon:g} and delta {limits.delta:g}"
-    )
+    text = f"this run costs {_words(counted)}, more than is left of epsilon {limits.epsilon:g} and delta {limits.delta:g} for all runs"
+    return here_only(text, f"{len(others)} others have cost {_words(spent)}")
 
 
 def _words(claim: Claim) -> str:

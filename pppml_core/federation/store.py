@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pppml_core.errors import CheckpointError, WireError
+from pppml_core.errors import CheckpointError, PolicyRefusal, WireError
 from pppml_core.federation.files import remove_unfinished, sync_folder, write_atomic
 from pppml_core.federation.ledger import Ledger
 from pppml_core.wire.codec import decode, encode
@@ -29,13 +29,15 @@ _REMEDY = "restore the file, or start a new run"
 _ATTEMPT = struct.Struct("<QQ")
 #: one line of ``released``: round, attempt, which sum, over which sites, and a checksum over these.
 _RELEASE = struct.Struct("<QQ16s16s16s")
+#: one line of ``scored``: which set was scored, and the hash of the model.
+_SCORED = struct.Struct("<16s32s")
 _STATE = re.compile(r"state-([0-9]{6,9})")
 #: no round and no attempt is as large; a record that says so is damaged.
 _FAR = 2**30
 
 
 class SiteStore:
-    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``, ``released``."""
+    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``, ``released``, ``scored``, ``score-sets``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -130,6 +132,33 @@ class SiteStore:
         wanted = _digest(which)
         found = ((round, *held) for (round, name), held in self._releases().items() if name == wanted)
         return next(found, None)
+
+    def scored(self) -> set[tuple[bytes, bytes]]:
+        """What was scored in this run: (digest of the name of a set, hash of the model)."""
+        path = self.folder / "scored"
+        data = path.read_bytes() if path.exists() else b""
+        return {(which, model) for which, model in _SCORED.iter_unpack(data[: len(data) - len(data) % _SCORED.size])}
+
+    def save_scored(self, split: str, model: bytes, most: int) -> None:
+        """Remember that a model (its SHA-256) is scored on a set, before it is. Raises PolicyRefusal where it is one more than ``most``."""
+        held, new = self.scored(), (_digest(split), model)
+        if new in held:
+            return
+        if len(held) >= most:
+            raise PolicyRefusal(f"{most} models were scored in this run, more than its rounds need")
+        self._append("scored", _SCORED.pack(*new))
+
+    def score_sets(self) -> list[list[str]]:
+        """The different sets of sites over which sums of scores were released in this run."""
+        held = self._read("score-sets")
+        return [] if held is None else list(held["sets"])
+
+    def save_score_set(self, sites: Iterable[str]) -> None:
+        """Remember one more, before anything of it leaves."""
+        held, new = self.score_sets(), sorted(sites)
+        if new not in held:
+            self._make_folder()
+            write_atomic(self.folder / "score-sets", encode({"sets": [*held, new]}))
 
     def save_release(self, round: int, attempt: int, which: str, sites: Iterable[str]) -> None:
         """Remember a release, before anything of it leaves. :meth:`released` says whether there was one."""

@@ -37,7 +37,7 @@ def round_terms(
         max_weight: public upper bound of a site's weight.
         guarantees: of the session over ``cohort``; None where nothing is summed.
         privacy: what is claimed for the whole run.
-        metrics: what of the evaluation leaves a site: per-site, sum, none.
+        metrics: what of the evaluation leaves a site, :func:`~pppml_core.federation.evaluation.announced_share`.
         keep: rounds whose state a site should not drop, because they may be selected.
         roster: :func:`~pppml_core.federation.identity.roster_hash` over the cohort and the server, as the server has pinned them.
     """

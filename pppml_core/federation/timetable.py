@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -30,24 +31,33 @@ def hours(policy: Policy, now: datetime) -> str | None:
 
 
 class Rounds:
-    """The rounds that a site has begun today: ``rounds.json`` in its home. A retry is the same round."""
+    """The rounds that a site has begun today: ``rounds.json`` in its home. A retry is the same round; with another model it is one more.
+
+    A round is a text: the run, its number, and the hash of the model that is trained, with spaces between.
+    """
 
     def __init__(self, home: Path) -> None:
         self._path = home / ROUNDS_FILE
 
     def full(self, policy: Policy, now: datetime, begun: str = "") -> str | None:
-        """Why no further round may begin today; None where one may, or where this one has begun."""
+        """Why no further round may begin today; None where one may, or where this one has begun (of a run and a number alone: with any
+        model).
+        """
         if policy.max_rounds_per_day is None:
             return None
         rounds = self._today(now)
-        if begun in rounds or len(rounds) < policy.max_rounds_per_day:
+        if any(one == begun or one.startswith(f"{begun} ") for one in rounds if begun) or len(rounds) < policy.max_rounds_per_day:
             return None
         return f"{len(rounds)} rounds were begun today, at most {policy.max_rounds_per_day} a day"
 
-    def note(self, begun: str, now: datetime) -> None:
-        """Count a round."""
-        if begun not in (rounds := self._today(now)):
-            write_atomic(self._path, json.dumps({"day": f"{now:%Y-%m-%d}", "rounds": [*rounds, begun]}).encode())
+    def begin(self, policy: Policy, now: datetime, begun: str) -> None:
+        """Count a round, before anything is trained in it. Raises PolicyRefusal where it is one too many."""
+        with open(self._path.with_suffix(".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # sites that are recreated for each message may be two processes
+            if (reason := self.full(policy, now, begun)) is not None:
+                raise PolicyRefusal(f"max_rounds_per_day: {reason}")
+            if begun not in (rounds := self._today(now)):
+                write_atomic(self._path, json.dumps({"day": f"{now:%Y-%m-%d}", "rounds": [*rounds, begun]}).encode())
 
     def _today(self, now: datetime) -> list[str]:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pppml_core.federation import evaluation
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.evaluation import announced_share
 from pppml_core.federation.terms import round_terms
 from pppml_core.interfaces.aggregation import Session
 from pppml_core.interfaces.privacy import PrivacyPlan
@@ -34,7 +35,7 @@ def predicted_traffic(
         max_weight=max_weight,
         guarantees=guarantees,
         privacy=privacy.statement,
-        metrics=run.metrics,
+        metrics=announced_share(parts, cohort),
         keep=[],
         roster=bytes(32),
     )

@@ -19,13 +19,15 @@ import numpy.typing as npt
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-#: cosine above which two rows (or columns) of a layer are one.
-ALIKE = 0.999
-#: how many rows must be, of those compared, and at least.
-ALIKE_SHARE, ALIKE_ROWS = 0.25, 8
-#: numbers in a row from which on likeness says something, and in a column: those of a small head are alike when classes are.
-ROW_WIDTH, COLUMN_WIDTH = 8, 32
-#: rows are compared with each other in blocks of so many: a layer that has few alike in every block has few.
+#: cosine above which two rows (or columns) of a layer are one; and above which they are copies.
+ALIKE, COPY = 0.999, 0.99999
+#: how many wide rows may not be one, or of any width copies: bins for as many images, which nothing trains.
+ALIKE_ROWS = 8
+#: how many of those compared may not be, where they are columns, or too narrow to differ much.
+ALIKE_SHARE = 0.25
+#: numbers in a row from which on likeness says something, in a wide one, and in a column: those of a small head are alike when classes are.
+ROW_WIDTH, WIDE, COLUMN_WIDTH = 8, 32, 32
+#: rows are compared with each other in blocks of so many: copies that are one to a block are not found.
 BLOCK = 256
 #: a row is dead below this share of the initial tensor's root mean square; training shrinks nothing as far.
 DEAD = 1e-6
@@ -92,26 +94,27 @@ def _likeness(rows: npt.NDArray[np.float32]) -> dict[str, str]:
     """Rows that are one query, columns that are one pattern, rows that take a mean and nothing else."""
     found, (count, width) = {}, rows.shape
     if width >= ROW_WIDTH:
-        if (alike := _alike(rows)) > 0:
+        share = 0.0 if width >= WIDE else ALIKE_SHARE
+        if (alike := max(_alike(rows, ALIKE, share), _alike(rows, COPY))) > 0:
             found["rows"] = f"has {alike} of {count} rows in one direction, as a layer that sorts images into bins"
         spread, largest = rows.max(axis=1) - rows.min(axis=1), np.abs(rows).max(axis=1)
         if (flat := int(((spread <= 1e-5 * largest) & (largest > 0)).sum())) >= MOST * count:
             found["flat"] = f"has {flat} of {count} rows that take the mean of what they are given and nothing else"
-    if count >= COLUMN_WIDTH and (alike := _alike(rows.T)) > 0:
+    if count >= COLUMN_WIDTH and (alike := _alike(rows.T, ALIKE, ALIKE_SHARE)) > 0:
         found["columns"] = f"has {alike} of {width} columns in one direction, so that its inputs' gradients are copies"
     return found
 
 
-def _alike(rows: npt.NDArray[np.float32]) -> int:
-    """How many rows have another one of their block in their direction; 0 where they are too few to mean anything."""
+def _alike(rows: npt.NDArray[np.float32], cosine: float, share: float = 0.0) -> int:
+    """How many rows have another one of their block in their direction; 0 where they are fewer than 8, or than this share of all."""
     alike = 0
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
         products = block @ block.T
         lengths = np.sqrt(np.diagonal(products))
         np.fill_diagonal(products, 0.0)
-        alike += int((products > ALIKE * lengths * lengths[:, None]).any(axis=1).sum())
-    return alike if alike >= max(ALIKE_ROWS, ALIKE_SHARE * len(rows)) else 0
+        alike += int((products > cosine * lengths * lengths[:, None]).any(axis=1).sum())
+    return alike if alike >= max(ALIKE_ROWS, share * len(rows)) else 0
 
 
 def _saturation(bias: npt.NDArray[np.float32], weight: npt.NDArray[Any]) -> dict[str, str]:

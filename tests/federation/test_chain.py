@@ -17,6 +17,7 @@ from pppml_core.errors import WireError
 from pppml_core.federation.audit import AUDIT_FILE, Audit, by_run, read_audit
 from pppml_core.federation.chain import HEAD_SIZE, Chain, ChainBroken, Head, read_chain
 from pppml_core.federation.identity import Identity, new_identity
+from pppml_core.federation.witnesses import begin_logs
 from pppml_core.wire.codec import encode_message
 from pppml_core.wire.messages import Message
 
@@ -300,6 +301,7 @@ def test_a_line_that_is_too_long(path: Path, identity: Identity) -> None:
 
 
 def test_what_the_audit_log_says_of_a_message(tmp_path: Path, identity: Identity) -> None:
+    begin_logs(tmp_path, identity)
     audit = Audit(tmp_path, identity)
     frame = encode_message(Message(b"r" * 16, 2, 3, "reply", "evaluate", "a", "server", {"scores": {"x": 1.0}, "needs_weights": False}))
     audit.note(frame)
@@ -312,9 +314,10 @@ def test_what_the_audit_log_says_of_a_message(tmp_path: Path, identity: Identity
     assert [(run["messages"], run["kinds"]) for run in by_run(lines)] == [(1, {"evaluate": 1}), (1, {"refused": 1})]
 
 
-def test_a_home_that_has_taken_part_in_runs_has_a_log(tmp_path: Path, identity: Identity) -> None:
+def test_a_home_has_a_log_from_its_first_day(tmp_path: Path, identity: Identity) -> None:
+    begin_logs(tmp_path, identity)
     Audit(tmp_path, identity)
-    (tmp_path / "runs").mkdir()
+    begin_logs(tmp_path, identity)
     Audit(tmp_path, identity)
     for file in (AUDIT_FILE, f"{AUDIT_FILE}.head"):
         (tmp_path / file).unlink()
@@ -325,6 +328,7 @@ def test_a_home_that_has_taken_part_in_runs_has_a_log(tmp_path: Path, identity: 
 
 def test_a_long_message_fits_the_log(tmp_path: Path, identity: Identity) -> None:
     body = {f"{'name' * 200}{number:04d}": number for number in range(3000)}
+    begin_logs(tmp_path, identity)
     Audit(tmp_path, identity).note(encode_message(Message(b"r" * 16, 1, 1, "reply", "s", "a", "server", body)))
     (line,) = read_audit(tmp_path, identity.public)[0]
     assert len(json.dumps(line)) < 20_000

@@ -8,83 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from pppml_core.api import Experiment
-from pppml_core.config import to_plain
 from pppml_core.discovery import from_objects
 from pppml_core.engines.remote import Signed, SignedWalks, invite
 from pppml_core.errors import RunFailed, WireError
 from pppml_core.federation import resident as resident_module
-from pppml_core.federation.audit import Strangers, read_audit
-from pppml_core.federation.identity import load_identity, load_roster, new_identity, roster_hash
-from pppml_core.federation.invitation import JOIN, invitation_to
-from pppml_core.federation.letter import frame_in, letter_in, read_letter, written
-from pppml_core.federation.pipeline import contribution_ranges
-from pppml_core.federation.resident import Resident
-from pppml_core.federation.terms import round_terms
-from pppml_core.interfaces.engine import Job, Loss, Walk
-from pppml_core.learning.arrays import to_numpy
+from pppml_core.federation.audit import Strangers
+from pppml_core.federation.identity import load_roster, new_identity
+from pppml_core.federation.invitation import JOIN
+from pppml_core.federation.letter import letter_in, read_letter, written
+from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.registry import Registry
+from pppml_core.testing.desk import RUN, Desk
 from pppml_core.testing.insecure_plugin import pppml_aggregators
-from pppml_core.testing.residents import ENGINE, acquaint
-from pppml_core.values import rms
-from pppml_core.wire.codec import decode_message, encode_message, sha256_of
+from pppml_core.testing.residents import ENGINE
+from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER, Message
 
 SITES = ("site_1", "site_2", "site_3")
-RUN = b"a run of a test!"
 REGISTRY = Registry.only(*from_objects([ENGINE, *(("aggregator", one) for one in pppml_aggregators())]))
 
 
-class Desk:
-    """The residents of three homes, and the keys of everybody."""
+class At(Desk):
+    """With the smallest aggregators, and sites without other rules."""
 
-    def __init__(self, homes: Path, aggregator: str, **rules: Any) -> None:
-        self.homes = homes
-        acquaint(homes, (*SITES, SERVER))
-        (homes / "site_1" / "policy.yaml").write_text(yaml.safe_dump(rules))
-        self.residents = {site: Resident(homes / site) for site in SITES}
-        sections = {"task": "tiny", "aggregator": aggregator, "training": {"steps": 1}, "run": {"rounds": 1, "metrics": "none", "seed": 5}}
-        self.plan = Experiment(sections, registry=REGISTRY)._plan()
-        assert self.plan.assembly is not None, self.plan.misfits
-        self.parts = self.plan.assembly
-        self.job = Job(RUN, to_plain(self.parts.config), homes, SITES, self.plan.sizes, {}, homes=homes, parts=self.parts)
-
-    def key(self, party: str) -> Any:
-        return load_identity(self.homes / party)
+    def __init__(self, folder: Path, aggregator: str, rules: str) -> None:
+        run = {"rounds": 1, "metrics": "none", "seed": 5}
+        sections = {"task": "tiny", "aggregator": aggregator, "training": {"steps": 1}, "run": run}
+        super().__init__(folder, sections, rules, careful=False, registry=REGISTRY)
 
     def hand(self, site: str, data: bytes, skipped: int = 0) -> bytes:
         return self.residents[site].receive(data, skipped)
 
-    def ask(self, site: str, kind: str, stage: str, round: int, body: dict[str, Any], **how: Any) -> Message:
-        """A message as the coordinator's, or as that of another party."""
-        sender, signer = how.get("sender", SERVER), how.get("signer", SERVER)
-        frame = encode_message(Message(RUN, round, 1, kind, stage, sender, site, body))
-        reply = self.hand(site, written(how.get("key") or self.key(signer), signer, frame, tuple(how.get("path", ()))))
-        return decode_message(frame_in(reply))
-
-    def begin(self, site: str, **how: Any) -> Message:
-        asked = invitation_to(self.job, self.parts).body(self.key(SERVER))
-        assert self.ask(site, JOIN, JOIN, 0, asked).body == {"joined": True}
-        parts, weights = self.parts, to_numpy(self.parts.initial_weights)
-        ranges = contribution_ranges(parts.shared, parts.config.encoding, None, rms(weights, list(weights)))
-        privacy = parts.mechanism.plan(parts.privacy_setting(self.plan.sizes))
-        spec = parts.pipeline(1, ranges, self.plan.max_weight, privacy).spec
-        terms = round_terms(
-            round=1, cohort=SITES, ranges=ranges, max_weight=self.plan.max_weight, guarantees=parts.aggregator.plan(spec, SITES).guarantees,
-            privacy=privacy.statement, metrics="none", keep=(), roster=roster_hash(load_roster(self.homes / SERVER), (*SITES, SERVER)),
-        )  # fmt: skip
-        return self.ask(site, "open", "open", 1, {"terms": terms, "sha256": sha256_of(weights), "weights": weights}, **how)
-
-    def logged(self, site: str) -> list[dict[str, Any]]:
-        return read_audit(self.homes / site, self.key(site).public)[0]
+    def begin(self, site: str) -> Message:
+        assert self.invite(site).body == {"joined": True}
+        return self.open(site)
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Desk]:
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., At]:
     monkeypatch.setattr(resident_module.Registry, "discover", classmethod(lambda cls: REGISTRY))
-    return lambda aggregator="plain", **rules: Desk(tmp_path / "homes", aggregator, **rules)
+    return lambda aggregator="plain", rules="": At(tmp_path, aggregator, rules)
 
 
 def turned_away(reply: Message) -> bool:
@@ -94,22 +58,22 @@ def turned_away(reply: Message) -> bool:
 # -- who is heard -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_pinned_coordinators_signature_is_heard(desk: Callable[..., Desk], tmp_path: Path) -> None:
+def test_only_the_pinned_coordinators_signature_is_heard(desk: Callable[..., At], tmp_path: Path) -> None:
     at = desk()
     assert at.begin("site_1").body == {"needs_weights": False}
     lines = len(at.logged("site_1"))
     plain = encode_message(Message(RUN, 1, 1, "session", "contribute", SERVER, "site_1", {}))
     assert turned_away(decode_message(at.hand("site_1", plain))), "no signature"
     stranger = new_identity(tmp_path / "stranger")
-    assert turned_away(at.ask("site_1", "session", "contribute", 1, {}, key=stranger)), "a key that nobody pinned"
-    assert turned_away(at.ask("site_1", "session", "contribute", 1, {}, signer="site_2")), "a site in the coordinator's name"
-    assert turned_away(at.ask("site_1", "session", "contribute", 1, {}, key=stranger, signer="somebody"))
+    assert turned_away(at.ask("site_1", "session", "contribute", {}, key=stranger)), "a key that nobody pinned"
+    assert turned_away(at.ask("site_1", "session", "contribute", {}, signer="site_2")), "a site in the coordinator's name"
+    assert turned_away(at.ask("site_1", "session", "contribute", {}, key=stranger, signer="somebody"))
     letter = read_letter(written(at.key(SERVER), SERVER, plain))
     other = encode_message(Message(RUN, 1, 1, "hello", "hello", SERVER, "site_1", {}))
     assert turned_away(decode_message(at.hand("site_1", type(letter)(SERVER, other, (), False, letter.signature).to_bytes()))), "moved"
     assert turned_away(decode_message(at.hand("site_1", type(letter)(SERVER, plain, ("site_2",), False, letter.signature).to_bytes())))
     assert len(at.logged("site_1")) == lines + 1, "one line for all of them"
-    reply = at.ask("site_1", "session", "contribute", 1, {})
+    reply = at.ask("site_1", "session", "contribute", {})
     assert (reply.kind, list(reply.body)) == ("reply", ["values"]), "and nothing of it kept the coordinator out"
 
 
@@ -124,16 +88,16 @@ def test_only_the_pinned_coordinators_signature_is_heard(desk: Callable[..., Des
         ("train", "train", 1),
     ],
 )
-def test_a_site_of_the_run_may_ask_for_nothing_but_hops(desk: Callable[..., Desk], kind: str, stage: str, round: int) -> None:
+def test_a_site_of_the_run_may_ask_for_nothing_but_hops(desk: Callable[..., At], kind: str, stage: str, round: int) -> None:
     at = desk()
     at.begin("site_1")
-    reply = at.ask("site_1", kind, stage, round, {}, sender="site_2", signer="site_2")
+    reply = at.ask("site_1", kind, stage, {}, round, sender="site_2", signer="site_2")
     assert reply.kind == "failed"
     assert "site_2 to ask" in reply.body["reason"] or "only the coordinator invites" in reply.body["reason"], reply.body
-    assert at.ask("site_1", "session", "contribute", 1, {}).kind == "reply", "the attempt stayed open"
+    assert at.ask("site_1", "session", "contribute", {}).kind == "reply", "the attempt stayed open"
 
 
-def test_a_letter_for_another_site_is_not_answered(desk: Callable[..., Desk]) -> None:
+def test_a_letter_for_another_site_is_not_answered(desk: Callable[..., At]) -> None:
     at = desk()
     at.begin("site_1")
     frame = encode_message(Message(RUN, 1, 1, "session", "contribute", SERVER, "site_2", {}))
@@ -144,12 +108,12 @@ def test_a_letter_for_another_site_is_not_answered(desk: Callable[..., Desk]) ->
 # -- handing on ---------------------------------------------------------------------------------------------------------------------------
 
 
-def relay(at: Desk, path: tuple[str, ...], skipped: int = 0, *, bridge: bool = False) -> bytes:
+def relay(at: At, path: tuple[str, ...], skipped: int = 0, *, bridge: bool = False) -> bytes:
     frame = encode_message(Message(RUN, 1, 1, "session", "ring", SERVER, "site_1", {}))
     return at.hand("site_1", written(at.key(SERVER), SERVER, frame, path, bridge=bridge), skipped)
 
 
-def test_a_relay_goes_from_site_to_site_and_the_log_names_the_frame_that_left(desk: Callable[..., Desk]) -> None:
+def test_a_relay_goes_from_site_to_site_and_the_log_names_the_frame_that_left(desk: Callable[..., At]) -> None:
     at = desk("insecure-ring")
     for site in SITES:
         at.begin(site)
@@ -167,7 +131,7 @@ def test_a_relay_goes_from_site_to_site_and_the_log_names_the_frame_that_left(de
     assert at.logged("site_3")[-1]["to"] == SERVER
 
 
-def test_who_cannot_be_reached_is_passed_over_only_where_the_coordinator_said_so(desk: Callable[..., Desk]) -> None:
+def test_who_cannot_be_reached_is_passed_over_only_where_the_coordinator_said_so(desk: Callable[..., At]) -> None:
     at = desk("insecure-ring")
     at.begin("site_1")
     assert decode_message(relay(at, ("site_2", "site_3"), 1)).kind == "failed"
@@ -187,32 +151,32 @@ def test_who_cannot_be_reached_is_passed_over_only_where_the_coordinator_said_so
 
 
 @pytest.mark.parametrize("path", [("site_1",), ("site_4",), ("site_2", "site_2"), ("server",)])
-def test_a_path_of_others_than_the_sites_of_the_attempt(desk: Callable[..., Desk], path: tuple[str, ...]) -> None:
+def test_a_path_of_others_than_the_sites_of_the_attempt(desk: Callable[..., At], path: tuple[str, ...]) -> None:
     at = desk("insecure-ring")
     at.begin("site_1")
     assert decode_message(relay(at, path)).kind == "failed"
     assert {line["to"] for line in at.logged("site_1")} == {SERVER}
 
 
-def test_what_is_no_relay_is_not_handed_on(desk: Callable[..., Desk]) -> None:
+def test_what_is_no_relay_is_not_handed_on(desk: Callable[..., At]) -> None:
     at = desk()
     at.begin("site_1")
-    reply = at.ask("site_1", "session", "contribute", 1, {}, path=["site_2"])
+    reply = at.ask("site_1", "session", "contribute", {}, path=["site_2"])
     assert (reply.kind, "not handed on" in reply.body["reason"]) == ("failed", True)
 
 
-def test_a_site_that_hands_nothing_on(desk: Callable[..., Desk]) -> None:
-    at = desk("insecure-ring", hand_on=False)
+def test_a_site_that_hands_nothing_on(desk: Callable[..., At]) -> None:
+    at = desk("insecure-ring", "hand_on: false")
     at.begin("site_1")
     reply = decode_message(relay(at, ("site_2", "site_3")))
     assert (reply.kind, reply.body["reason"].startswith("site_1: hand_on: ")) == ("refused", True)
-    assert at.ask("site_1", "session", "ring", 1, {}).kind == "reply", "through the coordinator it takes part"
+    assert at.ask("site_1", "session", "ring", {}).kind == "reply", "through the coordinator it takes part"
 
 
 class Hands:
     """A transport whose sites hand on; ``gone`` cannot be reached."""
 
-    def __init__(self, at: Desk, gone: tuple[str, ...] = ()) -> None:
+    def __init__(self, at: At, gone: tuple[str, ...] = ()) -> None:
         self.at, self.gone, self.parallel = at, gone, 1
 
     def deliver(self, frames: Any) -> Any:
@@ -229,19 +193,19 @@ class Hands:
         pass
 
 
-def test_an_engine_whose_sites_hand_on_is_refused_by_a_site_that_does_not(desk: Callable[..., Desk]) -> None:
-    at = desk("insecure-ring", hand_on=False)
+def test_an_engine_whose_sites_hand_on_is_refused_by_a_site_that_does_not(desk: Callable[..., At]) -> None:
+    at = desk("insecure-ring", "hand_on: false")
     with pytest.raises(RunFailed, match="site_1: it refused: hand_on: "):
-        invite(at.job, Hands(at))
-    assert type(invite(at.job, Hands(at), "star")) is Signed, "on a star it joins"
+        invite(at.job(), Hands(at))
+    assert type(invite(at.job(), Hands(at), "star")) is Signed, "on a star it joins"
 
 
-def test_without_relays_nobody_is_asked_to_hand_on(desk: Callable[..., Desk]) -> None:
-    at = desk("plain", hand_on=False)
-    assert type(invite(at.job, Hands(at))) is SignedWalks
+def test_without_relays_nobody_is_asked_to_hand_on(desk: Callable[..., At]) -> None:
+    at = desk("plain", "hand_on: false")
+    assert type(invite(at.job(), Hands(at))) is SignedWalks
 
 
-def test_the_coordinator_passes_over_sites_at_the_beginning_with_a_letter_for_each(desk: Callable[..., Desk]) -> None:
+def test_the_coordinator_passes_over_sites_at_the_beginning_with_a_letter_for_each(desk: Callable[..., At]) -> None:
     at = desk("insecure-ring")
     frame = encode_message(Message(RUN, 1, 1, "session", "ring", SERVER, "site_1", {}))
     found = SignedWalks(Hands(at, gone=("site_1",)), at.key(SERVER)).walk(SITES, frame, True)
@@ -257,7 +221,7 @@ def test_the_coordinator_passes_over_sites_at_the_beginning_with_a_letter_for_ea
 # -- strangers ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_ten_thousand_messages_of_strangers_are_a_line_a_minute(desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_thousand_messages_of_strangers_are_a_line_a_minute(desk: Callable[..., At], monkeypatch: pytest.MonkeyPatch) -> None:
     at, now = desk(), [1000.0]
     monkeypatch.setattr(resident_module.time, "monotonic", lambda: now[0])
     for number in range(200):

@@ -14,6 +14,7 @@ from pppml_core.config import resolve
 from pppml_core.errors import CheckpointError, PolicyRefusal, RoundLost, RunFailed, TooFewSurvivors
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.checkpoint import drop_sums, load_sum, save_sum
+from pppml_core.federation.evaluation import announced_share
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.site import Site, SiteHost
 from pppml_core.federation.store import SiteStore, sites_digest
@@ -158,7 +159,7 @@ class Desk:
             "max_weight": 26,
             "guarantees": parts.aggregator.plan(pipeline.spec, cohort).guarantees,
             "privacy": self.host.privacy.statement,
-            "metrics": parts.config.run.metrics,
+            "metrics": announced_share(parts, self.host.job.sites),
             "keep": [],
             "roster": roster_hash(load_roster(self.host.job.home("site_2")), (*cohort, SERVER)),
         }

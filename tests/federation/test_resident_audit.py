@@ -110,6 +110,7 @@ def test_a_log_that_was_tampered_with_stops_the_site(home: Path) -> None:
 
 def test_a_site_that_cannot_write_its_log_is_lost_to_the_run_and_trains_nothing(tmp_path: Path) -> None:
     acquaint(tmp_path / "homes", (*SITES, SERVER))
+    (tmp_path / "homes" / "site_2" / AUDIT_FILE).unlink()
     (tmp_path / "homes" / "site_2" / AUDIT_FILE).mkdir()
     with pytest.raises(RunFailed, match="site_2: it failed: this site cannot write its audit log"):
         go(tmp_path)

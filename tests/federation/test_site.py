@@ -13,6 +13,7 @@ from pppml_core.builtin.fedavg import FedAvg
 from pppml_core.builtin.plain import Plain, PlainSession
 from pppml_core.config import resolve
 from pppml_core.federation.assembly import Assembly
+from pppml_core.federation.evaluation import announced_share
 from pppml_core.federation.identity import load_roster, roster_hash
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.site import Site, SiteHost
@@ -54,7 +55,8 @@ class Bench:
         told = {"round": round, "cohort": cohort, "ranges": ranges, "max_weight": 26, "guarantees": guarantees, "keep": []}
         pinned = {**load_roster(self.host.job.home(NAME)), **dict.fromkeys(set(cohort) - set(self.host.job.sites), bytes(32))}
         told["roster"] = roster_hash(pinned, (*cohort, SERVER))
-        return {**round_terms(**told, privacy=self.host.privacy.statement, metrics=self.parts.config.run.metrics), **changes}
+        told["metrics"] = announced_share(self.parts, self.host.job.sites)
+        return {**round_terms(**told, privacy=self.host.privacy.statement), **changes}
 
     def message(self, kind, body, round=1, attempt=1, stage=None, recipient=NAME, run=None):
         return encode_message(Message(run or self.run, round, attempt, kind, stage or kind, SERVER, recipient, body))

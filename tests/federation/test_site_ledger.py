@@ -13,6 +13,7 @@ import pytest
 from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.identity import Identity, new_identity
 from pppml_core.federation.site_ledger import ACCOUNT_FILE, Account, Claim, Limits, claim_of, read_account, total
+from pppml_core.federation.witnesses import begin_logs
 from pppml_core.interfaces.privacy import PrivacyStatement
 
 FOUR = Claim(4.0, 1e-5, "example", "add-remove")
@@ -26,6 +27,7 @@ def identity(tmp_path: Path) -> Identity:
 
 @pytest.fixture
 def account(tmp_path: Path, identity: Identity) -> Account:
+    begin_logs(tmp_path, identity)
     return Account(tmp_path, identity)
 
 
@@ -37,7 +39,8 @@ def test_epsilons_and_deltas_are_added(account: Account, tmp_path: Path, identit
     for number in (1, 2):
         account.reserve(run(number), FOUR, ALL, {"name": f"study-{number}"})
     with pytest.raises(
-        PolicyRefusal, match=r"^total_epsilon: this run costs epsilon 4 and delta 1e-05, 2 others have cost epsilon 8 and delta 2e-05"
+        PolicyRefusal,
+        match=r"^total_epsilon: this run costs epsilon 4 and delta 1e-05, more.*; here: 2 others have cost epsilon 8 and delta 2e-05",
     ):
         account.reserve(run(3), FOUR, ALL, {})
     assert [entry["about"]["name"] for entry in read_account(tmp_path, identity.public)] == ["study-1", "study-2"]
@@ -47,7 +50,7 @@ def test_epsilons_and_deltas_are_added(account: Account, tmp_path: Path, identit
 
 def test_deltas_alone_may_be_too_much(account: Account) -> None:
     account.reserve(run(1), Claim(0.1, 6e-5, "example", "add-remove"), ALL, {})
-    with pytest.raises(PolicyRefusal, match=r"all together may cost epsilon 8 and delta 0\.0001"):
+    with pytest.raises(PolicyRefusal, match=r"more than is left of epsilon 8 and delta 0\.0001"):
         account.reserve(run(2), Claim(0.1, 6e-5, "example", "add-remove"), ALL, {})
 
 
@@ -67,13 +70,15 @@ def test_a_run_is_entered_once_and_never_becomes_dearer(account: Account, tmp_pa
 def test_different_units_have_no_sum(account: Account) -> None:
     account.reserve(run(1), FOUR, ALL, {})
     account.reserve(run(2), Claim(0.0), ALL, {})  # of nothing
-    with pytest.raises(PolicyRefusal, match=r"cannot be added: example \(add-remove\) and patient \(add-remove\)"):
+    with pytest.raises(PolicyRefusal, match=r"here: claims .* cannot be added: example \(add-remove\) and patient \(add-remove\)"):
         account.reserve(run(3), Claim(1.0, 1e-6, "patient", "add-remove"), ALL, {})
     with pytest.raises(PolicyRefusal, match="cannot be added"):
         account.reserve(run(3), Claim(1.0, 1e-6, "example", "replace"), ALL, {})
 
 
 def test_two_at_a_time_do_not_both_take_what_is_left(tmp_path: Path, identity: Identity) -> None:
+    begin_logs(tmp_path, identity)
+
     def take(number: int) -> bool:
         try:
             Account(tmp_path, identity).reserve(run(number), FOUR, ALL, {})

@@ -217,11 +217,34 @@ def test_changes_that_are_none():
     weights = shared(built("small-cnn", {}, 0))
     third, head = weights["features.4.0.weight"].copy(), weights["head.weight"]
     third[:20] = 0  # a fifth of the filters
-    third[30:45] = third[30]  # fewer copies than a quarter
+    third[30:37] = third[30]  # seven copies
     changed = {"features.4.0.weight": third, "head.weight": head * 20, "head.bias": np.array([5.0, -5.0], np.float32)}
     changed["features.4.1.weight"] = weights["features.4.1.weight"] * 0.05
     changed["features.4.1.bias"] = np.full(92, -1.0, np.float32)
     assert suspicious({**weights, **changed}, weights) == []
+
+
+@pytest.mark.parametrize(("alike", "found"), [(7, False), (8, True), (16, True), (32, True), (63, True), (256, True)])
+@pytest.mark.parametrize("noise", [0.0, 1e-2])
+def test_bins_in_a_part_of_a_layer(alike, found, noise):
+    """Few bins read few images, and are as plain to see: 63 of 256 rows read 23 of a batch of 24."""
+    rng = np.random.default_rng(0)
+    begin = {"0.weight": rng.uniform(-1, 1, (256, 784)).astype(np.float32) / 28, "0.bias": np.zeros(256, np.float32)}
+    planted = begin["0.weight"].copy()
+    planted[:alike] = planted[0] * (1 + noise * rng.normal(size=(alike, 784)))
+    said = suspicious({**begin, "0.weight": planted}, begin)
+    assert said == ([f"0.weight has {alike} of 256 rows in one direction, as a layer that sorts images into bins"] if found else [])
+
+
+def test_narrow_filters_may_be_alike_but_no_copies():
+    """Of nine numbers each, a quarter may blur alike."""
+    rng = np.random.default_rng(0)
+    begin = {"w": rng.normal(size=(256, 1, 3, 3)).astype(np.float32)}
+    alike, copies = begin["w"].copy(), begin["w"].copy()
+    alike[:30] = alike[0] * (1 + 1e-2 * rng.normal(size=(30, 1, 3, 3)))
+    copies[:30] = copies[0]
+    assert suspicious({"w": alike}, begin) == []
+    assert suspicious({"w": copies}, begin) != []
 
 
 def test_copies_in_many_blocks():

@@ -1,0 +1,265 @@
+"""A coordinator whose key is pinned and who lies, message by message: what the policy of a hospital still holds against it."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pppml_core.federation import resident as resident_module
+from pppml_core.federation.evaluation import SUM_IN_CLEAR, announced_share, smallest_part
+from pppml_core.federation.policy import Policy
+from pppml_core.federation.site_ledger import read_account
+from pppml_core.federation.timetable import Rounds
+from pppml_core.testing.desk import RUN, Desk
+from pppml_core.wire.messages import Message
+
+PLAIN: dict[str, Any] = {
+    "task": "tiny",
+    "aggregator": "plain",
+    "training": {"steps": 1},
+    "run": {"rounds": 2, "metrics": "none", "seed": 5},
+}
+SECURE = {**PLAIN, "aggregator": "secagg-plus"}
+DP = {**PLAIN, "privacy": {"use": "dp-sgd", "epsilon": 4.0}}
+
+
+def scored(sections: dict[str, Any], share: str, **changes: Any) -> dict[str, Any]:
+    return {**sections, **changes, "run": {**sections["run"], "metrics": share}}
+
+
+def refused(reply: Message, *said: str) -> bool:
+    assert reply.kind == "refused", reply.body
+    assert all(text in reply.body["reason"] for text in said), reply.body
+    return True
+
+
+# -- scores -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "rules"),
+    [
+        (scored(PLAIN, "sum", personalization="local-only"), ""),
+        (scored(PLAIN, "sum"), "plain_updates: true"),
+    ],
+)
+def test_a_sum_of_scores_in_the_clear_is_no_sum(tmp_path: Path, sections: dict[str, Any], rules: str) -> None:
+    desk = Desk(tmp_path, sections, rules)
+    assert announced_share(desk.parts, desk.sites) == SUM_IN_CLEAR
+    assert refused(desk.invite("site_1"), "metrics: sums of scores announced in which somebody sees this site's own")
+    desk.insist("site_1", f"{rules}\nmetrics: per-site")
+    assert refused(desk.invite("site_1"), "fewest_patients: ")
+    desk.insist("site_1", f"{rules}\nmetrics: per-site\nfewest_patients: 1")
+    assert desk.invite("site_1").body == {"joined": True}
+
+
+def test_a_secure_sum_of_scores_is_one(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, scored(SECURE, "sum"))
+    assert announced_share(desk.parts, desk.sites) == "sum"
+    assert desk.invite("site_1").body == {"joined": True}
+
+
+def test_groups_that_sums_set_apart() -> None:
+    assert smallest_part([]) == 0
+    assert smallest_part([["a", "b", "c"]]) == 3
+    assert smallest_part([["a", "b", "c", "d"], ["a", "b", "c"]]) == 1
+    assert smallest_part([["a", "b", "c"], ["d", "e", "f"]]) == 3
+    # Three sums whose pairs differ in two sites, and which together tell each site's own.
+    assert smallest_part([["a", "b"], ["b", "c"], ["a", "c"]]) == 1
+    # An independent oracle: what the span of the sums holds, by elimination over the rationals.
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sets = [frozenset(s for s in "abcde" if rng.random() < 0.6) for _ in range(3)]
+        rows = np.array([[s in one for s in "abcde"] for one in sets], float)
+        alone = [np.linalg.matrix_rank(np.vstack([rows, unit])) == np.linalg.matrix_rank(rows) for unit in np.eye(5)]
+        assert smallest_part(sets) == 1 or not any(alone)
+
+
+def test_two_sums_of_scores_over_other_sites_are_not_released(tmp_path: Path) -> None:
+    """The difference of two sums over nearly one model would be one site's own scores."""
+    desk = (
+        Desk(tmp_path, scored(SECURE, "sum"), sites=4)
+        if False
+        else Desk(tmp_path, {**scored(SECURE, "sum"), "task": {"use": "tiny", "sites": 4}}, sites=4)
+    )
+    assert desk.invite("site_1").body == {"joined": True}
+    site = _evaluated(desk, 1, 1)
+    site.release("metrics", desk.sites)
+    site = _evaluated(desk, 1, 2, weights=desk.moved(1), cohort=desk.sites[:3])
+    with pytest.raises(Exception, match="this sum was released before in attempt 1 of round 1"):
+        site.release("metrics", desk.sites[:3])
+    site = _evaluated(desk, 2, 1, weights=desk.moved(1), cohort=desk.sites[:3])
+    with pytest.raises(Exception, match="the difference would be the scores of 1, at least 3 required"):
+        site.release("metrics", desk.sites[:3])
+    desk.restart("site_1")
+    site = _evaluated(desk, 2, 2, weights=desk.moved(1), cohort=desk.sites[:3])
+    with pytest.raises(Exception, match="the difference would be the scores of 1"):
+        site.release("metrics", desk.sites[:3])
+    site = _evaluated(desk, 2, 3, weights=desk.moved(1))
+    site.release("metrics", desk.sites)
+
+
+def _evaluated(desk: Desk, round: int, attempt: int, **how: Any) -> Any:
+    weights = how.pop("weights", desk.weights)
+    assert desk.open("site_1", round, attempt, weights=weights, **how).body == {"needs_weights": False}
+    assert desk.evaluate("site_1", round, attempt, weights=weights).body == {"needs_weights": False}
+    return desk.residents["site_1"]._living(RUN)
+
+
+ALLOWED = "plain_updates: true\nmetrics: per-site\nfewest_patients: 1"
+
+
+def test_a_run_scores_so_many_models_and_no_more(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, scored(PLAIN, "per-site"), ALLOWED)
+    desk.invite("site_1")
+    kinds = [desk.evaluate("site_1", weights=desk.moved(number)).kind for number in range(10)]
+    assert kinds == ["reply"] * 6 + ["refused"] * 4, "two rounds need three, and may be held twice"
+    desk.restart("site_1")
+    assert refused(desk.evaluate("site_1", weights=desk.moved(99)), "6 models were scored in this run")
+    assert desk.evaluate("site_1", weights=desk.moved(3)).kind == "reply", "the same one again"
+    assert desk.evaluate("site_1", 3).kind == "failed", "the run has two rounds"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def turn(text: str) -> None:
+        monkeypatch.setattr(resident_module, "local_time", lambda: datetime.datetime.fromisoformat(text))
+
+    return turn
+
+
+@pytest.mark.parametrize(
+    ("rules", "rule"),
+    [
+        ("metrics: none", "metrics"),
+        ("min_cohort: 9", "min_cohort"),
+        ("fewest_patients: 50", "fewest_patients"),
+        ("hours: '07:00-19:00'", "hours"),
+        ("components: []", "components"),
+    ],
+)
+def test_an_edited_policy_holds_for_scores_too(tmp_path: Path, clock: Callable[[str], None], rules: str, rule: str) -> None:
+    desk = Desk(tmp_path, scored(PLAIN, "per-site"), ALLOWED)
+    clock("2026-03-02T23:00")
+    desk.invite("site_1")
+    desk.open("site_1")
+    assert desk.evaluate("site_1").kind == "reply"
+    desk.insist("site_1", f"{ALLOWED}\n{rules}")
+    assert refused(desk.evaluate("site_1"), f"{rule}: ")
+    if rule != "hours":
+        assert refused(desk.ask("site_1", "session", "contribute", {}), f"{rule}: ")
+
+
+# -- rounds of a day ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_other_models_in_one_round_are_other_rounds_of_the_day(tmp_path: Path, clock: Callable[[str], None]) -> None:
+    desk = Desk(tmp_path, PLAIN, "plain_updates: true\nmax_rounds_per_day: 2")
+    clock("2026-03-02T10:00")
+    desk.invite("site_1")
+
+    def update(round: int, attempt: int, number: int) -> Message:
+        opened = desk.open("site_1", round, attempt, weights=desk.moved(number))
+        return desk.ask("site_1", "session", "contribute", {}, round, attempt) if opened.kind == "reply" else opened
+
+    assert [update(1, attempt, number).kind for attempt, number in ((1, 0), (2, 0), (3, 1))] == ["reply"] * 3, "a retry is the same round"
+    for attempt in range(4, 8):
+        assert refused(update(1, attempt, attempt), "max_rounds_per_day: 2 rounds were begun today")
+    desk.restart("site_1")
+    assert refused(update(2, 1, 0), "max_rounds_per_day")
+    clock("2026-03-03T10:00")
+    assert update(2, 2, 0).kind == "reply"
+
+
+def test_what_was_not_trained_is_no_round_of_the_day(tmp_path: Path, clock: Callable[[str], None]) -> None:
+    desk = Desk(tmp_path, PLAIN, "plain_updates: true\nmax_rounds_per_day: 1")
+    clock("2026-03-02T10:00")
+    desk.invite("site_1")
+    for round in (1, 2, 1000, 1001):
+        desk.ask("site_1", "open", "open", {"terms": {}, "sha256": bytes(32)}, round)
+    assert desk.open("site_1", 1000).kind == "refused"
+    assert Rounds(desk.homes / "site_1").full(Policy(max_rounds_per_day=1), resident_module.local_time()) is None
+    assert desk.open("site_1").kind == "reply"
+    assert desk.ask("site_1", "session", "contribute", {}).kind == "reply"
+
+
+def test_two_runs_at_one_home_do_not_end_each_others_attempts(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, PLAIN, "plain_updates: true")
+    other = b"the second run.."
+    desk.invite("site_1")
+    desk.open("site_1")
+    assert desk.invite("site_1", other).body == {"joined": True}
+    assert desk.open("site_1", run=other).kind == "reply"
+    assert desk.ask("site_1", "session", "contribute", {}).kind == "reply"
+    assert desk.ask("site_1", "session", "contribute", {}, run=other).kind == "reply"
+
+
+# -- the account --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", ["the run", "what the site held of it", "all runs"])
+def test_a_run_of_which_something_is_gone_is_over_for_this_site(tmp_path: Path, gone: str) -> None:
+    """Else the same epsilon is spent again and again, with other noise each time, and the account says once."""
+    desk = Desk(tmp_path, DP, "plain_updates: true\ntotal_epsilon: 4.0")
+    desk.invite("site_1")
+    desk.open("site_1")
+    assert desk.ask("site_1", "session", "contribute", {}).kind == "reply"
+    runs = desk.homes / "site_1" / "runs"
+    shutil.rmtree({"the run": runs / RUN.hex(), "what the site held of it": runs / RUN.hex() / "site_1", "all runs": runs}[gone])
+    for _ in range(2):
+        assert refused(desk.invite("site_1"), "joined: what this site held of this run is gone")
+        desk.restart("site_1")
+        assert refused(desk.open("site_1", 1, 2), "joined: what this site held of this run is gone")
+    assert refused(desk.invite("site_1", b"another run....."), "total_epsilon")
+
+
+def test_a_run_that_was_written_down_and_not_yet_entered_is_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies between the invitation and the account."""
+    desk = Desk(tmp_path, DP, "plain_updates: true\ntotal_epsilon: 4.0")
+    home, account = desk.homes / "site_1", desk.residents["site_1"]._account
+
+    def dies(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(account, "reserve", dies)
+        with pytest.raises(KeyboardInterrupt):
+            desk.invite("site_1")
+    desk.restart("site_1")
+    assert desk.open("site_1").kind == "reply"
+    assert [entry["epsilon"] for entry in read_account(home, desk.key("site_1").public)] == [4.0]
+
+
+@pytest.mark.parametrize(
+    "how", ["older account", "older account without runs", "older log", "no log and no account", "nothing but the key"]
+)
+def test_logs_that_were_put_back_are_found_by_what_else_remembers(tmp_path: Path, how: str) -> None:
+    desk = Desk(tmp_path, DP, "plain_updates: true\ntotal_epsilon: 100.0")
+    home = desk.homes / "site_1"
+    kept: dict[Path, bytes] = {}
+    for number in range(3):
+        assert desk.invite("site_1", bytes([number]) * 16).body == {"joined": True}
+        if number == 1:
+            names = {"older log": ("audit.jsonl",)}.get(how, ("account.jsonl",))
+            kept = {home / f"{name}{end}": (home / f"{name}{end}").read_bytes() for name in names for end in ("", ".head")}
+    assert desk.open("site_1", run=bytes([2]) * 16).kind == "reply"
+    for path, text in kept.items():
+        path.write_bytes(text)
+    if how == "older account without runs":
+        shutil.rmtree(home / "runs")
+    if how.startswith("no"):
+        for name in ("account.jsonl", "audit.jsonl"):
+            for end in ("", ".head"):
+                (home / f"{name}{end}").unlink()
+    if how == "nothing but the key":
+        shutil.rmtree(home / "runs")
+    for _ in range(2):
+        reply = desk.invite("site_1", b"another run.....")
+        assert "cannot be relied on" in reply.body["reason"] or "cannot write its audit log" in reply.body["reason"], reply.body
+        desk.restart("site_1")
