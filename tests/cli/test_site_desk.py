@@ -55,7 +55,7 @@ def test_a_home_in_order(pppml: Go, home: Path) -> None:
     code, out, err = pppml("site check --home site_1")
     assert (code, err) == (0, "")
     said = rows(out)
-    assert list(said) == ["identity", "roster", "policy", "site.yaml", "account", "audit log"]
+    assert list(said) == ["identity", "roster", "policy", "site.yaml", "account", "audit log", "witnesses"]
     assert {mark for mark, _ in said.values()} == {"ok"}
     assert said["roster"][1] == "3 other parties pinned: server, site_2, site_3"
 
@@ -68,8 +68,8 @@ def test_a_home_in_order(pppml: Go, home: Path) -> None:
         (lambda home: (home / "policy.yaml").write_text("min_cohrt: 3"), "policy", "did you mean 'min_cohort'"),
         (lambda home: (home / "site.yaml").write_text("data: /nowhere\n"), "site.yaml", "there is nothing at /nowhere"),
         (lambda home: (home / "site.yaml").write_text("engine: nobodys\n"), "site.yaml", "there is no engine 'nobodys'"),
-        (lambda home: (home / "runs").mkdir(), "account", "the account of what they cost is gone"),
-        (lambda home: (home / "runs").mkdir(), "audit log", "the log of what left it is gone"),
+        (lambda home: (home / "account.jsonl").unlink(), "account", "the account of what runs cost here is gone"),
+        (lambda home: (home / "audit.jsonl").unlink(), "audit log", "the log of what left this home is gone"),
     ],
 )
 def test_a_home_that_is_not_in_order(pppml: Go, home: Path, spoil: Callable[[Path], object], what: str, says: str) -> None:
