@@ -13,6 +13,7 @@ import pytest
 from drilling.runs import Event
 from pppml_core.engines import processes
 from pppml_core.testing.proxy import Proxy
+from pppml_core.wire.codec import decode_message
 
 STRANGE = Path(__file__).resolve().parent / "strange_site.py"
 
@@ -35,6 +36,18 @@ def proxied(monkeypatch: pytest.MonkeyPatch, *, record: bool = False) -> Iterato
     finally:
         for proxy in found.values():
             proxy.close()
+
+
+def patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The engine's timeout from round 2 on. In round 1 processes load their libraries, for as long as the machine is busy otherwise."""
+    asked = processes._SiteProcess._asked
+
+    def waiting(site, frame, strike):
+        if decode_message(frame).round > 1:
+            site._config = site._config.model_copy(update={"timeout": seconds})
+        return asked(site, frame, strike)
+
+    monkeypatch.setattr(processes._SiteProcess, "_asked", waiting)
 
 
 def strange_sites(monkeypatch: pytest.MonkeyPatch, *about: str) -> None:

@@ -147,7 +147,7 @@ def _server_kills() -> Iterator[Drill]:
 
 # -- the network, clocks ------------------------------------------------------------------------------------------------------------------
 #: seconds the coordinator waits in the drills of stalls, where it does not wait for ever.
-PATIENCE = 20
+PATIENCE = 12
 STALL, LONG_STALL, PARTITION = "network stalls for 30 s", "network of a site stalls beyond the timeout", "network of a site is cut"
 SPLIT, SLOW, SKEW = "network of too many sites is cut", "a site is slow", "clocks are hours apart"
 WAITED = f"no answer within {PATIENCE} seconds"

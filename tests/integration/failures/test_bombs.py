@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from drilling.lines import at, strange_sites
+from drilling.lines import at, patience, strange_sites
 from drilling.runs import disturbed, sites, tiny
 from drilling.table import BOMB, PATIENCE, drills
 
@@ -49,8 +49,8 @@ def test_a_site_sends_a_bomb(check_rounds, monkeypatch, tmp_path, row):
     memory = Memory()
     starts = at(memory.__enter__, event="stage-started", round=2, stage="contribute")
     ends = at(lambda: memory.__exit__(), event="stage", round=2, stage="contribute")
-    timeout = PATIENCE if mode == "drip" else 300
-    sections = tiny(3, 3, engine={"use": "processes", "timeout": timeout})
+    patience(monkeypatch, PATIENCE if mode == "drip" else 300)
+    sections = tiny(3, 3, engine="processes")
     run = disturbed(tmp_path / "r", sections, starts, ends)
     check_rounds(run, {2: [row]}, {2: "site_2"})
     assert run.survivors[1] == sites(3)

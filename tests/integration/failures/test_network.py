@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from drilling.lines import at, proxied, stall_for, strange_sites
+from drilling.lines import at, patience, proxied, stall_for, strange_sites
 from drilling.runs import HE, disturbed, sites, tiny
 from drilling.table import LONG_STALL, PARTITION, PATIENCE, SKEW, SLOW, SPLIT, STALL, drills
 
@@ -17,8 +17,8 @@ def proxies(monkeypatch):
         yield found
 
 
-def by_round(rows):
-    return {round: [row] for round, row in enumerate(rows, 1)}
+def by_round(rows, first=1):
+    return {round: [row] for round, row in enumerate(rows, first)}
 
 
 @pytest.mark.drill
@@ -47,10 +47,11 @@ def disturb(rows, breaks, mend, proxies):
 
 @pytest.mark.drill
 @pytest.mark.parametrize(("sum", "count"), [("secagg-plus", 4), ("cyclic-he", 5)])
-def test_a_stall_beyond_the_timeout_loses_that_site(check_rounds, proxies, tmp_path, sum, count):
-    rounds = by_round(drills("processes", sum, LONG_STALL))
+def test_a_stall_beyond_the_timeout_loses_that_site(check_rounds, proxies, monkeypatch, tmp_path, sum, count):
+    patience(monkeypatch, PATIENCE)
+    rounds = by_round(drills("processes", sum, LONG_STALL), 2)
     aggregator = HE if sum == "cyclic-he" else sum
-    sections = tiny(count, len(rounds), aggregator=aggregator, engine={"use": "processes", "timeout": PATIENCE})
+    sections = tiny(count, len(rounds) + 1, aggregator=aggregator, engine="processes")
     run = disturbed(tmp_path / "r", sections, *disturb(rounds, "stall", "go_on", proxies))
     check_rounds(run, rounds, dict.fromkeys(rounds, SITE))
 
