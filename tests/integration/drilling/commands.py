@@ -48,6 +48,8 @@ def command(
     for reader in readers:
         reader.start()
     code = process.wait(TOO_LONG)
-    for reader in readers:
+    for name, reader in zip(said, readers, strict=True):
         reader.join(END)
+        if not reader.is_alive():
+            getattr(process, name).close()
     return subprocess.CompletedProcess(line, code, *("".join(said[name]) for name in ("stdout", "stderr")))
