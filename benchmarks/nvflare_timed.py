@@ -1,17 +1,22 @@
-"""Both sides of an NVFlare job that times itself, then lets the coordinator do so; for :mod:`engines`."""
+"""Both sides of an NVFlare job that times its own calls when it is asked to; for :mod:`engines`."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engines import frames, seconds
+from engines import LINE, hello, seconds
 from nvflare.collab import collab
+from nvflare.collab.api.context import set_call_context
 
 from pppml_core.engines.parties import HOMES
+from pppml_core.engines.remote import Signed
+from pppml_core.federation.identity import load_identity
+from pppml_core.interfaces.engine import Walk
+from pppml_core.wire.messages import SERVER
 from pppml_nvflare.bridge import serve
 from pppml_nvflare.calls import Caller
 from pppml_nvflare.server import CallTransport, _do
@@ -19,47 +24,40 @@ from pppml_nvflare.site import Desk
 
 
 class Beside(Desk):
-    """A site's desk, and beside it the same site without one: what a direct call of it would cost."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        del sys.modules["torch"]
-        self._resident: Any = None
+    """A site's desk, and beside it a function that puts a line on the disk."""
 
     @collab.publish
-    def direct(self, frame: bytes) -> bytes:
-        """The site's reply, in this process and in this call."""
-        if self._resident is None:
-            from pppml_core.federation.resident import Resident
-
-            self._resident = Resident(Path(os.environ[HOMES]) / f"{collab.site_name}_direct")
-        reply: bytes = self._resident.receive(frame)
-        return reply
+    def synced(self, line: bytes) -> bytes:
+        """Nothing, once the line is on the disk."""
+        with open(Path(os.environ[HOMES]) / f"{collab.site_name}.lines", "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        return b""
 
 
 class Timed:
     """The server side. NVFlare makes it when the job begins."""
 
-    def __init__(self, bridge: str, out: str, times: int) -> None:
-        self.bridge, self.out, self.times = bridge, out, times
+    def __init__(self, bridge: str) -> None:
+        self.bridge = bridge
 
     @collab.main
     def conduct(self) -> None:
-        """Own calls and stages in turns."""
-        proxies = {client.name: client for client in collab.clients}
+        """What the coordinator asks, and how long this takes where it names one of these."""
+        clients = collab.clients
+        proxies = {client.name: client for client in clients}
         caller, context = Caller(proxies, timeout=60.0, silence=30.0), collab.context
-        transport = CallTransport(caller, len(proxies))
-        asked = frames(proxies)
-        goes = {
-            "own, empty": lambda: collab.clients.answer(request=b""),
-            "own, of the site": lambda: collab.clients.direct(frame=asked[0][1]),
+        transport = Signed(CallTransport(caller, len(proxies)), load_identity(Path(os.environ[HOMES]) / SERVER))
+        asked = hello(proxies)
+        timed: dict[str, Callable[[], Any]] = {
+            "own, empty": lambda: clients.answer(request=b""),
+            "own, with a line on the disk": lambda: clients.synced(line=bytes(LINE)),
             "stage": lambda: list(transport.deliver(asked)),
         }
-        for go in goes.values():
-            go()  # what is imported and started on the way
-        rows: dict[str, list[float]] = {name: [] for name in goes}
-        for _ in range(self.times + 5):
-            for name, go in goes.items():
-                rows[name].append(seconds(go))
-        Path(self.out).write_text(json.dumps({name: times[5:] for name, times in rows.items()}))
-        serve(self.bridge, lambda one: _do(caller, one), lambda: bool(context.is_aborted()))
+
+        def do(one: dict[str, Any]) -> Walk:
+            set_call_context(context)  # of this thread
+            return Walk("", struct.pack("<d", seconds(timed[one["site"]]))) if one["site"] in timed else _do(caller, one)
+
+        serve(self.bridge, do, lambda: bool(context.is_aborted()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,9 @@ def write_bridge(folder: Path) -> Path:
     return _write(folder, "bridge", "lend", "", {})
 
 
-def write_empty(folder: Path, stages: int, poll: float) -> Path:
-    """Write the app of :mod:`.empty`. Its run config: ``out``, the file to write, and ``homes``, how many nodes to wait for."""
-    return _write(folder, "empty", "empty", f"{stages}, {poll}", {}, client="pppml_flower.empty:app")
+def write_empty(folder: Path, stages: int, poll: float, sites: Sequence[str]) -> Path:
+    """Write the app of :mod:`.empty`. Its run config: ``out``, the file to write, and ``homes``, the folder of the homes."""
+    return _write(folder, "empty", "empty", f"{stages}, {poll}, {tuple(sites)}", {}, client="pppml_flower.echo:app")
 
 
 def _write(folder: Path, run: str, module: str, argument: str, files: Mapping[str, str], client: str = "pppml_flower.client:app") -> Path:

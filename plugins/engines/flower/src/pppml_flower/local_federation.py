@@ -128,7 +128,9 @@ class LocalFederation:
         """Start a run of an exported app; ``settings`` as in ``out=/runs/a``. Its number at the SuperLink."""
         given = " ".join(f'{name}="{value}"' for name, _, value in (setting.partition("=") for setting in settings))
         told = self._flwr("run", str(app), _CONNECTION, "--format", "json", *(["--run-config", given] if given else []))
-        return int(json.loads(told)["run-id"])
+        if "run-id" not in (answer := json.loads(told)):
+            raise RunFailed("Flower did not take the app", place=str(app), hint=told[-2000:])
+        return int(answer["run-id"])
 
     def status(self, run: int) -> str:
         """What the SuperLink says of a run, such as ``running`` or ``finished:completed``."""
