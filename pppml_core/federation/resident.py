@@ -247,7 +247,8 @@ class Resident:
         job = Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, {home.name: home.folder})
         host = SiteHost(replace(job, parts=own_parts(job, home.name, registry)))
         after_code(case, host)
-        if wrong := own_misfits(host.assembly, home.name, host.privacy):
+        # A site that is recreated for each message has looked at all its data when it joined.
+        if (frame or not self._recreated) and (wrong := own_misfits(host.assembly, home.name, host.privacy)):
             raise DataError("; ".join(wrong), place=home.name)
         if frame:
             # Before the account: a run that is entered and not held is one that was lost (`_refuse_gone`).

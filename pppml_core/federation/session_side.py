@@ -35,6 +35,11 @@ class SessionSide:
         self._remember, self._noted = remember, dict[str, Any]()
         self._answered: dict[str, tuple[bytes, bytes]] = {}
 
+    @property
+    def relays(self) -> tuple[str, ...]:
+        """Stages whose messages come from another site, and go on to one."""
+        return self._session.relays
+
     def answer(self, message: Message, frame: bytes) -> bytes:
         """The reply frame to a request."""
         digest = hashlib.sha256(frame).digest()

@@ -265,10 +265,8 @@ class Site:
             raise WireError(f"stage {message.stage!r} is not handed on along {', '.join(path)}"[:200], place=self.name)
 
     def _is_hop(self, message: Message) -> bool:
-        if message.kind != "session" or not self._is_open(message):
-            return False
-        cohort = tuple(self._open["terms"]["cohort"])
-        return message.stage in self._host.assembly.aggregator.plan(self._value("session"), cohort).relays
+        within = message.kind in ("session", "metrics") and self._is_open(message)
+        return within and message.stage in self._side(message.kind).relays
 
     def _model(self, message: Message) -> Mapping[str, npt.NDArray[Any]] | None:
         """The weights a message speaks of: sent along, or already here. Their hash, names, shapes and (by policy) values are checked."""

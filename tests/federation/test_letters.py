@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pppml_core.api import Experiment
 from pppml_core.discovery import from_objects
 from pppml_core.engines.remote import Signed, SignedWalks, invite
 from pppml_core.errors import RunFailed, WireError
@@ -237,3 +238,16 @@ def test_what_is_no_letter() -> None:
     for data in (b"", b"\x00", b"pppml-letter-1:", b"pppml-letter-1:\x00\x01"):
         with pytest.raises(WireError):
             read_letter(data)
+
+
+def test_scores_go_round_a_ring_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hops of a sum of scores are hops: the coordinator of a star carries them in the name of the site before."""
+    monkeypatch.setattr(resident_module.Registry, "discover", classmethod(lambda cls: REGISTRY))
+    about = {"task": "tiny", "aggregator": "insecure-ring", "training": {"steps": 1}, "run": {"rounds": 1, "metrics": "sum", "seed": 5}}
+    about["engine"] = {"use": "residents", "homes": str(tmp_path / "homes")}
+    run = Experiment(about, registry=REGISTRY).run(tmp_path / "r", reporters=False, report=False)
+    assert run.result["metrics"]["global"]["mean"]
+    here = Experiment({**about, "engine": "local"}, registry=REGISTRY).run(tmp_path / "s", reporters=False, report=False)
+    assert (here.result["model_sha256"], here.result["metrics"]) == (run.result["model_sha256"], run.result["metrics"])
+    manifests = [(one.folder / "manifest.json").read_bytes() for one in (run, here)]
+    assert manifests[0] == manifests[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pppml_core.api import Experiment
+from pppml_core.discovery import from_objects
 from pppml_core.federation import resident as resident_module
 from pppml_core.federation.evaluation import SUM_IN_CLEAR, announced_share, smallest_part
+from pppml_core.federation.letter import frame_in
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.site_ledger import read_account
 from pppml_core.federation.timetable import Rounds
+from pppml_core.interfaces.engine import Loss
+from pppml_core.registry import Registry
+from pppml_core.testing import residents
 from pppml_core.testing.desk import RUN, Desk
+from pppml_core.wire.codec import decode_message
 from pppml_core.wire.messages import Message
 
 PLAIN: dict[str, Any] = {
@@ -263,3 +271,34 @@ def test_logs_that_were_put_back_are_found_by_what_else_remembers(tmp_path: Path
         reply = desk.invite("site_1", b"another run.....")
         assert "cannot be relied on" in reply.body["reason"] or "cannot write its audit log" in reply.body["reason"], reply.body
         desk.restart("site_1")
+
+
+# -- an honest one ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_honest_run_that_loses_a_site_goes_on_without_sums_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The price of holding sums apart: what the others have scored with the lost site is not scored without it."""
+    sections = {"task": {"use": "tiny", "sites": 4}, "aggregator": "secagg-plus", "training": {"steps": 1}}
+    desk = Desk(tmp_path, {**sections, "run": {"rounds": 1, "metrics": "sum", "seed": 5}}, sites=4)
+    deliver = residents.ResidentsTransport.deliver
+
+    def away(self: Any, frames: Any) -> Any:
+        asked = list(frames)
+        gone = {site for site, data in asked if site == "site_4" and decode_message(frame_in(data)).round == 2}
+        yield from ((site, Loss("away", handed=False)) for site in gone)
+        yield from deliver(self, [(site, data) for site, data in asked if site not in gone])
+
+    monkeypatch.setattr(residents.ResidentsTransport, "deliver", away)
+    registry = Registry((*Registry.discover().offers, *from_objects([residents.ENGINE])))
+    about = {
+        **sections,
+        "reporters": ["jsonl"],
+        "run": {"rounds": 3, "metrics": "sum", "seed": 5},
+        "engine": {"use": "residents", "homes": str(desk.homes)},
+    }
+    run = Experiment(about, registry=registry).run(tmp_path / "r", report=False)
+    assert [len(sites) for sites in run.result["survivors"].values()] == [4, 3, 4]
+    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["round"], row["split"]) for row in rows] == [(1, "validation"), (3, "validation"), (3, "test")]
+    events = (tmp_path / "r" / "events.jsonl").read_text()
+    assert "the difference would be the scores of 1, at least 3 required" in events
