@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from pppml_core.errors import InconsistentModel, PlanRefused, RoundLost, TooFewSurvivors
+from pppml_core.errors import InconsistentModel, PlanRefused, PluginError, RoundLost, TooFewSurvivors
 from pppml_core.federation.server import Server
 from pppml_core.federation.terms import RELEASED, binding, binding_of_sum
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
 from pppml_core.learning.arrays import clamp_variances, to_torch
 from pppml_core.values import rms
 from pppml_core.wire.manifest import Manifest
-from pppml_core.wire.messages import SERVER, Exchange
+from pppml_core.wire.messages import SERVER, Exchange, Relay
 
 
 def hold_round(server: Server, round: int) -> dict[str, float]:
@@ -106,6 +106,7 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
     try:
         operation = next(coordinator)
         while True:
+            _refuse_undeclared(operation, session)
             outcome = server.perform(_of_kind(operation, kind), ctx.round, ctx.attempt, manifest)
             _refuse_second_sum(outcome, ctx)
             operation = coordinator.send(outcome)
@@ -128,6 +129,13 @@ def _refuse_second_sum(outcome: Any, ctx: ServerContext) -> None:
             if RELEASED in reason:
                 text = f"{site} gave out what opens this sum in an earlier attempt, of which nothing is left here; it cannot be held again"
                 raise RoundLost(text, place=f"round {ctx.round}")
+
+
+def _refuse_undeclared(operation: Any, session: Session) -> None:
+    for part in operation if isinstance(operation, Sequence) else (operation,):
+        if isinstance(part, Relay) and part.stage not in session.relays:
+            hint = f'relays = ("{part.stage}",) in {type(session).__name__}'
+            raise PluginError(f"stage {part.stage!r} is a relay that its session does not declare, so no site takes it", hint=hint)
 
 
 def _of_kind(operation: Any, kind: str) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from pppml_core.api import Experiment
 from pppml_core.discovery import from_objects
 from pppml_core.engines.remote import Signed, SignedWalks, invite
-from pppml_core.errors import RunFailed, WireError
+from pppml_core.errors import PluginError, RunFailed, WireError
 from pppml_core.federation import resident as resident_module
 from pppml_core.federation.audit import Strangers
 from pppml_core.federation.identity import load_roster, new_identity
@@ -21,6 +21,7 @@ from pppml_core.federation.letter import letter_in, read_letter, written
 from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.registry import Registry
 from pppml_core.testing.desk import RUN, Desk
+from pppml_core.testing.insecure import InsecureRingSession
 from pppml_core.testing.insecure_plugin import pppml_aggregators
 from pppml_core.testing.residents import ENGINE
 from pppml_core.wire.codec import decode_message, encode_message
@@ -251,3 +252,10 @@ def test_scores_go_round_a_ring_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (here.result["model_sha256"], here.result["metrics"]) == (run.result["model_sha256"], run.result["metrics"])
     manifests = [(one.folder / "manifest.json").read_bytes() for one in (run, here)]
     assert manifests[0] == manifests[1]
+
+
+def test_a_relay_that_its_session_does_not_declare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InsecureRingSession, "relays", ())
+    about = {"task": "tiny", "aggregator": "insecure-ring", "training": {"steps": 1}, "run": {"rounds": 1, "seed": 5}}
+    with pytest.raises(PluginError, match="stage 'ring' is a relay that its session does not declare"):
+        Experiment(about, registry=REGISTRY).run(tmp_path / "r", reporters=False, report=False)
