@@ -158,6 +158,23 @@ def load_policy(home: Path) -> Policy:
         # A link that leads nowhere, a folder: rules were meant, so none at all is no answer.
         raise ConfigError("the policy is no file", place=str(path), hint="restore it, or remove it to fall back on the stated defaults")
     refuse_writable(path)
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return _read(path)  # which says what is wrong with it
+    if (held := _READ.get(path)) is not None and held[0] == text:
+        return held[1]  # every message is held against the policy as it is now, and reading YAML takes longer than all else of it
+    policy = _read(path)
+    if path.read_bytes() == text:
+        _READ[path] = text, policy
+    return policy
+
+
+#: policies as they were read last, with their bytes.
+_READ: dict[Path, tuple[bytes, Policy]] = {}
+
+
+def _read(path: Path) -> Policy:
     document = load_yaml(path)
     try:
         # Strict, as YAML tells numbers from texts itself: a quoted number is a slip that must not pass for a rule.
