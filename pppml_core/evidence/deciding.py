@@ -4,8 +4,9 @@ Each kind of answer makes one to three claims, such as "picks the patient out of
 significantly more often than the best blind guess **and** than the same attack on random gradients (the negative control). Where it is
 not shown, that says something only if the same attack shows it with the defence off (the positive control): otherwise the test could not
 have found anything, and the outcome is inconclusive, never "protected". Tests are one-sided, and exact where trials
-succeed or fail (degrees are compared by permutations); a patient counts once, with the first of its images; the level is shared out over
-the claims of one kind of answer (Bonferroni). Which test decides a claim is fixed here, before anything is seen.
+succeed or fail (degrees are compared by permutations); a patient counts once, with the first of its images, and so does a batch: its
+first image is the victim, the others were drawn to fill the step. The level is shared out over the claims of one kind of answer
+(Bonferroni). Which test decides a claim is fixed here, before anything is seen.
 """
 
 from __future__ import annotations
@@ -143,11 +144,22 @@ def one_each(scores: Scores) -> Scores:
     return kept
 
 
+def of_victims(scores: Scores, metric: str) -> list[Any]:
+    """A metric of pictures, of the victims alone: each list has a number for every image of a batch, the first is the victim's."""
+    return [values[0] for s in scores if (values := _listed(s.get(metric)))]
+
+
 def blind_rate(scores: Scores, prefix: str, kind: str) -> tuple[int, float]:
     """How many candidates there are at least, and how often the best blind guess picks the victim among them, see :func:`.kappa`."""
-    among = min(_all(scores, prefix + "gallery"))
-    rules = [[h for s in scores for h in s["blind"][kind][rule][prefix + "picked"]] for rule in _rules(scores, kind, prefix + "picked")]
+    among, picked = min(of_victims(scores, prefix + "gallery")), prefix + "picked"
+    rules = [of_victims([s["blind"][kind][rule] for s in scores], picked) for rule in _rules(scores, kind, picked)]
     return int(among), kappa(int(among), [(sum(r), len(r)) for r in rules], _all(scores, "look_alikes"))
+
+
+def at_most(successes: int, trials: int) -> float:
+    """Upper limit of a rate: Clopper and Pearson, one-sided, 95 %."""
+    # A two-sided interval at 90 % ends where the one-sided at 95 % does.
+    return clopper_pearson(successes, trials, 0.90).high
 
 
 def controls_needed(victims: int, level: float = 0.01, claims: int = 2) -> int:
@@ -211,7 +223,7 @@ def _rate(name: str) -> str:
 def _success(tally: Tally) -> str:
     if not tally.binary or tally.error or not tally.values:
         return tally.words()
-    most = clopper_pearson(int(sum(tally.values)), len(tally.values), 0.90).high
+    most = at_most(int(sum(tally.values)), len(tally.values))
     return f"{tally.words()} (at most {most:.0%} of such victims, with 95 % confidence)"
 
 
@@ -259,7 +271,7 @@ def _picked(scores: Scores, prefix: str, kind: str) -> Tally:
     """Each rank is uniform for an attacker without evidence, unless the gallery's looks give the victim away."""
     from scipy.stats import binomtest
 
-    hits = _all(scores, prefix + "picked")
+    hits = of_victims(scores, prefix + "picked")
     if not hits:
         return Tally((), 0.0, 1.0)
     among, chance = blind_rate(scores, prefix, kind)
@@ -269,7 +281,7 @@ def _picked(scores: Scores, prefix: str, kind: str) -> Tally:
 
 def _never_blind(scores: Scores, metric: str) -> Tally:
     """Successes that no blind guess has, by their definition: one is more than guessing; the negative control says whether by chance."""
-    hits = _all(scores, metric)
+    hits = of_victims(scores, metric)
     return Tally(tuple(map(float, hits)), 0.0, 0.0 if any(hits) else 1.0)
 
 

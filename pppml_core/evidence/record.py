@@ -12,7 +12,7 @@ from pppml_core.component import ComponentConfig
 from pppml_core.config.run_config import OF_ANY_ATTACK
 from pppml_core.evidence.bounds import Bound, beats
 from pppml_core.evidence.claims import bound_of
-from pppml_core.evidence.deciding import beside, blind_rate, claims, decide, one_each
+from pppml_core.evidence.deciding import beside, blind_rate, claims, decide, of_victims, one_each
 from pppml_core.evidence.found import Found
 from pppml_core.evidence.summary import best_guess, summarize, total_effort
 from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
@@ -125,7 +125,7 @@ def succeeds(found: Found) -> bool:
 def judged(found: Found, plan: PrivacyPlan, site: str, staged: int | None, before: int, cells: int) -> tuple[Bound | None, bool]:
     """What the privacy claim allows in picking the victim, and whether it was picked more often; None: nobody was to be picked."""
     prefix, scores = "candidate_" if found.attack.answers == "candidate" else "", one_each(found.scores)
-    hits = [bool(h) for s in scores for h in s.get(f"{prefix}picked", ())]
+    hits = of_victims(scores, f"{prefix}picked")
     if not hits:
         return None, False
     _, blind = blind_rate(scores, prefix, "candidate" if prefix else "images")

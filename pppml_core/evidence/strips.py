@@ -50,7 +50,7 @@ def write_strip(path: Path, found: Found) -> str:
 
 
 def captions(found: Found) -> list[dict[str, Any]]:
-    """A caption for each row: of the median victim and of the worst; of one where both are the same."""
+    """A caption for each row: of the median victim and of the worst; of one where both are the same. Of a batch the first image counts."""
     scores = found.scores[: len(found.pictures)]
     order = np.argsort([float(s["mse"][0]) for s in scores])
     chosen = {"median victim": int(order[len(order) // 2]), "worst victim": int(order[0])}

@@ -49,8 +49,8 @@ _MOST = 10**7
 
 @dataclass(frozen=True)
 class Rate:
-    """So many of ``n``, with the interval the record gives; ``among``: of how many images one was picked, 0 where none was; ``at``: at
-    which rate of false alarms, empty where there are none.
+    """So many of ``n`` independent trials, with the interval the record gives; ``among``: of how many images one was picked, 0 where none
+    was; ``at``: at which rate of false alarms, empty where there are none; ``limit``: the record's own upper limit.
     """
 
     rate: float
@@ -59,6 +59,7 @@ class Rate:
     n: int
     among: int = 0
     at: str = ""
+    limit: float | None = None
 
     @property
     def hits(self) -> int:
@@ -67,9 +68,9 @@ class Rate:
 
     @property
     def most(self) -> float:
-        """The upper limit wherever "at most" is said: Clopper and Pearson, one-sided, 95 %."""
+        """The upper limit wherever "at most" is said, the record's; of older records Clopper and Pearson's, one-sided, 95 %."""
         # A two-sided interval at 90 % ends where the one-sided at 95 % does.
-        return clopper_pearson(self.hits, self.n, 0.90).high
+        return clopper_pearson(self.hits, self.n, 0.90).high if self.limit is None else self.limit
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Finding:
         """Of how many patients the attacked images are; None: not recorded, or recorded of fewer images than these."""
         numbers = plain_numbers(self.record)
         people = numbers.get("people", 0.0)
-        whole = self.claim in ("redrawn", "picked") and self.count == numbers.get("victims")
+        whole = self.claim in ("redrawn", "picked") and self.count in (numbers.get("victims"), people)  # (one image of each counts)
         return int(people) if whole and 1 <= people <= self.count else None
 
 
@@ -207,7 +208,8 @@ def rate_of(metrics: Any, claim: str, *, candidate: bool = False) -> Rate | None
             chance = numbers.get("chance", 0.0)
             at = f"{float(name.partition('@')[2]):.0%}" if name.startswith("tpr@") else ""
             among = round(1 / chance) if claim == "picked" and 1e-9 < chance <= 1 else 0
-            return Rate(numbers["rate"], numbers["low"], numbers["high"], int(numbers["n"]), among, at)
+            limit = most if numbers["rate"] <= (most := numbers.get("at_most", -1.0)) <= 1 else None
+            return Rate(numbers["rate"], numbers["low"], numbers["high"], int(numbers["n"]), among, at, limit)
     return None
 
 

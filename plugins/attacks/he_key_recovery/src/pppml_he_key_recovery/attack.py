@@ -1,7 +1,8 @@
 """``he-key-recovery``: can whoever stores ciphertexts, and reads the published sum, solve for the secret key?
 
-Real ciphertexts are made with the run's own back end and parameters: one of each site, their sum, and its decryption. The attacker holds
-the ciphertexts and what is published of the sum; as a control it is given the numbers with the error of decryption in them.
+Fresh ciphertexts are made with the run's own back end and parameters, of random numbers under a key of their own: one for each site, their
+sum, and its decryption. The attacker holds the ciphertexts and what is published of the sum; as a control it is given the numbers with the
+error of decryption in them. The run's own ciphertexts and published sums are not attacked.
 """
 
 from __future__ import annotations
@@ -95,13 +96,14 @@ def _verdict(
     what = full_words if full else "as whole numbers, as this run releases them"
     scheme = f"{params.backend} {params.scheme}, ring degree {reader.degree}, scale 2^{math.log2(float(params.details['scale'])):g}"
     passed = control is not None and correlation(control) > 0.99
+    made = f"on fresh ciphertexts of the run's parameters, not on the run's own ({scheme})"
     metrics = {"key_recovered": found is not None, "update_correlation": correlation(found)}
     told = {"what": "the decrypted numbers in full precision", "passed": passed, "update_correlation": correlation(control)}
     guess = {"what": "no key", "update_correlation": 0.0}
     if found is not None and metrics["update_correlation"] > 0.99:
-        text = f"the whole secret key follows from two chunks of a sum published {what}, and with it a site's own update ({scheme})"
+        text = f"the whole secret key follows from two chunks of a sum published {what}, and with it one site's numbers, {made}"
         return Verdict("recovered", text, metrics, told, guess)
     if not passed:
-        return Verdict("inconclusive", f"not even the numbers in full precision gave the key ({scheme})", metrics, told, guess)
-    text = f"the numbers in full precision give the key, those published {what} do not ({scheme})"
+        return Verdict("inconclusive", f"not even the numbers in full precision gave the key, {made}", metrics, told, guess)
+    text = f"the numbers in full precision give the key, those published {what} do not, {made}"
     return Verdict("not_shown_to_leak", text, metrics, told, guess)
