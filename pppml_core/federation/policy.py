@@ -60,7 +60,7 @@ class Policy(BaseModel):
     )
     min_honest: int = rule(2, "fewest sites besides those whose updates must be mixed", careful=2, ge=2)
     min_degree: int = rule(2, "fewest neighbours on a sparse graph of masks", careful=2, ge=1)
-    hand_on: bool = rule(True, "whether this site may hand messages of a relay on to other sites, past the coordinator", example=False)
+    hand_on: bool = rule(True, "whether this site may hand messages of a relay on to other sites, past the coordinator", careful=True)
 
     # -- what runs here
     components: list[str] | None = rule(
