@@ -102,9 +102,9 @@ def test_a_node_that_claims_another_name_is_passed_over(homes, grid_of):
 
 
 def test_an_answer_of_another_node_proves_nothing(homes, grid_of):
-    """Node 102 has no home of its own: it passes the question to a's home and its answer off as its own."""
-    there = homes(("a",))
-    grid = grid_of(there)
+    """Node 102 is nobody of the run: it passes the question to a's home and its answer off as its own."""
+    there = homes(("a", "c"))
+    grid = grid_of({party: home for party, home in there.items() if party != "c"})
     first: list[Message] = []
 
     def copy(letter: str, reply: Message) -> list[Message]:
@@ -113,7 +113,7 @@ def test_an_answer_of_another_node_proves_nothing(homes, grid_of):
             reply.content = first[0].content
         return [reply]
 
-    grid.homes[102], grid.meddle = there["server"], copy
+    grid.homes[102], grid.meddle = there["c"], copy
     grid.online.add(102)
     directory = _directory(there, grid, ("a", "b"))
     directory.look(0.05)
