@@ -138,7 +138,7 @@ def held(count: int, rounds: int, width: int, chance: float, seed: int, on_abort
     given["run"] |= {"on_abort": on_abort, "retries": min(retries, ATTEMPTS - 1)}
     watcher, began = Weights(), time.monotonic()
     with Memory() as memory:
-        settings = {**given, "engine": {"use": "processes", "faults": strikes}, "reporters": ["jsonl", watcher]}
+        settings = {**given, "engine": {"use": "processes", "parallel": count, "faults": strikes}, "reporters": ["jsonl", watcher]}
         result = Experiment(**settings).run(out / "run", report=False).result
     seconds = time.monotonic() - began
     assert set(watcher.after) == set(range(1, rounds + 1))
