@@ -228,7 +228,7 @@ def _joins() -> Iterator[Drill]:
         "other data than announced": "examples of this site",
         "terms that its configuration does not keep": "are not those of this site's configuration",
         "a key gone from its roster": "no identity is pinned here for site_3",
-        "the coordinator's key gone from its roster": "no identity is pinned for the coordinator",
+        "the coordinator's key gone from its roster": "letters that its pinned coordinator signed, and no others",
         "its own key replaced": "signature|identity|pinned",
     }.items():
         yield Drill("residents", "secagg-plus", STRANGE, "join", what, Ends.REFUSED, told)
