@@ -14,6 +14,7 @@ from nvflare.collab.api.context import set_call_context
 
 from pppml_core.engines.parties import HOMES
 from pppml_core.engines.remote import Signed
+from pppml_core.errors import RunFailed
 from pppml_core.federation.identity import load_identity
 from pppml_core.interfaces.engine import Walk
 from pppml_core.wire.messages import SERVER
@@ -36,6 +37,12 @@ class Beside(Desk):
         return b""
 
 
+def answered(replies: Any) -> None:
+    """Raise RunFailed where a site's function failed: a group call goes on without it."""
+    if any(reply != b"" for _, reply in replies):
+        raise RunFailed(f"NVFlare's own call failed: {dict(replies)}")
+
+
 class Timed:
     """The server side. NVFlare makes it when the job begins."""
 
@@ -51,8 +58,8 @@ class Timed:
         transport = Signed(CallTransport(caller, len(proxies)), load_identity(Path(os.environ[HOMES]) / SERVER))
         asked = hello(proxies)
         timed: dict[str, Callable[[], Any]] = {
-            "own, empty": lambda: clients.answer(request=b""),
-            "own, with a line on the disk": lambda: clients.synced(line=bytes(LINE)),
+            "own, empty": lambda: answered(clients.answer(request=b"")),
+            "own, with a line on the disk": lambda: answered(clients.synced(line=bytes(LINE))),
             "stage": lambda: list(transport.deliver(asked)),
         }
 

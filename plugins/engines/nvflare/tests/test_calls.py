@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,7 @@ from pppml_nvflare.calls import Caller, handed_on
 from pppml_nvflare.forms import read_walk, write_walk
 from pppml_nvflare.lodging import Gone
 from pppml_nvflare.site import Desk
-from pppml_nvflare.works import KEPT
+from pppml_nvflare.works import KEPT, Works
 
 RUN = b"r" * 16
 
@@ -245,10 +246,16 @@ class AtWork:
     def __init__(self):
         self.free, self.got = threading.Event(), []
 
-    def receive(self, data, skipped):
+    def hand(self, data):
         self.got.append(data)
-        assert self.free.wait(30)
-        return b"reply to " + data
+        return True
+
+    def reply(self, patience=None):
+        return b"reply to " + self.got[-1] if self.free.wait(30 if patience is None else patience) else None
+
+    def receive(self, data, skipped):
+        self.hand(data)
+        return self.reply()
 
     def close(self):
         self.free.set()
@@ -373,6 +380,36 @@ def test_a_site_at_work_holds_so_much_and_no_more(desk, home):
     assert [count for _, _, count in told(home)] == [1, 300 - KEPT - 1]
 
 
+def test_what_was_begun_is_finished_before_what_came_meanwhile():
+    """The first, begun by who calls, is not done within its turn and holds the site: the second must wait for it, not it for the second."""
+    works, order, lock = Works(), [], threading.Lock()
+
+    class Task:
+        def __init__(self, name):
+            self.name = name
+
+        def begin(self, patience):
+            lock.acquire()
+            second = threading.Thread(target=works.take, args=(b"2", SERVER, Task("second"), 0.1))
+            second.start()
+            second.join(10)
+            time.sleep(0.1)
+            return
+
+        def finish(self):
+            if self.name == "second":
+                assert lock.acquire(timeout=10)
+            order.append(self.name)
+            lock.release()
+            return b"done"
+
+    first = works.take(b"1", SERVER, Task("first"), 0.1)
+    assert first.done.wait(10)
+    assert works.find(b"2", SERVER).done.wait(10)
+    assert order == ["first", "second"]
+    works.end()
+
+
 def test_answers_are_not_kept_for_ever_and_peers_push_out_none_of_the_coordinators(desk):
     desk.site.free.set()
     desk(request(b"s" * 16, letter=b"first"))
@@ -387,7 +424,7 @@ def test_answers_are_not_kept_for_ever_and_peers_push_out_none_of_the_coordinato
 
 
 def test_a_loss_is_in_the_audit_log_before_it_leaves(desk, home, monkeypatch):
-    desk.site.receive = lambda data, skipped: (_ for _ in ()).throw(Gone("its process ended (exit code -9)"))
+    desk.site.reply = lambda patience=None: (_ for _ in ()).throw(Gone("its process ended (exit code -9)"))
     desk(request(letter=b"x"))
     while not (answer := desk(request())):
         pass
@@ -396,7 +433,7 @@ def test_a_loss_is_in_the_audit_log_before_it_leaves(desk, home, monkeypatch):
     assert (line["kind"], line["reason"], line["sha256"]) == ("loss", reason(answer), hashlib.sha256(answer).hexdigest())
     # And where it cannot be written, nobody is told what it was.
     monkeypatch.setattr(Audit, "note_words", lambda *given: (_ for _ in ()).throw(OSError(28, "no space left")))
-    desk.site.receive = lambda data, skipped: (_ for _ in ()).throw(Gone("another"))
+    desk.site.reply = lambda patience=None: (_ for _ in ()).throw(Gone("another"))
     desk(request(b"u" * 16, letter=b"x"))
     while not (answer := desk(request(b"u" * 16))):
         pass

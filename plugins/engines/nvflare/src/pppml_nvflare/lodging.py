@@ -54,11 +54,50 @@ class Lodging:
                 if self._process is not None and decode_message(frame_in(data)).kind in _WITHIN:
                     raise Gone(f"its process had ended (exit code {self._process.returncode})")
                 self._start()
-            assert self._line is not None
+            self._send(data, skipped)
+            return self._answer()
+
+    def hand(self, data: bytes) -> bool:
+        """Hand a letter over to a process that is there and idle, whose :meth:`reply` must then be taken. False where it is not. Raises
+        Gone.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            there = self._process is not None and self._process.poll() is None
+            if there:
+                self._send(data, 0)
+        except BaseException:
+            self._lock.release()
+            raise
+        if not there:
+            self._lock.release()
+        return there
+
+    def reply(self, patience: float | None = None) -> bytes | None:
+        """The answer to what was handed over; None where it is not there within ``patience`` seconds. Raises Gone."""
+        assert self._line is not None
+        try:
             with self._noticing():
-                self._line.send_bytes(str(skipped).encode())
-                self._line.send_bytes(data)
-                return self._line.recv_bytes()
+                if patience is not None and not self._line.poll(patience):
+                    return None
+            found = self._answer()
+        except Gone:
+            self._lock.release()
+            raise
+        self._lock.release()
+        return found
+
+    def _send(self, data: bytes, skipped: int) -> None:
+        assert self._line is not None
+        with self._noticing():
+            self._line.send_bytes(str(skipped).encode())
+            self._line.send_bytes(data)
+
+    def _answer(self) -> bytes:
+        assert self._line is not None
+        with self._noticing():
+            return self._line.recv_bytes()
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:

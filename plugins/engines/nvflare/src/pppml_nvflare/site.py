@@ -1,21 +1,21 @@
 """What NVFlare's client process of a site holds: one published function, bytes to bytes, and the process in which the site lives.
 
-The function waits at most a turn; the work is done by a thread of its own, and its answer is kept for whoever holds the ticket. It never
-raises: what NVFlare makes of an exception, traceback included, would travel to the server. What it says itself, where the site does not
-answer, is in the site's audit log first.
+The function waits at most a turn; what takes longer goes on in a thread of its own, and its answer is kept for whoever holds the ticket. It
+never raises: what NVFlare makes of an exception, traceback included, would travel to the server. What it says itself, where the site does
+not answer, is in the site's audit log first.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nvflare.collab import collab  # type: ignore[import-untyped]
 
 from pppml_core.engines.words import LOSS, Words
 from pppml_core.errors import PppmlError, WireError
-from pppml_core.federation.letter import read_letter
+from pppml_core.federation.letter import letter_in, read_letter
 from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.wire.codec import decode, decode_message
 from pppml_core.wire.messages import SERVER
@@ -58,7 +58,8 @@ class Desk:
             if (work := self._works.find(asked["ticket"], caller)) is None:
                 letter = _letter(asked, caller)
                 others = {client.name: client for client in collab.clients if client.name != own}
-                work = self._works.take(asked["ticket"], caller, lambda: self._done(own, letter, asked, others))
+                task = _Task(self, own, letter, lambda: Caller(others, asked["timeout"], asked["silence"], sealed=True))
+                work = self._works.take(asked["ticket"], caller, task, min(TURN, asked["silence"] / 2))
         except PppmlError as error:
             return self._lost(own, error.message)
         if work is None:
@@ -73,18 +74,23 @@ class Desk:
             self._lodging.close()
         self._words.end()
 
-    def _done(self, own: str, letter: bytes, asked: Mapping[str, Any], others: Mapping[str, Any]) -> bytes:
-        """What came of a letter. In the one thread of the works."""
+    def lodging(self, own: str) -> Lodging:
+        """Where the site lives."""
+        if self._lodging is None:
+            self._lodging = Lodging(own_home(own))
+        return self._lodging
+
+    def written(self, own: str, done: Callable[[], Walk | None]) -> bytes | None:
+        """What came of it as bytes, a loss once it is in the audit log; None where there is nothing yet."""
         try:
-            if self._lodging is None:
-                self._lodging = Lodging(own_home(own))
-            callers = Caller(others, asked["timeout"], asked["silence"], sealed=True)
-            found = handed_on(letter, own, self._lodging.receive, callers)
+            found = done()
         except (Gone, PppmlError) as error:
             return self._lost(own, error.message)
         except Exception as error:
             # Never the text of a fault: it may hold data, and this travels to the server.
             return self._lost(own, f"its NVFlare client failed: {type(error).__name__}")
+        if found is None:
+            return None
         return self._told(own, found) if isinstance(found.reply, Loss) else write_walk(found)
 
     def _lost(self, own: str, reason: str) -> bytes:
@@ -100,6 +106,40 @@ class Desk:
             _log.error("%s is lost (%s), which its audit log cannot take: %s", own, walk.reply.reason, error)
             return write_walk(Walk(own, Loss("this site cannot write its audit log", handed=True)))
         return told
+
+
+class _Task:
+    """One letter at a desk: handed to the process of the site, and, where that answers with a letter, to the next site of a relay."""
+
+    def __init__(self, desk: Desk, own: str, letter: bytes, others: Callable[[], Caller]) -> None:
+        self._desk, self._own, self._letter, self._others = desk, own, letter, others
+        self._handed = False
+        self._first: bytes | None = None
+
+    def begin(self, patience: float) -> bytes | None:
+        """The site's own reply, where its process is idle and soon done."""
+        return self._desk.written(self._own, lambda: self._begun(patience))
+
+    def finish(self) -> bytes:
+        """The answer, however long it takes."""
+        found = self._desk.written(self._own, lambda: handed_on(self._letter, self._own, self._receive, self._others()))
+        assert found is not None
+        return found
+
+    def _begun(self, patience: float) -> Walk | None:
+        lodging = self._desk.lodging(self._own)
+        self._handed = lodging.hand(self._letter)
+        if not self._handed or (first := lodging.reply(patience)) is None:
+            return None
+        self._handed, self._first = False, first
+        return Walk(self._own, first) if letter_in(first) is None else None
+
+    def _receive(self, data: bytes, skipped: int) -> bytes:
+        """As the site's own, of which the first answer may be here, or on its way."""
+        first, self._first = self._first, None
+        if self._handed:
+            self._handed, first = False, self._desk.lodging(self._own).reply()
+        return self._desk.lodging(self._own).receive(data, skipped) if first is None else first
 
 
 def _letter(asked: Mapping[str, Any], caller: str) -> bytes:

@@ -5,31 +5,51 @@ Whoever may call a site could otherwise have it hold as many letters, and thread
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from pppml_core.wire.messages import SERVER
 
 #: letters that wait or are at work, at most; others than the coordinator may have half of them. And answers that are kept.
 KEPT = 8
 
-Do = Callable[[], bytes]
+
+class Task(Protocol):
+    """What is done with a letter. Neither method raises; where the first has no answer, the second is called."""
+
+    def begin(self, patience: float) -> bytes | None:
+        """The answer, where it is there within some seconds and nothing else is at work."""
+
+    def finish(self) -> bytes:
+        """The answer."""
 
 
 class Work:
     """One letter that was handed over, and what came of it."""
 
-    def __init__(self, caller: str, do: Do) -> None:
+    def __init__(self, caller: str, task: Task) -> None:
         self.caller = caller
         self.answer = b""
         self.done = threading.Event()
-        self._do: Do | None = do
+        self._task: Task | None = task
+
+    def begin(self, patience: float) -> bool:
+        """Whether it could be done at once; nothing of the letter is kept then."""
+        assert self._task is not None
+        if (answer := self._task.begin(patience)) is None:
+            return False
+        self._end(answer)
+        return True
 
     def finish(self) -> None:
-        """Do it; nothing of the letter is kept."""
-        assert self._do is not None
-        self.answer, self._do = self._do(), None
+        """Do it, or the rest of it."""
+        assert self._task is not None
+        self._end(self._task.finish())
+
+    def _end(self, answer: bytes) -> None:
+        self.answer, self._task = answer, None
         self.done.set()
 
 
@@ -38,33 +58,54 @@ class Works:
 
     def __init__(self) -> None:
         self._held: dict[bytes, Work] = {}
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._queue: deque[Work] = deque()
+        #: somebody who called has begun with a work; nothing else is done meanwhile.
+        self._begun = False
+        self._ended = False
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def find(self, ticket: bytes, caller: str) -> Work | None:
         """What this caller handed over with this ticket."""
-        with self._lock:
+        with self._changed:
             found = self._held.get(ticket)
             return found if found is not None and found.caller == caller else None
 
-    def take(self, ticket: bytes, caller: str, do: Do) -> Work | None:
-        """Have this done, which never raises; None where there is too much to do already, or the ticket is another's."""
-        with self._lock:
+    def take(self, ticket: bytes, caller: str, task: Task, patience: float) -> Work | None:
+        """Have this done; None where there is too much to do already, or the ticket is another's.
+
+        Where nothing else is to do it is begun by who calls, which spares short works two turns between threads.
+        """
+        with self._changed:
             waiting = sum(not work.done.is_set() for work in self._held.values())
-            if waiting >= (KEPT if caller == SERVER else KEPT // 2) or ticket in self._held:
+            if waiting >= (KEPT if caller == SERVER else KEPT // 2) or ticket in self._held or self._ended:
                 return None
             self._forget(coordinators=caller == SERVER)
-            work = self._held[ticket] = Work(caller, do)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._labour, name="pppml-work", daemon=True)
-                self._thread.start()
-            self._queue.put(work)
+            work = self._held[ticket] = Work(caller, task)
+            if waiting:
+                self._leave_to_thread(self._queue.append, work)
+                return work
+            self._begun = True
+        done = work.begin(patience)
+        with self._changed:
+            self._begun = False
+            if not done:
+                self._leave_to_thread(self._queue.appendleft, work)  # what was begun is finished first
+            self._changed.notify()
         return work
 
     def end(self) -> None:
-        """Do what was taken, and no more."""
-        self._queue.put(None)
+        """Finish what was taken, and take no more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def _leave_to_thread(self, put: Callable[[Work], None], work: Work) -> None:
+        put(work)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._labour, name="pppml-work", daemon=True)
+            self._thread.start()
+        self._changed.notify()
 
     def _forget(self, *, coordinators: bool) -> None:
         """Answers beyond the newest. The coordinator's are not pushed out by those of others."""
@@ -73,5 +114,10 @@ class Works:
             del self._held[ticket]
 
     def _labour(self) -> None:
-        while (work := self._queue.get()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._begun and (self._queue or self._ended))
+                if not self._queue:
+                    return
+                work = self._queue.popleft()
             work.finish()
