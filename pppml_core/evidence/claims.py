@@ -19,6 +19,12 @@ def before_noise(plan: PrivacyPlan, who: Vantage) -> bool:
     return plan.placement == "server" and (who.server or bool(who.links))
 
 
+def raw(plan: PrivacyPlan, seen: Seen, site: str) -> bool:
+    """Whether the smallest sum that holds ``site`` was seen before the server added its noise: it is not made of published models."""
+    sight = seen.of(site)
+    return plan.placement == "server" and sight is not None and not sight.released
+
+
 def outside(plan: PrivacyPlan, who: Vantage, seen: Sequence[Seen], site: str) -> str:
     """Why the claim is not made against this adversary, who is after ``site``; empty: it is."""
     said = plan.statement

@@ -8,7 +8,7 @@ import numpy as np
 
 from pppml_core.config import resolve, to_plain
 from pppml_core.federation.assembly import Assembly
-from pppml_core.interfaces.attack import Arrays, Seen, Sight
+from pppml_core.interfaces.attack import Arrays, Seen
 
 
 def undefended(parts: Assembly) -> Assembly:
@@ -43,7 +43,7 @@ def randomized(seen: Seen, generator: np.random.Generator) -> Seen:
             out[name] = (drawn * (float(np.linalg.norm(tensor)) / (float(np.linalg.norm(drawn)) or 1.0))).astype(np.float32)
         return out
 
-    sights = tuple(Sight(s.sites, like(s.update), s.weight) for s in seen.sights)
+    sights = tuple(replace(s, update=like(s.update)) for s in seen.sights)
     moved = like({n: np.asarray(a, np.float64) - np.asarray(seen.weights[n]) for n, a in seen.after.items()}) if seen.weights else {}
     after = {n: (np.asarray(seen.weights[n]) + d).astype(np.asarray(seen.weights[n]).dtype) for n, d in moved.items()}
     return replace(seen, sights=sights, after=after, messages=(), secrets={})

@@ -52,7 +52,8 @@ def sights_of(
         members: of the coalition; what is theirs is subtracted.
         contributions: site -> what it put into the sum, as the session has it; only the members' are looked at.
         order: of the sites in a sight.
-        rough: one more, less exact, which is passed over where it follows from the others.
+        rough: one more, less exact and with the noise that a server adds, which is passed over where it follows from the others; what it
+            is in is ``released``.
 
     Raises ConfigError where a member's own contribution is needed and missing.
     """
@@ -61,18 +62,22 @@ def sights_of(
         rest = sites.difference(members)
         if rest and rest not in sums:
             sums[rest] = _without(pipeline, sites & set(members), flat, contributions)
-    held = list(sums.items())
+    held, exact = list(sums.items()), len(sums)
+    released: set[frozenset[str]] = set()
     if rough is not None and (rest := rough[0].difference(members)) and rest not in sums:
         factors = combination([sites for sites, _ in held], rest, order)
         if factors is None:
             held.append((rest, _without(pipeline, rough[0] & set(members), rough[1], contributions)))
             sums[rest] = held[-1][1]
+            released.add(rest)
         else:
             sums[rest] = _combined(held, factors)
     for sites, factors in eliminated([sites for sites, _ in held], order).items():
         if sites not in sums:
             sums[sites] = _combined(held, factors)
-    found = [_sight(pipeline, [site for site in order if site in sites], flat) for sites, flat in sums.items()]
+            if exact in factors:
+                released.add(sites)
+    found = [_sight(pipeline, [site for site in order if site in sites], flat, sites in released) for sites, flat in sums.items()]
     return tuple(sorted((sight for sight in found if sight is not None), key=lambda sight: len(sight.sites)))
 
 
@@ -135,10 +140,10 @@ def _combined(held: Sequence[Known], factors: Factors) -> Flat:
     return total
 
 
-def _sight(pipeline: Pipeline, sites: Sequence[str], flat: Flat) -> Sight | None:
+def _sight(pipeline: Pipeline, sites: Sequence[str], flat: Flat, released: bool) -> Sight | None:
     """None where the weight is none: a site lied, or the scheme's error is all there is."""
     weight = float(flat[-1])
     if not weight > 0:
         return None
     update = pipeline.shared.unflatten((flat[:-1] / weight).astype(np.float32))
-    return Sight(tuple(sites), update, weight * pipeline.max_weight)
+    return Sight(tuple(sites), update, weight * pipeline.max_weight, released)

@@ -78,11 +78,13 @@ class Sight:
         sites: whose it is the sum of, members of the coalition left out (they subtract their own).
         update: shared tensor name -> mean update over ``sites``, float32, in the model's units (new weights less old ones).
         weight: the summed weight, in examples (or in sites, where every site weighs 1).
+        released: whether two published models are in it, and so the noise that a server adds to the sum (``placement: server``).
     """
 
     sites: tuple[str, ...]
     update: Arrays
     weight: float
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,15 @@ class Seen:
 
     def of(self, site: str) -> Sight | None:
         """The smallest decoded sum that this site is in; None: there is none."""
-        return min((s for s in self.sights if site in s.sites), key=lambda s: len(s.sites), default=None)
+        return min((s for s in self.sights if site in s.sites), key=lambda s: (len(s.sites), s.released), default=None)
 
 
 @dataclass(frozen=True)
 class AdversaryView:
-    """What an adversary saw, round by round up to the attacked one, which is the last. Nothing here depends on the truth but by that."""
+    """What an adversary saw, round by round up to the attacked one, which is the last. Nothing here depends on the truth but by that.
+
+    A staged round stands alone; of a recorded run there are as many rounds as the attack uses, see ``Attack.rounds``.
+    """
 
     vantage: Vantage
     rounds: tuple[Seen, ...]
@@ -329,6 +334,9 @@ class Attack(ABC):
     batch: ClassVar[int] = 1
     #: whether one answer takes milliseconds, so that a hundred victims are affordable; optimized attacks get few.
     cheap: ClassVar[bool] = False
+    #: which rounds of a recorded run it is shown: the attacked one alone (``last``), or with it every earlier one (``all``). Where a
+    #: setting decides, set it in ``__init__``. A staged round stands alone.
+    rounds: Literal["last", "all"] = "last"
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config
@@ -343,4 +351,8 @@ class Attack(ABC):
 
     @abstractmethod
     def run(self, view: AdversaryView, budget: Any, ctx: Any) -> Reconstruction | Verdict:
-        """The best guess within about ``budget.seconds``; of an audit, the verdict (``ctx``: an :class:`AttackContext`)."""
+        """The best guess within about ``budget.seconds``; of an audit, the verdict (``ctx``: an :class:`AttackContext`).
+
+        It follows from the arguments alone. One process answers for several victims and vantages: what it keeps of one (a cache) must not
+        change what it says of another.
+        """

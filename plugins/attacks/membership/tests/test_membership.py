@@ -10,8 +10,8 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from pppml_core.interfaces.attack import Budget, Images, Sight
+from pppml_core.learning.usual import RIDGE
 from pppml_core.testing import PluginSuite
-from pppml_membership.agreement import RIDGE
 from pppml_membership.attack import Membership
 from pppml_membership.config import MembershipConfig
 from pppml_membership.models import log_p, reached

@@ -10,12 +10,12 @@ import torch
 from scipy.stats import binom
 
 from pppml_core.interfaces.attack import AdversaryView, Budget, Images, Knowledge, Seen, Training
+from pppml_core.learning.usual import RIDGE
 from pppml_core.testing import PluginSuite
 from pppml_core.testing.attacked import SITES, Attacked, joined, mean_of, one_thread, some  # noqa: F401
 from pppml_site_inference.attack import SiteInference
 from pppml_site_inference.config import SiteInferenceConfig
 from pppml_site_inference.parts import parts_of
-from pppml_site_inference.usual import RIDGE
 
 FIRST, SECOND, THIRD = SITES[:3]
 ALL = (FIRST, SECOND, THIRD)

@@ -29,6 +29,10 @@ class Gallery(Attack):
     cheap = True
     config: GalleryConfig
 
+    def __init__(self, config: GalleryConfig) -> None:
+        super().__init__(config)
+        self.rounds = config.history
+
     def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
         """It needs a sum with the watched site, the model, a gallery, and for sums of several images public ones."""
         sight = view.of(ctx.site)

@@ -13,7 +13,7 @@ class GalleryConfig(ComponentConfig):
     """`gallery`: scores each candidate image by the likelihood of what was seen if it is the victim."""
 
     history: Literal["last", "all"] = Field(
-        "last", description="the attacked round, or every round of the view: for views in which the victim was in each of them"
+        "all", description="of a recorded run: all rounds up to the attacked one, whose scores are added, or that one alone"
     )
     others: Literal["shrunk", "diagonal"] = Field(
         "shrunk",

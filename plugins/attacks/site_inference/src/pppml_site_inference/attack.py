@@ -1,8 +1,8 @@
 """``site-inference``: which hospital is an image from? The one whose update agrees best with the gradient of the image.
 
 A site's update points where its own images pull. What all images have in common, such as the pull of a label, is taken off first
-(:mod:`.usual`), and how much an image agrees is held against public images. What is read from an image alone, such as the look of a
-scanner, is no attack on a run and is not used.
+(:mod:`pppml_core.learning.usual`), and how much an image agrees is held against public images. What is read from an image alone, such as
+the look of a scanner, is no attack on a run and is not used.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ from dataclasses import replace
 import numpy as np
 
 from pppml_core.interfaces.attack import AdversaryView, Attack, Budget, Images, Knowledge, Reconstruction, Seen
+from pppml_core.learning.single import HELD, of_each, remembered
+from pppml_core.learning.usual import Usual
 from pppml_site_inference.config import SiteInferenceConfig
 from pppml_site_inference.parts import groups_of, parts_of
-from pppml_site_inference.usual import HELD, Numbers, Usual, pool, updates_of
+from pppml_site_inference.public import Numbers, agreement, own, pool
 
 
 class SiteInference(Attack):
     """The attack of that name."""
 
     answers = "site"
-    batch = 8
     cheap = True
     config: SiteInferenceConfig
+
+    def __init__(self, config: SiteInferenceConfig) -> None:
+        super().__init__(config)
+        self.rounds = config.history
 
     def misfit(self, view: AdversaryView, ctx: Knowledge) -> str:
         """It needs queries, the model, public images, and a round in which two sites can be told apart."""
@@ -62,11 +67,11 @@ class SiteInference(Attack):
         names = tuple(n for n in seen.sights[0].update if n in trained)
         parts = parts_of(seen, names)
         fits = max(2, min(self.config.public, HELD // max(1, len(next(iter(parts.values()))))))
-        public = np.stack(list(updates_of(ctx, model, pool(ctx, fits), names)))
+        public = remembered(ctx, model, pool(ctx, fits), names)
         usual = Usual(public)
-        directions = np.stack([usual.own(part) for part in parts.values()])
-        known = np.stack([usual.agreement(update, directions) for update in public])
-        asked = np.stack([usual.agreement(update, directions) for update in updates_of(ctx, model, queries, names)])
+        directions = np.stack([own(usual, part) for part in parts.values()])
+        known = np.stack([agreement(usual, update, directions) for update in public])
+        asked = np.stack([agreement(usual, update, directions) for update in of_each(ctx, model, queries, names)])
         deviation = known.std(axis=0, ddof=1)
         z = (asked - known.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
         place = {site: i for i, group in enumerate(parts) for site in group}

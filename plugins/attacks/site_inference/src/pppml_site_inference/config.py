@@ -12,5 +12,7 @@ from pppml_core import ComponentConfig
 class SiteInferenceConfig(ComponentConfig):
     """`site-inference`: scores each site by how well its update agrees with the gradient of an image."""
 
-    history: Literal["last", "all"] = Field("all", description="the attacked round alone, or all of the view, whose scores are averaged")
+    history: Literal["last", "all"] = Field(
+        "all", description="all rounds up to the attacked one, whose scores are averaged, or that one alone"
+    )
     public: int = Field(100, ge=2, le=10_000, description="public images against whose scores those of the queries are held, at most")
