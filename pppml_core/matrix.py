@@ -15,8 +15,9 @@ Runs lie in ``DIR/runs/NAME``, records in their ``attacks`` folders. What is the
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -143,11 +144,11 @@ def run_matrix(
     registry = registry or Registry.discover()
     planned = {name: experiment_of(config, name, registry) for name in config.defences}
     judged = sum(len(_checked(config, name, experiment)) for name, experiment in planned.items())
-    ends = None if budget is None else time.monotonic() + 60 * budget
+    ends = math.inf if budget is None else time.monotonic() + 60 * budget
     found, controls = MatrixResult(), dict[Any, dict[str, Control]]()
     for number, (name, experiment) in enumerate(planned.items(), 1):
         about = {"defence": name, "place": number, "of_defences": len(config.defences)}
-        if ends is not None and time.monotonic() > ends and not (out / "runs" / name / "result.json").exists():
+        if time.monotonic() > ends and not (out / "runs" / name / "result.json").exists():
             found.missing += len(_checked(config, name, experiment))
             continue
         emit({"event": "run", **about})
@@ -156,11 +157,12 @@ def run_matrix(
         target = Target(run.folder, run.result, run.assembly)
         places = _checked(config, name, experiment)
         held = partial(_held, config, name, target)
+        _put_aside(target, {_path(target, place) for place in places if held(place)})
         for round_, cells in _grouped([place for place in places if not held(place)]):
-            if ends is not None and time.monotonic() > ends:
+            if time.monotonic() > ends:
                 continue
             emit({"event": "cells", **about, "round": round_, "cells": [f"{c.row.use} from {c.vantage}" for c in cells]})
-            _make(config, name, target, round_, cells, controls, partial(_with, emit, about), judged)
+            _make(config, name, target, round_, cells, controls, partial(_with, emit, about), judged, ends)
         found.records += [
             {**json.loads(p.read_text()), "defence_name": name} for place in places if held(place) and (p := _path(target, place))
         ]
@@ -246,6 +248,17 @@ def _held(config: MatrixConfig, name: str, target: Target, place: _Place) -> boo
     return bool(record.get("asked") == json.loads(json.dumps(finite(asked))))
 
 
+def _put_aside(target: Target, kept: Collection[Path]) -> None:
+    """Move other records of the run to ``attacks/earlier``: the page speaks of this matrix, at what it asks for, and of nothing else."""
+    for path in (target.folder / "attacks").glob("*.json"):
+        if path not in kept:
+            earlier = path.parent / "earlier"
+            earlier.mkdir(exist_ok=True)
+            for one in (path, path.with_suffix(".png")):
+                if one.exists():
+                    one.replace(earlier / one.name)
+
+
 def _grouped(places: list[_Place]) -> list[tuple[int | None, list[_Place]]]:
     rounds = list(dict.fromkeys(p.round for p in places))
     return [(r, [p for p in places if p.round == r]) for r in rounds]
@@ -260,23 +273,25 @@ def _make(
     controls: dict[Any, dict[str, Control]],
     emit: Emit,
     judged: int,
+    ends: float,
 ) -> None:
-    """``judged``: how many cells the matrix has, whose bounds are judged together."""
+    """``judged``: how many cells the matrix has, whose bounds are judged together; ``ends``: when no further victim is begun."""
     staged, recorded = list[Cell](), list[Cell]()
     for place in places:
         attack = bound(target.parts, place.row.settings)
         who = target.vantage(place.vantage)
         if not target.parts.registry.build("attack", attack).reads_view:
-            target.audit(attack, who, round_)
+            if time.monotonic() <= ends:
+                target.audit(attack, who, round_)
         else:
             (recorded if needs_recording(target.parts, attack) else staged).append(Cell(attack, who))
     effort, watched = Effort(**config.effort.model_dump()), _watched(config, name, target)
     if staged:
         # Controls are of the same weights and victims, whatever the defence.
         shared = controls.setdefault((target.key(round_), watched), {})
-        target.attack(staged, round_, effort, watched, controls=shared, emit=emit, judged=judged)
+        target.attack(staged, round_, effort, watched, controls=shared, emit=emit, judged=judged, ends=ends)
     if recorded:
-        target.recorded(recorded, round_, effort, watched, emit=emit, judged=judged)
+        target.recorded(recorded, round_, effort, watched, emit=emit, judged=judged, ends=ends)
 
 
 def _with(emit: Emit, about: Mapping[str, Any], event: Mapping[str, Any]) -> None:

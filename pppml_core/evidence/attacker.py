@@ -33,10 +33,6 @@ from pppml_core.wire.codec import decode, encode, sha256_of
 PATIENCE, OVERTIME = 300.0, 20.0
 
 
-class Answered(dict[str, Any]):
-    """``guess`` and ``effort`` of a reconstruction, ``misfit`` why there is none, ``error`` what went wrong in the attack."""
-
-
 def answer(attack: Attack, view: AdversaryView, seconds: float, knowledge: Knowledge) -> dict[str, Any]:
     """One answer as plain data. Whatever an attack raises is told in ``error``: a broken attack shows nothing about a defence."""
     out: dict[str, Any] = {"guess": {}, "effort": {}, "misfit": "", "error": ""}
@@ -73,7 +69,10 @@ class Attacker:
         self._told: dict[str, bytes] = {}
 
     def answer(self, attack: ComponentConfig, view: AdversaryView, seconds: float, knowledge: Knowledge) -> dict[str, Any]:
-        """See :func:`answer`. Raises RunFailed where the process ends before it has answered, or cannot build the parts of the run."""
+        """See :func:`answer`; ``ended``: its process died, or took too long and was ended.
+
+        Raises RunFailed where it cannot build the parts of the run.
+        """
         # The same bytes in either case: what is not in them an attack cannot have.
         seen, about = encode_view(view), to_message(knowledge)
         if self._live:
@@ -82,7 +81,7 @@ class Attacker:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        limit, late = self._patience + OVERTIME * seconds, threading.Event()
+        limit, late, began = self._patience + OVERTIME * seconds, threading.Event(), time.perf_counter()
 
         def end() -> None:
             late.set()
@@ -100,12 +99,11 @@ class Attacker:
             request = {"attack": attack.model_dump(mode="json"), "view": seen, "about": about, "seconds": seconds}
             write_frame(process.stdin, encode(request))
             answered = dict(decode(read_frame(process.stdout)))
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError):
             self.close()
-            if late.is_set():
-                return {"guess": {}, "effort": {"seconds": limit}, "misfit": "", "error": f"no answer within {limit:.0f} s"}
-            text = f"the process of the attack {attack.use} ended (exit code {process.returncode})"  # type: ignore[attr-defined]
-            raise RunFailed(text, place="attack", hint="its own messages are above") from error
+            # A process that dies or hangs is an attack that failed for this victim, as one that raises is.
+            why = f"no answer within {limit:.0f} s" if late.is_set() else f"its process ended (exit code {process.returncode})"
+            return {"guess": {}, "effort": {"seconds": time.perf_counter() - began}, "misfit": "", "error": why, "ended": True}
         finally:
             clock.cancel()
         if failed := answered.pop("failed", ""):

@@ -86,8 +86,21 @@ class Target:
         controls: dict[str, Control] | None = None,
         emit: Emit = lambda event: None,
         judged: int = 1,
+        ends: float = math.inf,
     ) -> list[dict[str, Any]]:
-        """Stage a round for these cells; returns the records that were written. ``round`` None: with the run's final model."""
+        """Stage a round for these cells; returns the records, each written as soon as it is whole.
+
+        Args:
+            cells: which.
+            round: None: with the run's final model.
+            effort: what is spent.
+            site: the watched one.
+            controls: see :class:`.Evaluation`; so is ``emit``.
+            emit: gets events.
+            judged: how many cells have their bounds judged together.
+            ends: see :meth:`.Evaluation.run`; cells that come too late have no record.
+
+        """
         self.checked(round)
         watched = self.watched(site, [cell.vantage for cell in cells])
         weights = weights_before(self.folder, self.parts, self.rounds + 1 if round is None else round, self.rounds)
@@ -97,11 +110,14 @@ class Target:
             self.parts, self.sizes, weights, at, watched, effort, live=self.live, emit=emit, controls=controls, reader=reader
         )
         model = "the run's final model" if round is None else f"the model that round {round} began with"
-        records = []
-        for found in evaluation.run(cells):
+        records = list[dict[str, Any]]()
+
+        def done(found: Found) -> None:
             about, before = _about(found, watched, model), self.rounds if round is None else round - 1
             record = record_of(found, evaluation.stage.privacy, watched, at, about=about, before=before, rounds=self.rounds, cells=judged)
             records.append(self._write({**record, "asked": self.asked(found.cell.attack, effort, watched)}, found))
+
+        evaluation.run(cells, done, ends)
         return records
 
     def recorded(
@@ -113,8 +129,12 @@ class Target:
         *,
         emit: Emit = lambda event: None,
         judged: int = 1,
+        ends: float = math.inf,
     ) -> list[dict[str, Any]]:
-        """Attack a round as it was recorded; returns the records that were written. ``round`` None: the last."""
+        """Attack a round as it was recorded; returns the records, each written as soon as it is whole. ``round`` None: the last.
+
+        Arguments as of :meth:`attack`; no cell is begun after ``ends``.
+        """
         self.checked(round)
         watched, at = self.watched(site, [cell.vantage for cell in cells]), self.rounds if round is None else round
         evaluation = Recorded(self.folder, self.parts, self.sizes, at, watched, effort, live=self.live, emit=emit)
@@ -123,7 +143,10 @@ class Target:
             "update in the open, made again with plain gradients."
         )
         records = []
-        for found in evaluation.run(cells):
+        for cell in cells:
+            if time.monotonic() > ends:
+                break
+            (found,) = evaluation.run([cell])
             record = record_of(
                 found, evaluation.privacy, watched, at, about=about, staged=False, before=at, rounds=self.rounds, cells=judged
             )

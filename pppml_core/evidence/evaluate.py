@@ -2,12 +2,15 @@
 
 A cell is one attack from one vantage in one round of one run. For each victim the round is held once, and every cell is given what its
 vantage saw of it. Beside it the same attack is tried with the defence off (does it work at all?) and on a random update (does its score
-mean anything?). The attack runs in a process that is given the view and public knowledge, never the truth.
+mean anything?). The attack runs in a process that is given the view and public knowledge, never the truth. Controls run in another one: no
+process that was shown a victim without the defence answers for one with it.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,23 +81,30 @@ class Evaluation:
         self._open = Stage(undefended(parts), sizes, topology)
         self._public = public_images(parts, site, effort.seed)
 
-    def run(self, cells: Sequence[Cell]) -> list[Found]:
-        """All cells, in their order."""
+    def run(self, cells: Sequence[Cell], done: Callable[[Found], None] = lambda found: None, ends: float = math.inf) -> list[Found]:
+        """All cells, in their order.
+
+        Args:
+            cells: which.
+            done: is called with each when its last victim was tried.
+            ends: no further victim is begun after this time of ``time.monotonic``; a cell that has had too few then is not ``done``.
+
+        """
         found = [Found(cell, self._parts.registry.build("attack", cell.attack)) for cell in cells]
         order = sorted(range(len(found)), key=lambda i: self._kind(found[i]))
         # A process for each of two cores; live objects are this process's alone.
         workers = 1 if self._live else min(2, os.cpu_count() or 1)
-        attackers = [Attacker(self._parts, self._live) for _ in range(workers)]
-        free: Queue[Attacker] = Queue()
-        for attacker in attackers:
-            free.put(attacker)
+        pairs = [_Pair(Attacker(self._parts, self._live), Attacker(self._parts, self._live)) for _ in range(workers)]
+        free: Queue[_Pair] = Queue()
+        for pair in pairs:
+            free.put(pair)
         try:
             with ThreadPoolExecutor(workers) as pool:
                 for _, group in groupby(order, key=lambda i: self._kind(found[i])):
-                    self._group([found[i] for i in group], pool, free, workers)
+                    self._group([found[i] for i in group], pool, free, workers, done, ends)
         finally:
-            for attacker in attackers:
-                attacker.close()
+            for pair in pairs:
+                pair.close()
         return found
 
     def _kind(self, one: Found) -> tuple[int, str]:
@@ -102,32 +112,51 @@ class Evaluation:
         lies = type(one.attack).plant is not Attack.plant
         return one.attack.batch, repr(one.cell.attack) if lies else ""
 
-    def _group(self, group: list[Found], pool: ThreadPoolExecutor, free: Queue[Attacker], workers: int) -> None:
+    def _group(
+        self,
+        group: list[Found],
+        pool: ThreadPoolExecutor,
+        free: Queue[_Pair],
+        workers: int,
+        done: Callable[[Found], None],
+        ends: float,
+    ) -> None:
         """Rounds are held here, one after another; meanwhile the attackers answer for those that were held before."""
         effort, batch = self._effort, group[0].attack.batch
         counts = [effort.of(one.cell.attack).victims(one.attack) for one in group]
         victims = draw_victims(self._parts, self.site, max(counts), batch, effort.seed, effort.gallery)
         weights = group[0].attack.plant(self._weights, self._knowledge(group[0].attack, victims[0], 1, 0, self.stage))
-        pending: deque[Future[list[_Answer]]] = deque()
+        pending: deque[tuple[int, Future[list[_Answer]]]] = deque()
         if weights is not self._weights:
             caught = suspicious(weights, to_numpy(self._parts.initial_weights))
             for one in group:
                 one.caught, one.lied = caught, True
+        waiting = dict(zip(map(id, group), counts, strict=True))
+
+        def take(number: int, answers: Sequence[_Answer]) -> None:
+            self._take(answers)
+            for one in group:
+                if id(one) in waiting and (number + 1 >= waiting[id(one)] or not _goes_on(one)):
+                    del waiting[id(one)]
+                    done(one)
+
         for number, victim in enumerate(victims):
-            wanted = [one for one, count in zip(group, counts, strict=True) if number < count and (one.scores or not one.misfit)]
-            if not wanted:
+            wanted = [one for one, count in zip(group, counts, strict=True) if number < count and _goes_on(one)]
+            if not wanted or time.monotonic() > ends:
                 break
             self._emit({"event": "victim", "number": number + 1, "of": len(victims), "round": self._round})
             batches = {s: batch_of(self._parts, s, batch, self._round, number) for s in self.stage.sites if s != self.site}
             batches[self.site] = victim.batch
             held, open_ = self.stage.hold(self._round, weights, batches, number), _Once(self._open, self._round, weights, batches, number)
             asked = [one for one in (self._ask(one, number, victim, held, open_) for one in wanted) if one is not None]
-            pending.append(pool.submit(self._answers, asked, free))
+            pending.append((number, pool.submit(self._answers, asked, free)))
             # Here in this process both would share the random numbers of torch.
             while len(pending) > (0 if self._live else workers):
-                self._take(pending.popleft().result())
+                first, answered = pending.popleft()
+                take(first, answered.result())
         while pending:
-            self._take(pending.popleft().result())
+            first, answered = pending.popleft()
+            take(first, answered.result())
 
     def _ask(self, one: Found, number: int, victim: Victim, held: Staged, open_: _Once) -> _Asked | None:
         """What an attacker is given of one victim, and what is true; None where this vantage has no view."""
@@ -152,18 +181,18 @@ class Evaluation:
             control = _Question(view, about, truth_of(victim, staged, self.site, one.attack, self._reader))
         return _Asked(one, number, victim, question, name, control)
 
-    def _answers(self, asked: Sequence[_Asked], free: Queue[Attacker]) -> list[_Answer]:
-        """Of one victim, by an attacker that is free; scored."""
-        attacker = free.get()
+    def _answers(self, asked: Sequence[_Asked], free: Queue[_Pair]) -> list[_Answer]:
+        """Of one victim, by attackers that are free; scored."""
+        pair = free.get()
         try:
             blind: dict[str, Any] = {}
-            return [self._answer(one, attacker, blind) for one in asked]
+            return [self._answer(one, pair, blind) for one in asked]
         finally:
-            free.put(attacker)
+            free.put(pair)
 
-    def _answer(self, asked: _Asked, attacker: Attacker, blind: dict[str, Any]) -> _Answer:
+    def _answer(self, asked: _Asked, pair: _Pair, blind: dict[str, Any]) -> _Answer:
         one, question = asked.one, asked.question
-        answered = attacker.answer(one.cell.attack, question.view, self._effort.of(one.cell.attack).seconds, question.knowledge)
+        answered = pair.defended.answer(one.cell.attack, question.view, self._effort.of(one.cell.attack).seconds, question.knowledge)
         if answered["misfit"]:
             return _Answer(asked, answered)
         kind = one.attack.answers
@@ -171,14 +200,14 @@ class Evaluation:
             blind[kind] = blind_scores(kind, question.truth, question.knowledge)
         found = scored(kind, answered, question.truth, question.knowledge, blind[kind])
         if asked.control is not None and asked.name not in self._controls:
-            self._controls[asked.name] = self._control(one, asked.control, asked.number, attacker, blind[kind])
+            self._controls[asked.name] = self._control(one, asked.control, asked.number, pair.open, blind[kind])
         return _Answer(asked, answered, found, self._controls[asked.name])
 
     def _control(self, one: Found, control: _Question, number: int, attacker: Attacker, blind: Mapping[str, Metrics]) -> Control:
         """The same attack on the same victim where nothing stands between the step and the server, and on random updates of that size."""
         effort = self._effort.of(one.cell.attack)
         victims = effort.victims(one.attack)
-        trials = 1 if one.attack.cheap else -(-controls_needed(victims) // victims)
+        trials = -(-controls_needed(victims) // victims)
         seen = control.view.last
         drawn = [Seeds(self._effort.seed).generator("random update", number + 1000 * i) for i in range(trials)]
         wrong = [AdversaryView(control.view.vantage, (randomized(seen, generator),)) for generator in drawn]
@@ -204,6 +233,7 @@ class Evaluation:
                 one.misfit, one.why = answer.answered["misfit"], "misfit" if seen.of(self.site) else "hidden"
                 one.unfit += 1
                 continue
+            one.given_up = one.given_up or bool(answer.answered.get("ended"))
             if answer.answered["error"]:
                 one.errors.append(answer.answered["error"])
             who = {"person": asked.victim.person, "look_alikes": asked.victim.look_alikes}
@@ -240,6 +270,24 @@ class Evaluation:
             candidates=victim.candidates if attack.answers == "candidate" else None,
             seed=Seeds(self._effort.seed).integer("attack", number) % 2**31,
         )
+
+
+def _goes_on(one: Found) -> bool:
+    """Whether a further victim can tell anything: not where the first one did not fit, nor where the process died or never answered."""
+    return not one.given_up and bool(one.scores or not one.misfit)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """``defended`` never answers for a view without the defence, so that nothing it may have kept of one helps it."""
+
+    defended: Attacker
+    open: Attacker
+
+    def close(self) -> None:
+        """End both."""
+        self.defended.close()
+        self.open.close()
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,8 @@ class Found:
     """What came of one cell, victim by victim; what is scored, not what was guessed.
 
     ``pictures``: see :mod:`.strips`. ``misfit``: why the attack does not fit this vantage, in words, and ``why`` in one; ``unfit``: so many
-    of its victims; a cell with scores is judged on the others. ``lied``: the server sent other weights than the true ones; ``caught``: what
-    a site's policy (``vet_weights``) says of them.
+    of its victims; a cell with scores is judged on the others. ``given_up``: after a victim for whom its process died or never answered.
+    ``lied``: the server sent other weights than the true ones; ``caught``: what a site's policy (``vet_weights``) says of them.
     """
 
     cell: Cell
@@ -101,6 +101,7 @@ class Found:
     why: Why | None = None
     errors: list[str] = field(default_factory=list)
     caught: list[str] = field(default_factory=list)
+    given_up: bool = False
     lied: bool = False
     broken: list[str] = field(default_factory=list)
     unfit: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.evidence import attacks, evaluate
 from pppml_core.evidence.attacker import Attacker
 from pppml_core.evidence.attacks import Target, bound
+from pppml_core.evidence.deciding import controls_needed
 from pppml_core.evidence.found import Cell, Effort, Picture
 from pppml_core.evidence.knowledge import to_message
 from pppml_core.evidence.reading import lesion_reader
@@ -109,7 +111,19 @@ class Silent(Broken):
     answers = "candidate"
 
 
-OFFERED = (Finder, Constant, Painter, Reader, Drawer, Picky, Broken, Silent)
+class Remembering(Finder):
+    """Answers as it did when it first saw these candidates, in a sum of one site if there was one."""
+
+    kept: ClassVar[dict[tuple[int, bytes], Any]] = {}
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        name = (os.getpid(), ctx.candidates.images.tobytes())
+        if len(view.of(ctx.site).sites) == 1:
+            self.kept[name] = super().run(view, budget, ctx)
+        return self.kept.get(name) or Reconstruction({"candidate": np.zeros(len(ctx.candidates))})
+
+
+OFFERED = (Finder, Constant, Painter, Reader, Drawer, Picky, Broken, Silent, Remembering)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -322,8 +336,9 @@ def test_an_attacks_own_config_says_how_many_victims_and_seconds(plain, monkeypa
     cells = [Cell(bound(plain.parts, one), plain.vantage("server")) for one in given]
     few, usual = plain.attack(cells, 1, Effort(cheap=3, gallery=8, seconds=7.0), "site_1")
     assert (few["victims"], usual["victims"]) == (2, 3)
-    # Each victim, its control and its random update.
-    assert [asked.count(pair) for pair in (("finder", 0.5), ("constant", 7.0))] == [6, 9]
+    # Each victim, its control and as many random updates as it takes.
+    calls = [n * (2 + -(-controls_needed(n) // n)) for n in (2, 3)]
+    assert [asked.count(pair) for pair in (("finder", 0.5), ("constant", 7.0))] == calls
     assert len(asked) == 15
     assert few["settings"] == usual["settings"] == {"depth": 3}
     assert (few["asked"]["victims"], few["asked"]["seconds"], usual["asked"]["seconds"]) == (2, 0.5, 7.0)
@@ -438,8 +453,8 @@ def test_controls_are_made_once_for_all_cells_of_a_victim(plain, monkeypatch):
     shared: dict[str, Any] = {}
     effort = Effort(cheap=3, gallery=8)
     plain.attack(cells, 1, effort, "site_1", controls=shared)
-    # Three of each vantage; beside them each victim's control and random update, both on the server.
-    assert [asked.count(v) for v in ("server", "public", "site:site_2")] == [3 + 6, 3, 3]
+    # Three of each vantage; beside them each victim's control and two random updates, all on the server.
+    assert [asked.count(v) for v in ("server", "public", "site:site_2")] == [3 + 9, 3, 3]
     asked.clear()
     plain.attack(cells[:1], 1, effort, "site_1", controls=shared)
     assert asked == ["server"] * 3
@@ -451,10 +466,69 @@ def test_an_attack_on_few_victims_gets_as_many_random_updates_as_it_takes_to_sho
     asked = []
     answer = Attacker.answer
     monkeypatch.setattr(Attacker, "answer", lambda self, *a: asked.append(a[1].vantage.text) or answer(self, *a))
-    monkeypatch.setattr(Finder, "cheap", False)
-    tried(plain, "finder", victims=3)
+    record = tried(plain, "finder", victims=3)
     # of each victim: the attack, the same with the defence off, and two random updates
     assert len(asked) == 3 * (1 + 1 + 2)
+    assert record["control"]["victims"] == 3
+
+
+def test_what_was_seen_without_the_defence_helps_nobody_with_it(go, monkeypatch, tmp_path):
+    """Two attackers a worker: in one process both would be one, so the spy tells them apart."""
+    target = go(aggregator="secagg-plus")
+    answer = Attacker.answer
+    monkeypatch.setattr(os, "getpid", lambda: asking[-1])
+    asking = [0]
+
+    def spy(self: Any, *a: Any) -> Any:
+        asking.append(id(self))
+        return answer(self, *a)
+
+    monkeypatch.setattr(Attacker, "answer", spy)
+    cells = [Cell(bound(target.parts, {"use": "remembering"}), target.vantage(v)) for v in ("server", "public")]
+    records = target.attack(cells, 1, Effort(cheap=12, gallery=8), "site_1")
+    assert [r["outcome"] for r in records] == ["not_shown_to_leak"] * 2, [r["reason"] for r in records]
+    assert records[0]["control"]["candidate@1"]["rate"] == 1.0
+
+
+@pytest.mark.parametrize("do", ["exit", "hang"])
+def test_an_attack_whose_process_ends_is_given_up_and_takes_no_other_along(plain, monkeypatch, do):
+    answer, asked = Attacker.answer, []
+
+    def ended(self: Any, attack: Any, *more: Any) -> Any:
+        if attack.use != "painter":
+            return answer(self, attack, *more)
+        asked.append(do)
+        return {"guess": {}, "effort": {"seconds": 1.0}, "misfit": "", "error": "its process ended (exit code 9)", "ended": True}
+
+    monkeypatch.setattr(Attacker, "answer", ended)
+    cells = [Cell(bound(plain.parts, {"use": use}), plain.vantage("server")) for use in ("painter", "finder")]
+    records = {r["attack"]: r for r in plain.attack(cells, 1, Effort(cheap=12, optimized=12, gallery=8), "site_1")}
+    assert records["finder"]["outcome"] == "recovered"
+    assert records["painter"]["outcome"] == "inconclusive"
+    assert "exit code 9" in records["painter"]["reason"]
+    # Its first victim, that one's control and random updates, and those who were asked meanwhile.
+    assert len(asked) < 12
+
+
+def told_noise(monkeypatch: Any, target: Target, vantage: str, victims: int = 2) -> set[float]:
+    """Of the watched site's noise, as attackers are told of it who see the run's own sums."""
+    told = []
+    answer = Attacker.answer
+    monkeypatch.setattr(
+        Attacker, "answer", lambda self, *a: told.append((len(a[1].of("site_1").sites), a[3].defence.noise)) or answer(self, *a)
+    )
+    tried(target, "constant", vantage, victims=victims)
+    monkeypatch.setattr(Attacker, "answer", answer)
+    return {noise for sites, noise in told if sites == 3}
+
+
+def test_an_attacker_is_told_the_noise_of_the_sum_it_sees(go, monkeypatch):
+    """A third of the noise is each site's, but a sum has all of it: told for the watched site as if that stood alone."""
+    target = go(privacy={**DP, "placement": "distributed", "colluders": 0}, aggregator={"use": "secagg-plus"})
+    plan = target.parts.mechanism.plan(target.parts.privacy_setting(target.sizes))
+    alone, whole = plan.defence(1, 1).noise, plan.defence(1, 3).noise
+    assert whole > 1.5 * alone
+    assert told_noise(monkeypatch, target, "server") == {whole}
 
 
 def test_a_lie_that_a_policy_would_see_is_told(plain, monkeypatch):
@@ -587,8 +661,8 @@ def test_the_process_of_an_attack(tmp_path, monkeypatch):
         np.testing.assert_array_equal(first["guess"]["images"], knowledge.public.images[:1])
         assert str(tmp_path / "run") not in first["guess"]["told"]
         assert asked(one, "answer")["effort"]["pid"] == first["effort"]["pid"]
-        with pytest.raises(RunFailed, match=r"the attack elsewhere ended \(exit code 7\)"):
-            asked(one, "exit")
+        died = asked(one, "exit")
+        assert (died["error"], died["guess"], died["ended"]) == ("its process ended (exit code 7)", {}, True)
         with pytest.raises(RunFailed, match="no attack 'finder'"):
             one.answer(Silent_config(), view, 1.0, knowledge)
         again = asked(one, "answer")

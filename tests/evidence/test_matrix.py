@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from pppml_core import Component, ComponentConfig, matrix
 from pppml_core.errors import ConfigError
 from pppml_core.evidence import attacks, evaluate
+from pppml_core.evidence.deciding import controls_needed
 from pppml_core.interfaces.attack import Attack, Reconstruction, Verdict
 from pppml_core.matrix import load_matrix, run_matrix
 from pppml_core.registry import Registry
+from pppml_core.report.records import read_run
 
 FILE = """
 base:
@@ -52,6 +55,10 @@ class Who(Attack):
         return Reconstruction({"members": np.zeros(len(ctx.queries))})
 
 
+class Slow(Guess):
+    cheap = False
+
+
 class Check(Attack):
     reads_view = False
 
@@ -62,7 +69,7 @@ class Check(Attack):
 @pytest.fixture(scope="module")
 def registry():
     torch.set_num_threads(1)
-    offered = [Component(c.__name__.lower(), Empty, f"{__name__}:{c.__name__}", "for a test") for c in (Guess, Who, Check)]
+    offered = [Component(c.__name__.lower(), Empty, f"{__name__}:{c.__name__}", "for a test") for c in (Guess, Slow, Who, Check)]
     return Registry.only({"attack": offered}, "pppml_secagg_plus.plugin")
 
 
@@ -95,9 +102,10 @@ def test_every_cell_has_one_record_and_is_made_once(tmp_path, registry, here, mo
     assert len(list((tmp_path / "out/runs").glob("*/attacks/*.json"))) == 9
     assert set(judged) == {9}, "bounds are judged together over the whole matrix"
     assert {r["site"] for r in result.records if "site" in r} == {"site_3"}, "one site for all: the largest that is in no vantage"
-    # Both defences sum exactly, so their models are the same: controls are made once. 2 victims, each with a control and a random update.
-    first = 2 * (2 + 2) + 2 * 2
-    last = 2 * 2 + 2 * 2
+    # Both defences sum exactly, so their models are the same: controls are made once. 2 victims, each with a control and random updates.
+    controls = 2 * (1 + -(-controls_needed(2) // 2))
+    first = 2 * 2 + controls + 2 * 2
+    last = 2 + controls + 2
     assert here.count("guess") == first + last
     assert {e["defence"] for e in events} == {"plain", "secagg-plus"}
     here.clear()
@@ -108,7 +116,7 @@ def test_every_cell_has_one_record_and_is_made_once(tmp_path, registry, here, mo
     assert again.records == result.records
     (tmp_path / "out/runs/plain/attacks/guess-public-r1.json").unlink()
     run_matrix(written(tmp_path), tmp_path / "out", registry=registry)
-    assert here.count("guess") == 2 + 4
+    assert here.count("guess") == 2 + controls
     record = json.loads((tmp_path / "out/runs/plain/attacks/guess-public-r1.json").read_text())
     assert record["site"] == "site_3", "also where one cell alone is made"
 
@@ -118,6 +126,64 @@ def test_when_the_time_is_over_nothing_is_begun(tmp_path, registry, here):
     assert (result.missing, result.records, result.runs, here) == (9, [], [], [])
     whole = run_matrix(written(tmp_path), tmp_path / "out", registry=registry)
     assert (whole.missing, len(whole.records)) == (0, 9)
+
+
+def test_no_victim_is_begun_when_the_time_is_over(tmp_path, registry, here, monkeypatch):
+    """The clock stands still but for the first victim of the first cells, who takes an hour."""
+    now, tell = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def told(event: Any) -> None:
+        if event["event"] == "victim":
+            tell.append(event["number"])
+            now[0] += 3600.0
+
+    result = run_matrix(written(tmp_path), tmp_path / "out", budget=30.0, registry=registry, emit=told)
+    assert tell == [1], "one victim, of several cells"
+    assert (result.missing, result.records) == (9, []), "a cell with too few victims is no cell"
+
+
+def test_what_is_whole_is_kept_when_it_is_killed(tmp_path, registry, here, monkeypatch):
+    """``slow`` has more victims than ``guess``; it is killed at the last of them."""
+    text = FILE.replace("  - {use: who}", "  - {use: slow, vantages: [server], rounds: [1]}").replace(
+        "cheap: 2, optimized: 2", "cheap: 2, optimized: 6"
+    )
+
+    def killed(event: Any) -> None:
+        if event["event"] == "victim" and event["number"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_matrix(written(tmp_path, text), tmp_path / "out", registry=registry, emit=killed)
+    kept = {p.name for p in (tmp_path / "out/runs/plain/attacks").glob("*.json")}
+    assert kept == {"guess-server-r1.json", "guess-public-r1.json"}
+    here.clear()
+    result = run_matrix(written(tmp_path, text), tmp_path / "out", registry=registry)
+    assert result.missing == 0
+    assert here.count("slow") > 0
+
+
+def test_the_page_is_of_this_matrix_alone(tmp_path, registry):
+    """Records of other settings, and of cells that are not asked for any more, are put aside and not shown."""
+    run_matrix(written(tmp_path), tmp_path / "out", registry=registry)
+    attacks_of = tmp_path / "out/runs/plain/attacks"
+    first = {p.name for p in attacks_of.glob("*.json")}
+    other = FILE.replace("cheap: 2", "cheap: 3").replace("  - {use: check, only: [plain]}\n", "")
+    result = run_matrix(written(tmp_path, other), tmp_path / "out", budget=1e-9, registry=registry)
+    assert result.missing > 0
+    assert {p.name for p in attacks_of.glob("*.json")} == {"who-server-r1.json"}
+    assert {p.name for p in (attacks_of / "earlier").glob("*.json")} == first - {"who-server-r1.json"}
+    shown = read_run(attacks_of.parent)
+    assert [r["attack"] for r in shown.attacks] == ["who"]
+
+
+def test_controls_of_other_weights_are_other_controls(tmp_path, registry, here):
+    """The two runs end with other models, as clipped steps are smaller."""
+    text = FILE.replace("secagg-plus: {aggregator: secagg-plus}", "slower: {training: {steps: 1, optimizer: {lr: 0.001}}}")
+    only = text.split("attacks:")[0] + "attacks:\n  - {use: guess, rounds: [last]}\n" + "effort:" + text.split("effort:")[1]
+    run_matrix(written(tmp_path, only), tmp_path / "out", registry=registry)
+    controls = 2 * (1 + -(-controls_needed(2) // 2))
+    assert here.count("guess") == 2 * (2 + controls)
 
 
 WRONG = {
