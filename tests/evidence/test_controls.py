@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 
 import pppml_core as pppml
 from pppml_core import Component, ComponentConfig
+from pppml_core.evidence import record as recording
 from pppml_core.evidence.attacks import Target, bound
-from pppml_core.evidence.bounds import kappa
+from pppml_core.evidence.bounds import Bound, kappa
 from pppml_core.evidence.claims import outside
-from pppml_core.evidence.deciding import decide, one_each
+from pppml_core.evidence.deciding import blind_rate, decide, one_each
 from pppml_core.evidence.evaluate import Cell, Effort, randomized
+from pppml_core.evidence.found import Found
+from pppml_core.evidence.scoring import summarize
 from pppml_core.interfaces.attack import Attack, Reconstruction, Seen, Sight
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import Message
@@ -52,6 +56,17 @@ class Fragile(Models):
         return super().run(view, budget, ctx)
 
 
+class Timid(Models):
+    """Breaks on every second victim where there is noise, and nowhere else; it finds nothing on the others."""
+
+    def run(self, view: Any, budget: Any, ctx: Any) -> Reconstruction:
+        if ctx.defence.noise > 0:
+            if ctx.seed % 2:
+                raise ValueError("too noisy")
+            return Reconstruction({"candidate": np.random.default_rng(ctx.seed).random(len(ctx.candidates.images))})
+        return super().run(view, budget, ctx)
+
+
 class Choosy(Models):
     """Fits every second victim."""
 
@@ -62,7 +77,7 @@ class Choosy(Models):
 @pytest.fixture(scope="module")
 def registry():
     torch.set_num_threads(1)
-    offered = [Component(c.__name__.lower(), NoConfig, f"{__name__}:{c.__name__}", "for a test") for c in (Models, Fragile, Choosy)]
+    offered = [Component(c.__name__.lower(), NoConfig, f"{__name__}:{c.__name__}", "for a test") for c in (Models, Fragile, Timid, Choosy)]
     return Registry.only(
         {"attack": offered}, "pppml_dp.plugin", "pppml_secagg_plus.plugin", "pppml_cyclic_he.plugin", "pppml_he_tenseal.plugin"
     )
@@ -118,6 +133,17 @@ def test_control_runs_that_broke_show_nothing(alone):
     assert "control runs (ValueError: no messages)" in record["reason"]
 
 
+def test_an_attack_that_breaks_on_noised_views_alone_is_no_protection(go):
+    """Its controls pass and nothing is picked: but for the victims that were lost to errors it would be called not shown."""
+    target = go(privacy={"use": "dp-sgd", "epsilon": 4.0, "delta": 1e-3, "clip": 1.0, "placement": "local"})
+    record = tried(target, "timid", "server")
+    assert record["metrics"]["claims"] == {"picked": "not_shown"}, record["reason"]
+    assert record["control"]["passed"]
+    assert (record["outcome"], record["why"]) == ("inconclusive", "broke")
+    assert "The attack failed for" in record["reason"]
+    assert "too noisy" in record["reason"]
+
+
 def test_a_victim_that_does_not_fit_does_not_throw_away_the_others(alone):
     record = tried(alone, "choosy", victims=24)
     assert 0 < record["victims"] < 24
@@ -139,6 +165,71 @@ def test_several_images_of_one_patient_are_one_trial():
     assert outcome != "recovered"
     assert "1 of 1" in reason
     assert len(one_each([score(True, None)] * 5)) == 5, "who is nobody in particular is no repetition"
+
+
+def test_a_positive_control_of_one_patient_is_one_trial():
+    """Ten images of one patient, all picked with the defence off: that the test works is shown of nobody but this one."""
+    wrong, same = [score(False, f"q{i}") for i in range(60)], [score(True, "p") for _ in range(10)]
+    made = decide("candidate", wrong, same, wrong)
+    assert made[0] == "inconclusive"
+    assert "with the defence off 1 of 1" in made[1]
+    assert decide("candidate", wrong, [score(True, f"p{i}") for i in range(10)], wrong)[0] == "not_shown_to_leak"
+
+
+def batch(redrawn: list[bool], person: str | None = None) -> dict[str, Any]:
+    """A score of pictures of a batch; its first image is the victim's."""
+    error = [1e-4 if r else 0.1 for r in redrawn]
+    return {"redrawn": redrawn, "mse": error, "psnr": [-10 * float(np.log10(e)) for e in error], "person": person, "blind": {"images": {}}}
+
+
+def test_a_batch_is_one_trial_and_its_first_image_is_the_victim():
+    """The other images were drawn to fill the step, many of them again and again."""
+    filled, wrong = [batch([False] + [True] * 7) for _ in range(20)], [batch([False] * 8) for _ in range(40)]
+    right = [batch([True] + [False] * 7) for _ in range(20)]
+    outcome, reason = decide("images", filled, right, wrong)
+    assert outcome == "not_shown_to_leak"
+    assert "Images redrawn: 0 of 20 (at most 14%" in reason
+    assert "with the defence off 20 of 20, on random gradients 0 of 40" in reason
+    assert decide("images", right, right, wrong)[0] == "recovered"
+    made = summarize(filled)
+    exact = {"rate": 0.0, "low": 0.0, "n": 20, "share": 7 / 8, "images": 160}
+    for name in ("redrawn", "mse<0.001"):
+        assert {k: v for k, v in made[name].items() if k in exact} == pytest.approx(exact, abs=1e-12)
+        assert made[name]["at_most"] == pytest.approx(1 - 0.05 ** (1 / 20))
+        assert made[name]["high"] == pytest.approx(3.8415 / 23.8415, abs=1e-4)  # Wilson's of 0 of 20
+    assert made["psnr"] == pytest.approx({"median": 10.0, "worst": 10.0}), "degrees are of the victims too"
+
+
+def test_a_rate_counts_one_image_of_a_patient():
+    """30 images of five patients, those of one patient alike."""
+    found = [score(i % 5 == 0, f"p{i % 5}") for i in range(30)]
+    made = summarize(found)["candidate@1"]
+    assert (made["rate"], made["n"], made["share"], made["images"]) == (pytest.approx(1 / 5), 5, pytest.approx(1 / 5), 30)
+    assert made["at_most"] == pytest.approx(beta.ppf(0.95, 2, 4))
+    assert summarize([score(i % 5 == 0, None) for i in range(30)])["candidate@1"]["n"] == 30, "who is nobody in particular is no repetition"
+
+
+def test_a_claim_of_privacy_is_not_refuted_by_one_patient(alone, monkeypatch):
+    """Six images of one patient, all picked: that happens by chance as often as one success does."""
+    monkeypatch.setattr(recording, "bound_of", lambda *given, **more: Bound(0.2, 0.1))
+    attack, cell = Models(NoConfig()), Cell(bound(alone.parts, {"use": "models"}), alone.vantage("server"))
+
+    def violated(scores: list[dict[str, Any]]) -> bool:
+        wrong = [score(False, None) for _ in range(20)]
+        found = Found(cell, attack, scores=scores, control=scores, negative=wrong, seen=[Seen(1, {}, {}, ("a",), ())])
+        plan = alone.parts.mechanism.plan(alone.parts.privacy_setting(alone.sizes))
+        return bool(recording.record_of(found, plan, "site_1", 1, about="")["violation"])
+
+    assert not violated([score(True, "p") for _ in range(6)])
+    assert violated([score(True, f"p{i}") for i in range(6)])  # 0.2^6 = 6.4e-5, below 1e-4
+    assert not violated([score(True, f"p{i}") for i in range(5)])
+
+
+def test_a_bound_counts_the_guess_among_look_alikes():
+    """Who knows the watched site guesses among its look-alikes, whatever the gallery holds besides."""
+    found = [score(True, f"p{i}") | {"look_alikes": alike} for i, alike in enumerate((1, 1, 3))]
+    assert blind_rate(found, "candidate_", "candidate") == (10, pytest.approx((1 / 2 + 1 / 2 + 1 / 4) / 3))
+    assert blind_rate([s | {"look_alikes": 9} for s in found], "candidate_", "candidate") == (10, pytest.approx(0.1))
 
 
 def test_people_are_counted_apart_from_images(alone):

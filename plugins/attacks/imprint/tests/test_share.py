@@ -5,12 +5,13 @@ The oracle is the exact distribution of the number of images that are alone in t
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from pppml_imprint.attack import Imprint
-from pppml_imprint.bins import bin_probabilities, expected_share, query_of, thresholds_of
+from pppml_imprint.bins import bin_probabilities, expected_share, query_of, sampled_share, thresholds_of
 from pppml_imprint.config import ImprintConfig
 
 SITES = ("a", "b", "c", "d")
@@ -48,6 +49,21 @@ def test_the_expected_share_is_the_mean_of_the_exact_distribution():
     # Facts about equal bins: 90 % of 8 in 64, 78 % of 64 in 256.
     assert expected_share(np.full(64, 1 / 64), 8) == pytest.approx(0.90, abs=0.005)
     assert expected_share(np.full(256, 1 / 256), 64) == pytest.approx(0.78, abs=0.005)
+
+
+def test_the_share_that_a_sample_tells_is_that_of_all_its_parts():
+    """By counting: every choice of four of nine images, in three bins and below all."""
+    values, thresholds = np.array([0.1, 0.2, 0.3, 1.1, 1.2, 2.5, 2.6, 2.7, -5.0]), np.array([0.0, 1.0, 2.0])
+    bins = np.searchsorted(thresholds, values) - 1
+    alone_in = [sum(b >= 0 and chosen.count(b) == 1 for b in chosen) / 4 for chosen in combinations(bins.tolist(), 4)]
+    assert sampled_share(values, thresholds, 4) == pytest.approx(np.mean(alone_in))
+    # Few images a bin: what is expected of their counts is far too little.
+    truth, rng = np.full(128, 1 / 128), np.random.default_rng(0)
+    samples = rng.integers(0, 128, (300, 200)) + 0.5
+    made = [sampled_share(s, np.arange(128.0), 32) for s in samples]
+    assert np.mean(made) == pytest.approx(expected_share(truth, 32), abs=6 * np.std(made) / np.sqrt(300))
+    assert np.mean([expected_share(bin_probabilities(s, np.arange(128.0)), 32) for s in samples]) < expected_share(truth, 32) - 0.05
+    assert sampled_share(samples[0][:3], np.arange(128.0), 32) == expected_share(bin_probabilities(samples[0][:3], np.arange(128.0)), 32)
 
 
 def test_bins(draw):
@@ -106,8 +122,10 @@ def test_recovered_through_a_sum_of_four_sites(world, draw, fixed_point_mean, n,
         ctx = replace(here.ctx, defence=replace(here.defence, grid=grid))
         view = here.view(weights, mean, SITES)
         assert attack.misfit(view, ctx) == ""
-        found = attack.run(view, None, ctx).guess["images"]
+        answer = attack.run(view, None, ctx)
+        found = answer.guess["images"]
         assert len(found) <= n
+        assert abs(answer.effort["expected_share"] - expected_share(p, n)) < 0.08, "what it says itself, of 400 public images"
         errors = np.square(found[:, None] - images[None]).mean(axis=(2, 3, 4)).min(axis=0)
         recovered += int((errors < 1e-3).sum())
         bins = np.searchsorted(thresholds, images.reshape(n, -1).astype(np.float64) @ query)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.stats import hypergeom, norm
 
 Numbers = npt.NDArray[np.float64]
 Query = Literal["whitened", "random", "brightness"]
@@ -56,9 +56,7 @@ def thresholds_of(values: Numbers, bins: int, kind: Literal["empirical", "normal
 
 def bin_probabilities(values: Numbers, thresholds: Numbers) -> Numbers:
     """Share of ``values`` in each bin, ``(bins,)``; what is below the first threshold is in none."""
-    edges = np.concatenate([np.asarray(thresholds, np.float64), [np.inf]])
-    counts = np.diff(np.searchsorted(np.sort(np.asarray(values, np.float64)), edges, side="right"))
-    return np.asarray(counts / len(values), np.float64)
+    return np.asarray(_counts(values, thresholds) / len(values), np.float64)
 
 
 def expected_share(probabilities: npt.ArrayLike, n: int) -> float:
@@ -68,3 +66,20 @@ def expected_share(probabilities: npt.ArrayLike, n: int) -> float:
     """
     p = np.asarray(probabilities, np.float64)
     return float((p * (1.0 - p) ** (n - 1)).sum())
+
+
+def sampled_share(values: Numbers, thresholds: Numbers, n: int) -> float:
+    """The same from a sample of images: the share of ``n`` of them, drawn without replacement, that are alone in their bin.
+
+    Without bias for images like these, which :func:`expected_share` of their counts is not: with few images a bin it counts an image among
+    its own rivals. For more than there are ``values`` it is that all the same.
+    """
+    counts, size = _counts(values, thresholds), len(values)
+    if n > size:
+        return expected_share(counts / size, n)
+    return float((counts / size * hypergeom.pmf(0, size - 1, np.maximum(counts - 1, 0), n - 1)).sum())
+
+
+def _counts(values: Numbers, thresholds: Numbers) -> npt.NDArray[np.int64]:
+    edges = np.concatenate([np.asarray(thresholds, np.float64), [np.inf]])
+    return np.diff(np.searchsorted(np.sort(np.asarray(values, np.float64)), edges, side="right"))
