@@ -241,6 +241,19 @@ def test_at_most_is_the_exact_one_sided_limit(attacked: Attacked, hits: int, n: 
     assert detail.startswith(f"{hits} of {n} (at most {limit:.0%};")
 
 
+def test_the_limit_is_the_records_own(attacked: Attacked) -> None:
+    """100 images of 36 patients, of which the record counts one each: the page says 36, and the limit that stands beside it."""
+    one = cell("picked", "not_shown", n=36, people=36, victims=100)
+    one["metrics"]["candidate@1"] |= {"at_most": 0.09, "share": 0.0, "images": 100}
+    found = attacked(one)
+    assert rows(found)[SERVER]["answers"]["picked"]["detail"].startswith("0 of 36 (at most 9%;")
+    assert rows(found)[SERVER]["strength"].startswith("empirical: 36 images of 36 patients")
+    for wrong in (-0.1, 1.1, "8 %", None):
+        one["metrics"]["candidate@1"]["at_most"] = wrong
+        exact = float(stats.beta.ppf(0.95, 1, 36))
+        assert rows(attacked(one))[SERVER]["answers"]["picked"]["detail"].startswith(f"0 of 36 (at most {exact:.0%};")
+
+
 def test_few_trials_a_failed_control_and_a_broken_attack_are_told_apart(attacked: Attacked) -> None:
     undecided = attacked(cell("picked", "undecided", 2))
     failed = attacked(cell("picked", "untested", control={"what": "w", "passed": False, "candidate@1": counted(1, 10)}))

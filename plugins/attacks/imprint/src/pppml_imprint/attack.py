@@ -43,8 +43,8 @@ class Imprint(Attack):
     def run(self, view: AdversaryView, budget: Any, ctx: Knowledge) -> Reconstruction:
         """Every image it can read out of the sum, in the task's units and range; there may be none. It takes milliseconds.
 
-        Of a planted layer the effort also tells ``expected_share``: which share of the images in the sum would be alone in their bin, and so
-        be read, if they were like the public ones. Those of one site are more alike, so fewer of them are.
+        Of a planted layer the effort also tells ``expected_share``: which share of the images in the sum would be alone in their bin, and
+        so be read, if they were like the public ones. Those of one site are more alike, so fewer of them are.
         """
         began = time.perf_counter()
         layer, sight = _layer(ctx), _sight(view, ctx)
