@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from pppml_core.errors import PppmlError
 from pppml_core.evidence.attacker import Attacker
-from pppml_core.evidence.claims import before_noise
+from pppml_core.evidence.claims import raw
 from pppml_core.evidence.controls import randomized, undefended
 from pppml_core.evidence.deciding import controls_needed
 from pppml_core.evidence.found import OWN, Cell, Control, Effort, Found, Picture, trimmed
@@ -170,7 +170,7 @@ class Evaluation:
             return None
         sight = seen.of(self.site)
         among = len(sight.sites) if sight else len(held.cohort)
-        knowledge = self._knowledge(one.attack, victim, among, number, self.stage, held, before_noise(self.stage.privacy, one.cell.vantage))
+        knowledge = self._knowledge(one.attack, victim, among, number, self.stage, held, raw(self.stage.privacy, seen, self.site))
         truth = truth_of(victim, held, self.site, one.attack, self._reader)
         question = _Question(AdversaryView(one.cell.vantage, (seen,)), knowledge, truth)
         control = None
@@ -250,13 +250,14 @@ class Evaluation:
                 one.pictures.append(Picture(original, made, self._public, knowledge.low, knowledge.high))
 
     def _knowledge(
-        self, attack: Attack, victim: Victim, sites: int, number: int, stage: Stage, held: Staged | None = None, raw: bool = False
+        self, attack: Attack, victim: Victim, sites: int, number: int, stage: Stage, held: Staged | None = None, noiseless: bool = False
     ) -> Knowledge:
-        """``sites``: how many are in the sum that is attacked; ``raw``: it is seen before noise is added. Only who picks among candidates
-        is given any.
+        """``sites``: how many are in the sum that is attacked; ``noiseless``: it is seen before noise is added.
+
+        Only who picks among candidates is given any.
         """
         defence = stage.privacy.defence(self._round, sites)
-        if raw:
+        if noiseless:
             defence = replace(defence, noise=0.0)
         if held is not None and not held.pipeline.real:
             steps = {t.name: held.pipeline.fixed_point.step(i) for i, t in enumerate(self._parts.shared)}

@@ -531,6 +531,15 @@ def test_an_attacker_is_told_the_noise_of_the_sum_it_sees(go, monkeypatch):
     assert told_noise(monkeypatch, target, "server") == {whole}
 
 
+def test_who_sees_a_sum_before_the_noise_is_told_that_there_is_none(go, monkeypatch):
+    """The server that adds it sees the sum before; who listens to another site sees nothing of the watched one but noised models."""
+    target = go(privacy={**DP, "placement": "server"}, aggregator={"use": "secagg-plus"})
+    noise = target.parts.mechanism.plan(target.parts.privacy_setting(target.sizes)).defence(1, 3).noise
+    assert noise > 0
+    for vantage, told in (("server", 0.0), ("public", noise), ("link:site_2-server", noise)):
+        assert told_noise(monkeypatch, target, vantage) == {told}, vantage
+
+
 def test_a_lie_that_a_policy_would_see_is_told(plain, monkeypatch):
     def dead(self, weights, ctx):
         return {n: np.zeros_like(w) if n == next(iter(weights)) else w for n, w in weights.items()}
