@@ -19,7 +19,7 @@ import pppml_core as pppml
 from pppml_core.errors import ConfigError
 from pppml_core.evidence.recording import Recording
 from pppml_core.evidence.vantage import read_vantage
-from pppml_core.evidence.view import encode_view, read_view
+from pppml_core.evidence.view import decode_view, encode_view, read_view
 from pppml_core.federation.secret_record import SecretRecord
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import SERVER
@@ -260,6 +260,8 @@ def test_models_go_to_whoever_was_sent_them(finished):
     public = run.view("public").last
     assert (public.messages, dict(public.secrets)) == ((), {})
     assert [one.round for one in run.view("public", 2, first=2).rounds] == [2]
+    assert [s.released for s in decode_view(encode_view(run.view("public"))).last.sights] == [True]
+    assert [s.released for s in decode_view(encode_view(run.view("server"))).last.sights] == [False]
     assert all(np.array_equal(run.recording.weights_before(1)[n], a) for n, a in initial.items())
 
 

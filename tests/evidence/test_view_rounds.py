@@ -162,6 +162,14 @@ def test_noise_of_the_server_comes_after_what_it_sees(go):
     noise = np.concatenate([(released.update[n] - u).ravel() for n, u in truth(SITES).items()])
     size = np.concatenate([u.ravel() for u in truth(SITES).values()])
     assert frozenset(released.sites) == ALL
+    assert released.released
+    assert not any(sight.released for sight in seen("server").sights)
+    # A link shows one site's update as it is, and others in what is published, also when that one is taken off.
+    assert {s.sites: s.released for s in seen("link:server-site_3").sights} == {
+        ("site_3",): False,
+        ("site_1", "site_2", "site_4"): True,
+        SITES: True,
+    }
     # One clip of noise on each of hundreds of coordinates, against updates of one clip in all.
     assert np.linalg.norm(noise) > 3 * np.linalg.norm(size)
 
