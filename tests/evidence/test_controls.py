@@ -21,6 +21,7 @@ from pppml_core.evidence.deciding import blind_rate, decide, one_each
 from pppml_core.evidence.evaluate import Cell, Effort, randomized
 from pppml_core.evidence.found import Found
 from pppml_core.evidence.scoring import summarize
+from pppml_core.evidence.strips import captions
 from pppml_core.interfaces.attack import Attack, Reconstruction, Seen, Sight
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import Message
@@ -198,6 +199,16 @@ def test_a_batch_is_one_trial_and_its_first_image_is_the_victim():
         assert made[name]["at_most"] == pytest.approx(1 - 0.05 ** (1 / 20))
         assert made[name]["high"] == pytest.approx(3.8415 / 23.8415, abs=1e-4)  # Wilson's of 0 of 20
     assert made["psnr"] == pytest.approx({"median": 10.0, "worst": 10.0}), "degrees are of the victims too"
+
+
+def test_the_worst_victim_of_a_strip_is_that_of_the_figures():
+    """Of the last batch the second image is read best of all; it is no victim."""
+    scores = [batch([False, False]), batch([True, False]), batch([False, False])]
+    scores[2]["mse"][1], scores[2]["psnr"][1] = 1e-6, 60.0
+    told: Any = SimpleNamespace(scores=scores, pictures=[None] * 3)
+    made = {one["name"]: (one["victim"], one["psnr"]) for one in captions(told)}
+    assert made["worst victim"] == (1, 40.0)
+    assert summarize(scores)["psnr"] == pytest.approx({"median": 10.0, "worst": 40.0})
 
 
 def test_a_rate_counts_one_image_of_a_patient():
