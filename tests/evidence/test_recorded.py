@@ -343,13 +343,13 @@ class _Poisoned(Truth):
 
 
 def test_a_patient_of_many_images_makes_no_member(monkeypatch):
-    """A site of 40 patients with 10 images each, scored by somebody who knows nothing, with an effect of the patient (intraclass
+    """A site of 14 patients with 30 images each, scored by somebody who knows nothing, with an effect of the patient (intraclass
     correlation 0.9). Among 100 such lists at most as many are called recovered as 1 % may be, with a false alarm below 1e-6; where all
-    images are asked about it is a fifth of them, which is then beyond all doubt.
+    images are asked about it is far more of them, so that the test could fail.
     """
     monkeypatch.setattr(deciding, "_RESAMPLES", 999)
     lists, most = 100, int(binom.isf(1e-6, 100, 0.01))
-    groups = {s: np.repeat(np.arange(*ends), 10) for s, ends in (("train", (0, 20)), ("test", (20, 30)), ("validation", (30, 40)))}
+    groups = {s: np.repeat(np.arange(*ends), 30) for s, ends in (("train", (0, 7)), ("test", (7, 11)), ("validation", (11, 14)))}
 
     def examples(patients: Any) -> ArrayExamples:
         pictures = np.stack([patients, np.arange(len(patients))], 1)[..., None].astype(np.float32)
@@ -360,10 +360,10 @@ def test_a_patient_of_many_images_makes_no_member(monkeypatch):
     asked._parts = SimpleNamespace(load=lambda site: SimpleNamespace(part=parts.__getitem__))
     asked._effort = Effort()
     queries, inside = asked._members("a")
-    assert (len(queries), inside.sum()) == (40, 20)
-    assert len(set(queries.targets.tolist())) == 40
-    assert all((patient < 20) == member for patient, member in zip(queries.targets, inside, strict=True))
-    every, members = np.concatenate([queries.targets] * 10), np.concatenate([inside] * 10)
+    assert (len(queries), inside.sum()) == (14, 7)
+    assert len(set(queries.targets.tolist())) == 14
+    assert all((patient < 7) == member for patient, member in zip(queries.targets, inside, strict=True))
+    every, members = np.concatenate([queries.targets] * 30), np.concatenate([inside] * 30)
     assert _recovered(queries.targets, inside, lists) <= most < _recovered(every, members, lists)
 
 
@@ -372,7 +372,7 @@ def _recovered(patients: Any, inside: Any, lists: int) -> int:
     generator = np.random.default_rng(7)
 
     def scored(shift: float = 0.0) -> dict[str, Any]:
-        effect, own = generator.standard_normal(40), generator.standard_normal(len(patients))
+        effect, own = generator.standard_normal(14), generator.standard_normal(len(patients))
         return {**told_members(0.9**0.5 * effect[patients] + 0.1**0.5 * own + shift * inside, inside), "blind": {"members": {"coin": {}}}}
 
     found, off = 0, [scored(9.0)]
