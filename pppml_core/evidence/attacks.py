@@ -138,15 +138,16 @@ class Target:
         self.checked(round)
         watched, at = self.watched(site, [cell.vantage for cell in cells]), self.rounds if round is None else round
         evaluation = Recorded(self.folder, self.parts, self.sizes, at, watched, effort, live=self.live, emit=emit)
-        about = (
-            f"Recorded: round {at} of this run as it happened, on the {self.sizes[watched]} training images of {watched}. Control: its own "
-            "update in the open, made again with plain gradients."
-        )
         records = []
         for cell in cells:
             if time.monotonic() > ends:
                 break
             (found,) = evaluation.run([cell])
+            seen = f"rounds 1 to {at}" if found.attack.rounds == "all" and at > 1 else f"round {at}"
+            about = (
+                f"Recorded: {seen} of this run as it happened, on the {self.sizes[watched]} training images of {watched}. Control: the "
+                "sites' own updates in the open, made again with plain gradients."
+            )
             record = record_of(
                 found, evaluation.privacy, watched, at, about=about, staged=False, before=at, rounds=self.rounds, cells=judged
             )

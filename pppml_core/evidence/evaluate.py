@@ -131,7 +131,8 @@ class Evaluation:
             caught = suspicious(weights, to_numpy(self._parts.initial_weights))
             for one in group:
                 one.caught, one.lied = caught, True
-        waiting = dict(zip(map(id, group), counts, strict=True))
+        # A site may have fewer victims than are asked for.
+        waiting = {id(one): min(count, len(victims)) for one, count in zip(group, counts, strict=True)}
 
         def take(number: int, answers: Sequence[_Answer]) -> None:
             self._take(answers)

@@ -281,6 +281,13 @@ def test_an_attack_that_finds_is_recovered(plain):
     assert json.loads((plain.folder / "attacks/finder-server-r1.json").read_text()) == record
 
 
+def test_a_site_with_fewer_victims_than_are_asked_for_is_attacked_on_those(plain):
+    record = tried(plain, "finder", victims=100_000)
+    held = len(plain.parts.load("site_1").train)
+    assert 0 < record["victims"] <= held
+    assert record["outcome"] == "recovered"
+
+
 def test_where_noise_covers_all_it_is_not_shown_to_leak(go):
     target = go(privacy={"use": "dp-update", "noise_multiplier": 50.0, "delta": 1e-3, "clip": 0.05})
     record = tried(target, "finder")
