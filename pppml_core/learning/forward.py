@@ -65,7 +65,8 @@ def expected_update(
         defence: its ``clip``, ``clips`` and ``divisor`` are used.
 
     Returns:
-        Parameter name -> update, with a graph back to ``images`` and ``targets`` where one of them requires a gradient. Parameters that are frozen are left out.
+        Parameter name -> update, with a graph back to ``images`` and ``targets`` where one of them requires a gradient.
+        Parameters that are frozen are left out.
 
     """
     start = {n: p.detach().clone().requires_grad_(True) for n, p in model.named_parameters() if p.requires_grad}
