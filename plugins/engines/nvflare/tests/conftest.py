@@ -1,4 +1,4 @@
-"""One simulator for all tests that need NVFlare to run: starting it costs more than all of them."""
+"""One simulator for all tests of a file that need NVFlare to run: starting it costs more than all of them. Its processes end with the file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def federation(tmp_path_factory):
     """The folder of a simulator with the sites of the task ``tiny``; its homes are in ``homes``."""
     if importlib.util.find_spec("nvflare") is None:

@@ -24,10 +24,10 @@ def connect(uri: str) -> MlflowClient:
     """A client of a database or a server."""
     # MLflow tells its makers who uses what unless it is told not to. It reads this when it is imported.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    for name in ("mlflow", "alembic"):  # their progress is not the run's
-        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for name in ("mlflow", "alembic"):  # their progress is not the run's; levels are set anew when MLflow is imported
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 
