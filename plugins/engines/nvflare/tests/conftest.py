@@ -1,4 +1,4 @@
-"""One simulator for all tests of a file that need NVFlare to run: starting it costs more than all of them. Its processes end with the file."""
+"""One simulator for all tests of a file that need NVFlare to run: starting it costs more than all of them."""
 
 from __future__ import annotations
 
