@@ -25,7 +25,7 @@ STEP: dict[str, Any] = {
     "training": {"batch_size": 16, "steps": 1, "optimizer": {"use": "sgd", "lr": 0.1}},
     "run": {"name": "one-image-step", "rounds": 1, "seed": 1},
 }
-GALLERY = {"use": "gallery", "vantage": "server", "recorded": True, "victims": 5, "gallery": 20, "public": 30}
+GALLERY = {"use": "gallery", "vantage": "server", "recorded": True, "victims": 5, "gallery": 12, "public": 16}
 IDLG = {"use": "idlg", "vantage": "server", "round": 1, "victims": 3, "seconds": 4.0, "restarts": 2}
 OUTCOMES = {
     "recovered": "SUCCEEDS",
