@@ -9,12 +9,13 @@ of times. A protocol under faults must end in the right sum over the survivors o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pppml_core.engines.around import Around
 from pppml_core.errors import WireError
 from pppml_core.interfaces.engine import Loss, Transport
 from pppml_core.wire.messages import Message
@@ -64,22 +65,18 @@ class Strike(_Place):
     do: Literal["kill-before", "kill", "kill-after", "stall"] = Field(description="what happens")
 
 
-class FaultyTransport:
+class FaultyTransport(Around):
     """A transport with faults. Of the faults that fit one request the first that has strikes left is used.
 
     Raises WireError from ``deliver`` when a site answers a duplicate with other bytes than the first time.
     """
 
     def __init__(self, inner: Transport, faults: Sequence[Fault]) -> None:
-        self._inner, self._faults = inner, tuple(faults)
+        super().__init__(inner)
+        self._faults = tuple(faults)
         self._left = [fault.times for fault in self._faults]
         self._struck = {fault.site for fault in self._faults}
         self._earlier: dict[str, bytes] = {}
-
-    @property
-    def parallel(self) -> int:
-        """How many sites the inner transport has computing at once."""
-        return int(getattr(self._inner, "parallel", 1))
 
     @property
     def unused(self) -> tuple[Fault, ...]:
@@ -125,16 +122,7 @@ class FaultyTransport:
 
     def remarks(self) -> list[str]:
         """What the inner transport has to say, and which faults never struck."""
-        inner: Callable[[], list[str]] = getattr(self._inner, "remarks", list)
-        return [*inner(), *never_struck(self.unused)]
-
-    def clock(self) -> Mapping[str, float]:
-        """The inner transport's."""
-        return self._inner.clock()
-
-    def close(self) -> None:
-        """Close the inner transport."""
-        self._inner.close()
+        return [*super().remarks(), *never_struck(self.unused)]
 
     def _next_fault(self, site: str, frame: bytes) -> Fault | None:
         if site not in self._struck:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from pppml_core.engines.around import Around
 from pppml_core.errors import RunFailed, WireError
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.identity import Identity, load_identity
@@ -42,29 +43,16 @@ def invite(job: Job, transport: Transport, topology: Topology = "p2p") -> Transp
     return signed
 
 
-class Signed:
+class Signed(Around):
     """A transport that puts every frame into a letter of the coordinator's."""
 
     def __init__(self, inner: Transport, identity: Identity) -> None:
-        self._inner, self._identity = inner, identity
-        self.parallel: int = getattr(inner, "parallel", 1)
+        super().__init__(inner)
+        self._identity = identity
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """As the inner one; replies are frames."""
         return self._inner.deliver((site, written(self._identity, SERVER, frame)) for site, frame in frames)
-
-    def remarks(self) -> list[str]:
-        """The inner transport's."""
-        told: Callable[[], list[str]] = getattr(self._inner, "remarks", list)
-        return told()
-
-    def clock(self) -> Mapping[str, float]:
-        """The inner transport's."""
-        return self._inner.clock()
-
-    def close(self) -> None:
-        """Close the inner transport."""
-        self._inner.close()
 
 
 class SignedWalks(Signed):

@@ -178,7 +178,7 @@ def test_the_page_is_of_this_matrix_alone(tmp_path, registry):
 
 
 def test_controls_of_other_weights_are_other_controls(tmp_path, registry, here):
-    """The two runs end with other models, as clipped steps are smaller."""
+    """The two runs end with other models, as their steps are of other sizes."""
     text = FILE.replace("secagg-plus: {aggregator: secagg-plus}", "slower: {training: {steps: 1, optimizer: {lr: 0.001}}}")
     only = text.split("attacks:")[0] + "attacks:\n  - {use: guess, rounds: [last]}\n" + "effort:" + text.split("effort:")[1]
     run_matrix(written(tmp_path, only), tmp_path / "out", registry=registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pppml_core.api import Experiment, Run
+from pppml_core.federation import resident as resident_module
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.identity import provision
 from pppml_core.interfaces.engine import Job
@@ -26,6 +28,16 @@ SECTIONS: dict[str, Any] = {"task": "tiny", "run": {"rounds": 2, "seed": 5}}
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``clock("2026-01-01T06:59")`` is what it is at a site from then on."""
+
+    def turn(text: str) -> None:
+        monkeypatch.setattr(resident_module, "local_time", lambda: datetime.datetime.fromisoformat(text))
+
+    return turn
 
 
 @pytest.fixture(scope="session")

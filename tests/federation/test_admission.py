@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -276,14 +275,6 @@ def test_an_account_that_cannot_be_relied_on_accepts_nothing(hospital: Hospital,
     for fresh in (False, True):
         hospital.resident = Resident(hospital.home) if fresh else hospital.resident
         refused(hospital.ask(invitation(named=b"the second run..", **UNDER_DP)), "total_epsilon", "cannot be relied on: line 1")
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def turn(text: str) -> None:
-        monkeypatch.setattr(resident_module, "local_time", lambda: datetime.datetime.fromisoformat(text))
-
-    return turn
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import shutil
 from collections.abc import Callable
@@ -132,14 +131,6 @@ def test_a_run_scores_so_many_models_and_no_more(tmp_path: Path) -> None:
     assert refused(desk.evaluate("site_1", weights=desk.moved(99)), "6 models were scored in this run")
     assert desk.evaluate("site_1", weights=desk.moved(3)).kind == "reply", "the same one again"
     assert desk.evaluate("site_1", 3).kind == "failed", "the run has two rounds"
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def turn(text: str) -> None:
-        monkeypatch.setattr(resident_module, "local_time", lambda: datetime.datetime.fromisoformat(text))
-
-    return turn
 
 
 @pytest.mark.parametrize(

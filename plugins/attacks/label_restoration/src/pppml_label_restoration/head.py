@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from pppml_core.interfaces.attack import Images, Knowledge, Sight
+from pppml_core.learning.rounding import error_variance
 from pppml_core.learning.single import remembered
 
 Numbers = npt.NDArray[np.float64]
@@ -69,13 +70,12 @@ class Reading:
         return np.concatenate([bias, weight @ self.direction]) if weight.shape[1] else bias
 
     def error(self, sight: Sight, ctx: Knowledge) -> Numbers:
-        """Variance of noise, rounding (unbiased, to a grid: a sixth of its step's square) and numerics, ``(readings,)``, above 0."""
-        defence, sites = ctx.told, len(sight.sites)
+        """Variance of noise, rounding and numerics, ``(readings,)``, above 0."""
         weight, bias = self.head.rows(sight.update)
 
         def of(name: str, values: Numbers) -> float:
             numerics = NUMERICS**2 * float(np.square(values).mean()) + 1e-20
-            return (defence.noise / sites) ** 2 + defence.grid.get(name, 0.0) ** 2 / (6 * sites) + numerics
+            return error_variance(sight, ctx, name) + numerics
 
         parts = [np.full(len(bias), of(self.head.bias, bias))] if len(bias) else []
         if weight.shape[1]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack
 from typing import Any
 
+from pppml_core.engines.around import Around
 from pppml_core.engines.parties import acquaint
 from pppml_core.engines.sockets import Door, Line
 from pppml_core.errors import RunFailed
 from pppml_core.federation.files import write_atomic
-from pppml_core.interfaces.engine import Job, Loss, Transport
+from pppml_core.interfaces.engine import Job, Transport
 from pppml_core.wire.codec import decode, encode
 from pppml_core.wire.messages import SERVER
 from pppml_flower.config import FlowerConfig
@@ -51,25 +52,12 @@ class BridgePost:
         return answer
 
 
-class OnThisMachine:
+class OnThisMachine(Around):
     """A transport, and the federation it runs over, which ends with it."""
 
     def __init__(self, inner: Transport, stack: ExitStack) -> None:
-        self._inner, self._stack = inner, stack
-        self.parallel: int = getattr(inner, "parallel", 1)
-
-    def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
-        """As the inner transport."""
-        return self._inner.deliver(frames)
-
-    def remarks(self) -> list[str]:
-        """As the inner transport."""
-        told: Callable[[], list[str]] = getattr(self._inner, "remarks", list)
-        return told()
-
-    def clock(self) -> Mapping[str, float]:
-        """As the inner transport."""
-        return self._inner.clock()
+        super().__init__(inner)
+        self._stack = stack
 
     def close(self) -> None:
         """End all processes."""
