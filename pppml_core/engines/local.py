@@ -20,7 +20,8 @@ from pppml_core.engines.faults import FaultyTransport
 from pppml_core.engines.worker import read_frame, write_frame
 from pppml_core.errors import PppmlError, RunFailed, WireError
 from pppml_core.federation.identity import provision
-from pppml_core.federation.site import Site, SiteHost
+from pppml_core.federation.site import Site
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.interfaces.engine import Engine, Job, Loss, Topology, Transport
 from pppml_core.wire.codec import decode, decode_message, encode
 from pppml_core.wire.messages import SERVER

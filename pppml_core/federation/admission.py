@@ -27,8 +27,8 @@ from pppml_core.federation.places import names_a_place
 from pppml_core.federation.policy import Pin, Policy
 from pppml_core.federation.rules import TERMS, Terms
 from pppml_core.federation.secret_record import SECRETS
-from pppml_core.federation.site import SiteHost
 from pppml_core.federation.site_file import load_site_file
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.site_ledger import Account, Claim, Limits, claim_of
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import SERVER

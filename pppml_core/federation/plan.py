@@ -20,7 +20,7 @@ from pppml_core.federation import checks, claims, evaluation
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.pipeline import METRIC_RANGES, contribution_ranges
 from pppml_core.federation.secret_record import SECRETS, WARNING
-from pppml_core.federation.site import ROUND_FIELDS
+from pppml_core.federation.terms import ROUND_FIELDS
 from pppml_core.federation.traffic import predicted_traffic
 from pppml_core.interfaces.aggregation import Guarantees, Session, WireField
 from pppml_core.interfaces.privacy import PrivacyPlan, claim_words, plain_epsilon

@@ -36,7 +36,8 @@ from pppml_core.federation.own_parts import own_parts
 from pppml_core.federation.pace import Pace
 from pppml_core.federation.policy import POLICY_FILE, load_policy
 from pppml_core.federation.reason import reason_of
-from pppml_core.federation.site import Site, SiteHost
+from pppml_core.federation.site import Site
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.site_ledger import Account
 from pppml_core.federation.site_log import SiteLog
 from pppml_core.federation.timetable import Rounds, check_timetable, hours, local_time

@@ -16,8 +16,7 @@ from pppml_core.federation.assembly import Assembly, fewest_survivors
 from pppml_core.federation.identity import load_identity, load_roster, roster_hash
 from pppml_core.federation.pipeline import Pipeline, contribution_ranges
 from pppml_core.federation.secret_record import SecretRecord
-from pppml_core.federation.site import ROUND_FIELDS
-from pppml_core.federation.terms import round_terms
+from pppml_core.federation.terms import ROUND_FIELDS, round_terms
 from pppml_core.federation.trainer import plain_state, tensor_state
 from pppml_core.interfaces.aggregation import Guarantees, Sum
 from pppml_core.interfaces.privacy import PrivacyPlan

@@ -6,119 +6,32 @@ within an attempt is plain data that :meth:`Site.freeze` writes down, so an engi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pppml_core.config import resolve
 from pppml_core.errors import ConfigError, InconsistentModel, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation import evaluation
-from pppml_core.federation.assembly import Assembly, fewest_survivors
-from pppml_core.federation.identity import load_identity, load_roster, roster_hash
+from pppml_core.federation.announced import pipeline_of, refuse_misplaced, refuse_other_promises, refuse_strangers
+from pppml_core.federation.identity import load_identity, load_roster
 from pppml_core.federation.pipeline import Pipeline
-from pppml_core.federation.policy import Policy, load_policy, refuse_unheld
-from pppml_core.federation.reason import LENGTH, reason_of
+from pppml_core.federation.policy import Policy
+from pppml_core.federation.reason import reason_of
+from pppml_core.federation.releases import Opening, Releases
 from pppml_core.federation.secret_record import SECRETS, SecretRecord
 from pppml_core.federation.session_side import SessionSide
-from pppml_core.federation.store import SiteStore, sites_digest
-from pppml_core.federation.terms import RELEASED, about_scores, binding, binding_of_sum, check_request, lasting, promises
+from pppml_core.federation.site_context import Context
+from pppml_core.federation.store import SiteStore
+from pppml_core.federation.terms import about_scores, binding, binding_of_sum, check_request, lasting
 from pppml_core.federation.trainer import Trainer
-from pppml_core.federation.vetting import suspicious
-from pppml_core.interfaces.engine import Job
-from pppml_core.learning.arrays import to_numpy
-from pppml_core.randomness import entropy
-from pppml_core.registry import Registry
-from pppml_core.wire.codec import decode, decode_message, encode, encode_message, sha256_of
-from pppml_core.wire.manifest import Manifest, WireField
+from pppml_core.wire.codec import decode, decode_message, encode, encode_message
 from pppml_core.wire.messages import SERVER, Body, Message
 
-#: What a site may answer outside of sessions and scores.
-ROUND_FIELDS = (
-    WireField("hello", "rounds", "list", (), 4096, "in the clear", "rounds whose state this site holds"),
-    WireField("hello", "attempts", "map", (), 1024, "in the clear", "the last attempt this site took part in, of each of its last rounds"),
-    WireField("open", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
-    WireField("train", "done", "bool", (), 8, "in the clear", "that local training has ended (nothing is shared)"),
-    WireField("evaluate", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
-    WireField("refused or failed", "reason", "str", (), LENGTH, "in the clear", "why a site did not answer, in words"),
-)
-
-
-class SiteHost:
-    """Builds a job's parts once and brings its sites to life in this process; all sites of a process share one network."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        assembly = job.parts
-        if assembly is None:
-            registry = Registry.discover()
-            assembly = Assembly.build(resolve(job.config, registry=registry), registry, job.objects)
-        self.assembly: Assembly = assembly
-        self.clock: dict[str, float] = {}
-        #: the newest models by hash, shared by the sites of this process.
-        self.models: dict[bytes, Mapping[str, npt.NDArray[Any]]] = {}
-        self._suspicions: dict[bytes, list[str]] = {}
-        self.privacy = self.assembly.mechanism.plan(self.assembly.privacy_setting(job.sizes))
-        shared = self.assembly.config.run.metrics
-        self.manifest = Manifest((*ROUND_FIELDS, *evaluation.evaluation_fields(self.assembly.spec, job.sites, shared)))
-
-    def site(self, name: str, policy: Policy | None = None) -> Site:
-        """The site of that name, with the policy of its home unless another is given. Raises ConfigError where its home is not in order."""
-        if policy is None:
-            policy = load_policy(self.job.home(name))
-            refuse_unheld(policy, self.job.home(name))
-        # A home under the run's folder is that of a simulated site, whose secrets are in the hands of whoever started the run anyway.
-        if self.job.homes is None and "record_secrets" not in policy.model_fields_set:
-            policy = policy.model_copy(update={"record_secrets": True})
-        return Site(name, self, policy)
-
-    def keep_model(self, sha256: bytes, weights: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Hold a model; only the newest two are needed."""
-        self.models.setdefault(sha256, weights)
-        for old in list(self.models)[:-2]:
-            del self.models[old]
-            self._suspicions.pop(old, None)
-
-    def suspicions(self, sha256: bytes) -> list[str]:
-        """What does not look like a trained network in a model that is held; looked at once for all sites of this process."""
-        if sha256 not in self._suspicions:
-            self._suspicions[sha256] = suspicious(self.models[sha256], to_numpy(self.assembly.initial_weights))
-        return self._suspicions[sha256]
-
-
-@dataclass(frozen=True)
-class _Context:
-    """The site's side of one attempt; implements ``interfaces.aggregation.SiteContext``."""
-
-    owner: Site = field(repr=False)
-    kind: str
-    site: str
-    run: bytes
-    round: int
-    attempt: int
-    cohort: tuple[str, ...]
-    binding: bytes
-    roster: Mapping[str, bytes]
-    policy: Policy
-
-    def contribution(self) -> npt.NDArray[Any]:
-        """The update (trained on the first call) or, for kind ``metrics``, the scores."""
-        return self.owner.contribution(self.kind)
-
-    def entropy(self, length: int) -> bytes:
-        """From the operating system."""
-        return entropy(length)
-
-    def sign(self, statement: bytes) -> bytes:
-        """With this site's identity."""
-        return self.owner.identity.sign(statement)
-
-    def release(self, sites: Sequence[str]) -> None:
-        """Once, and on the disk before it returns."""
-        self.owner.release(self.kind, sites)
+if TYPE_CHECKING:
+    from pppml_core.federation.site_host import SiteHost
 
 
 class Site:
@@ -133,6 +46,7 @@ class Site:
             hint = "restore identity.key or roster.json from a backup"
             raise ConfigError("this home pins another identity for itself", place=str(home), hint=hint)
         self._store = SiteStore(host.job.folder / name)
+        self._releases = Releases(name, self._store, policy, host.privacy.min_survivors)
         self._trainer = Trainer(host.assembly, name, self._store, host.privacy, host.clock)
         #: the open attempt: round, attempt, terms, weights (hash). Empty before the first.
         self._open: dict[str, Any] = {}
@@ -194,13 +108,10 @@ class Site:
         self._policy.check(terms)
         if self._record is not None and not self._policy.record_secrets:
             raise PolicyRefusal("record_secrets: this run would write down this site's keys and updates (run.transcript: secrets)")
-        rounds = self._host.assembly.config.run.rounds
-        if not 1 <= message.round <= rounds:
-            raise PolicyRefusal(f"round {message.round} is none of the {rounds} rounds of this run")
-        if self.name not in terms["cohort"] or not set(terms["cohort"]) <= set(self._host.job.sites) or terms["round"] != message.round:
-            raise PolicyRefusal("the terms are not for this site and round")
-        self._check_promises(terms)
-        self._check_roster(terms)
+        rounds, sites = self._host.assembly.config.run.rounds, self._host.job.sites
+        refuse_misplaced(terms, message.round, rounds, self.name, sites)
+        refuse_other_promises(terms, self._host.assembly, self._host.privacy, sites)
+        refuse_strangers(terms, self._roster)
         bound = binding(message.run, message.round, message.attempt, message.body["sha256"], terms)
         if self._is_open(message):
             if bound != self._open["binding"]:
@@ -216,30 +127,6 @@ class Site:
         self._open = {**place, "terms": terms, "binding": bound}
         self._sides, self._scores = {}, {}
         return {"needs_weights": False}
-
-    def _check_promises(self, terms: Mapping[str, Any]) -> None:
-        """What is announced must be what this site's own configuration will do, or the policy was shown something else."""
-        parts, privacy = self._host.assembly, self._host.privacy
-        pipeline = self._pipeline(terms)
-        guarantees = None if pipeline is None else parts.aggregator.plan(pipeline.spec, tuple(terms["cohort"])).guarantees
-        if guarantees is not None and (fewest := fewest_survivors(guarantees, len(terms["cohort"]))) < privacy.min_survivors:
-            text = (
-                f"a sum over {fewest} of the announced sites could be opened, and this site's noise is a share for {privacy.min_survivors}"
-            )
-            raise PolicyRefusal(text)
-        own = {**promises(guarantees, privacy.statement), "metrics": evaluation.announced_share(parts, self._host.job.sites)}
-        for name, promised in own.items():
-            if terms[name] != promised:
-                raise PolicyRefusal(f"the announced {name} are not those of this site's configuration")
-
-    def _check_roster(self, terms: Mapping[str, Any]) -> None:
-        """The identities the server counts on must be those pinned here, or strangers could be put among the sites."""
-        parties = (*terms["cohort"], SERVER)
-        if unknown := [party for party in parties if party not in self._roster]:
-            raise PolicyRefusal(f"no identity is pinned here for {', '.join(unknown)}", hint="pppml site trust")
-        if roster_hash(self._roster, parties) != terms["roster"]:
-            hint = "compare fingerprints: pppml site show"
-            raise PolicyRefusal("the identities that the server announced are not those pinned at this site", hint=hint)
 
     def _is_open(self, message: Message) -> bool:
         return (self._open.get("round"), self._open.get("attempt")) == (message.round, message.attempt)
@@ -269,103 +156,50 @@ class Site:
         return within and message.stage in self._side(message.kind).relays
 
     def _model(self, message: Message) -> Mapping[str, npt.NDArray[Any]] | None:
-        """The weights a message speaks of: sent along, or already here. Their hash, names, shapes and (by policy) values are checked."""
-        sha256 = message.body["sha256"]
-        # Whoever shares this process may have taken in this very model, checked against this very hash.
-        if "weights" in message.body and sha256 not in self._host.models:
-            weights = message.body["weights"]
-            if sha256_of(weights) != sha256:
-                raise InconsistentModel("the model does not have the announced hash", place=self.name)
-            expected = to_numpy(self._host.assembly.initial_weights)
-            if {n: (a.shape, a.dtype) for n, a in weights.items()} != {n: (a.shape, a.dtype) for n, a in expected.items()}:
-                raise InconsistentModel("the model has other tensors than this site's configuration", place=self.name)
-            self._host.keep_model(sha256, weights)
+        """The weights a message speaks of, see :meth:`.SiteHost.take_model`; by policy their values are checked too."""
+        sha256, weights = message.body["sha256"], self._host.take_model(message.body, self.name)
         # Not only when it arrives: another site of this process, with another policy, may have taken it in.
-        if self._policy.vet_weights and sha256 in self._host.models and (found := self._host.suspicions(sha256)):
+        if self._policy.vet_weights and weights is not None and (found := self._host.suspicions(sha256)):
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             hint = "if it is honest, lower the learning rate, or set vet_weights: false in policy.yaml"
             raise PolicyRefusal(f"vet_weights: {found[0]}{more}", place=self.name, hint=hint)
-        return self._host.models.get(sha256)
+        return weights
 
-    def _pipeline(self, terms: Mapping[str, Any]) -> Pipeline | None:
-        parts = self._host.assembly
-        if not parts.personalization.shares:
-            return None
-        return parts.pipeline(terms["round"], tuple(terms["ranges"]), terms["max_weight"], self._host.privacy)
+    def _pipeline(self) -> Pipeline | None:
+        return pipeline_of(self._open["terms"], self._host.assembly, self._host.privacy)
 
     def _side(self, kind: str) -> SessionSide:
         if kind not in self._sides:
-            self._refuse_released(kind)
-            cohort = tuple(self._open["terms"]["cohort"])
-            bound = binding_of_sum(self._open["binding"], kind, self._scored()["about"] if kind == "metrics" else {})
-            place = (self._host.job.run, self._open["round"], self._open["attempt"], cohort, bound)
-            roster = {party: self._roster[party] for party in (*cohort, SERVER)}
-            ctx = _Context(self, kind, self.name, *place, roster, self._sum_policy(kind))
-            session = self._host.assembly.aggregator.plan(self._value(kind), cohort)
+            opening = self._opening(kind)
+            self._releases.held(opening)
+            ctx = Context(
+                site=self.name,
+                run=self._host.job.run,
+                round=opening.round,
+                attempt=opening.attempt,
+                cohort=opening.cohort,
+                binding=binding_of_sum(self._open["binding"], kind, self._scored()["about"] if kind == "metrics" else {}),
+                roster={party: self._roster[party] for party in (*opening.cohort, SERVER)},
+                policy=self._releases.policy(kind),
+                identity=self.identity,
+                make=partial(self.contribution, kind),
+                note=partial(self._releases.note, opening),
+            )
+            session = self._host.assembly.aggregator.plan(self._value(kind), opening.cohort)
             remember = None if self._record is None else partial(self._record.note, self._open["round"], self._open["attempt"])
             self._sides[kind] = SessionSide(session, ctx, self._store.folder / f"replies-{kind}", remember)
         return self._sides[kind]
 
-    def _sum_policy(self, kind: str) -> Policy:
-        """This site's policy for one kind of sum: noise that is a share for so many sites is released in no sum over fewer."""
-        fewest = max(self._policy.min_cohort, self._host.privacy.min_survivors if kind == "session" else 1)
-        return self._policy.model_copy(update={"min_cohort": fewest})
-
-    def _which(self, kind: str) -> tuple[str, ...]:
-        """The names under which a sum is released: of updates, once a round; of scores, once a round and set, and once a model and set."""
-        if kind == "session":
-            return (kind,)
-        splits = self._scored()["splits"]
-        return (*(f"{kind} {split}" for split in splits), *(f"{kind} {split} {self._open['weights'].hex()}" for split in splits))
-
-    def _refuse_released(self, kind: str) -> dict[str, bytes]:
-        """Raise PolicyRefusal where another attempt released any of this. What this attempt released of it: name -> digest of the sites."""
-        here, found = (self._open["round"], self._open["attempt"]), {}
-        for name in self._which(kind):
-            if name.count(" ") < 2:  # once a round
-                in_round = self._store.released(here[0], name)
-                held = None if in_round is None else (here[0], *in_round)
-            else:
-                held = self._store.released_ever(name)
-            if held is not None and held[:2] != here:
-                raise PolicyRefusal(f"{RELEASED} in attempt {held[1]} of round {held[0]}", place=self.name)
-            if held is not None:
-                found[name] = held[2]
-        return found
-
-    def release(self, kind: str, sites: Sequence[str]) -> None:
-        """Note that unmasking material for the sum over ``sites`` leaves this site now; refuse it where it left before."""
-        cohort, distinct = self._open["terms"]["cohort"], set(sites)
-        if len(distinct) != len(sites) or not distinct <= set(cohort):
-            raise PolicyRefusal("a sum over sites that are not of this attempt", place=self.name)
-        if len(distinct) < (fewest := self._sum_policy(kind).min_cohort):
-            raise PolicyRefusal(f"min_cohort: a sum over {len(distinct)} sites, at least {fewest} required", place=self.name)
-        held = self._refuse_released(kind)
-        if any(sites_of != sites_digest(distinct) for sites_of in held.values()):
-            raise PolicyRefusal(f"{RELEASED} over other sites in this attempt", place=self.name)
-        if kind == "metrics":
-            self._keep_apart(distinct)
-        for name in self._which(kind):
-            if name not in held:
-                self._store.save_release(self._open["round"], self._open["attempt"], name, distinct)
-
-    def _keep_apart(self, sites: Set[str]) -> None:
-        """Refuse a sum of scores that shows, with those released before, the scores of fewer sites than the policy lets a sum be over.
-
-        A server can ask for two sums of scores of nearly one model, over all sites and over all but one: the difference is that one's.
-        """
-        left = evaluation.smallest_part([*self._store.score_sets(), sites])
-        fewest = 1 if self._policy.metrics == "per-site" else max(self._policy.min_cohort, self._policy.min_honest)
-        if left < fewest:
-            text = f"{RELEASED}, over other sites: the difference would be the scores of {left}, at least {fewest} required (min_cohort)"
-            raise PolicyRefusal(text, place=self.name)
-        self._store.save_score_set(sites)
+    def _opening(self, kind: str) -> Opening:
+        splits = tuple(self._scored()["splits"]) if kind == "metrics" else ()
+        place = (self._open["round"], self._open["attempt"], tuple(self._open["terms"]["cohort"]))
+        return Opening(kind, *place, self._open["weights"], splits)
 
     def _value(self, kind: str) -> Any:
         if kind == "metrics":
             scores = self._scored()
             return evaluation.sum_layout(self._host.assembly.spec, scores["splits"], scores["kinds"])[1].spec
-        pipeline = self._pipeline(self._open["terms"])
+        pipeline = self._pipeline()
         if pipeline is None:
             raise PolicyRefusal("this site shares no update", place=self.name)
         return pipeline.spec
@@ -385,7 +219,7 @@ class Site:
             raise InconsistentModel("the model of this attempt is no longer held here", place=self.name)
         # An attempt more is the same contribution: the key leaves it out.
         key = binding(self._host.job.run, self._open["round"], 0, self._open["weights"], lasting(self._open["terms"]))
-        pipeline = self._pipeline(self._open["terms"])
+        pipeline = self._pipeline()
         values = self._trainer.contribution(self._open["round"], key, weights, pipeline, self._open["terms"]["keep"])
         if self._record is not None:
             self._record.note_contribution(self._open["round"], values)

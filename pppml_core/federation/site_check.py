@@ -18,8 +18,8 @@ from pppml_core.federation.identity import load_identity
 from pppml_core.federation.invitation import Invitation, announced
 from pppml_core.federation.own_parts import own_parts
 from pppml_core.federation.policy import Policy, load_policy
-from pppml_core.federation.site import SiteHost
 from pppml_core.federation.site_file import engine_of, load_site_file
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.site_ledger import Account, entered, read_account, total
 from pppml_core.federation.timetable import TIMETABLE, local_time
 from pppml_core.federation.witnesses import check_witnesses

@@ -1,4 +1,7 @@
-"""What the server asks of sites outside of sessions; above all the announced terms of a round, which are hashed into every context."""
+"""What the server asks of sites outside of sessions, and what they may answer.
+
+Above all the announced terms of a round, which are hashed into every context.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,21 @@ from typing import Any
 import numpy as np
 
 from pppml_core.errors import WireError
+from pppml_core.federation.reason import LENGTH
 from pppml_core.interfaces.aggregation import Guarantees
 from pppml_core.interfaces.privacy import PrivacyStatement
 from pppml_core.wire.codec import sha256_of
+from pppml_core.wire.manifest import WireField
+
+#: What a site may answer outside of sessions and scores.
+ROUND_FIELDS = (
+    WireField("hello", "rounds", "list", (), 4096, "in the clear", "rounds whose state this site holds"),
+    WireField("hello", "attempts", "map", (), 1024, "in the clear", "the last attempt this site took part in, of each of its last rounds"),
+    WireField("open", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
+    WireField("train", "done", "bool", (), 8, "in the clear", "that local training has ended (nothing is shared)"),
+    WireField("evaluate", "needs_weights", "bool", (), 8, "in the clear", "whether the model must be sent"),
+    WireField("refused or failed", "reason", "str", (), LENGTH, "in the clear", "why a site did not answer, in words"),
+)
 
 #: how the refusal of a site begins that has given out what opens this sum: the server then knows that the round is lost.
 RELEASED = "this sum was released before"

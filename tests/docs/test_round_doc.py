@@ -11,7 +11,7 @@ import pytest
 
 import pppml_core as pppml
 from pppml_core.config.run_config import EncodingSection
-from pppml_core.federation import site, store, terms
+from pppml_core.federation import store, terms
 from pppml_core.federation.pipeline import METRIC_RANGES
 from pppml_core.randomness import Seeds
 from pppml_core.registry import Registry
@@ -86,7 +86,7 @@ def messages(folder):
 
 def test_messages(recorded):
     stated = {(codes(k)[0], codes(s)[0]): (set(codes(asked)), set(codes(answered))) for k, s, asked, answered in table(TEXT, "kind")}
-    seen = {("hello", "hello"): (set(), {f.name for f in site.ROUND_FIELDS if f.stage == "hello"})}
+    seen = {("hello", "hello"): (set(), {f.name for f in terms.ROUND_FIELDS if f.stage == "hello"})}
     for folder in recorded[0].values():
         open_kind = {}
         for hop, message in messages(folder):
@@ -167,7 +167,7 @@ def test_numbers():
     assert f"has {inspect.signature(automatic_ranges).parameters['multiple'].default:.0f} times its RMS" in text
     assert METRIC_RANGES == {"#loss": 16.0, "#loss_defined": 1.0, "#saturated": 1.0}
     assert "`loss` with range 16, `loss_defined`" in text
-    reason = next(f for f in site.ROUND_FIELDS if f.name == "reason")
+    reason = next(f for f in terms.ROUND_FIELDS if f.name == "reason")
     assert f"at most {reason.max_bytes} bytes" in section("Messages")
 
 

@@ -15,7 +15,7 @@ from pppml_core.config import resolve
 from pppml_core.errors import InconsistentModel
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.round import hold_session
-from pppml_core.federation.site import SiteHost
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.store import SiteStore
 from pppml_core.federation.trainer import Trainer
 from pppml_core.interfaces.aggregation import ServerContext, Session, Sum

@@ -16,7 +16,8 @@ from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.checkpoint import drop_sums, load_sum, save_sum
 from pppml_core.federation.evaluation import announced_share
 from pppml_core.federation.policy import Policy
-from pppml_core.federation.site import Site, SiteHost
+from pppml_core.federation.site import Site
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.store import SiteStore, sites_digest
 from pppml_core.federation.terms import RELEASED, binding_of_sum
 from pppml_core.federation.trainer import Trainer

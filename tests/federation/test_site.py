@@ -16,7 +16,8 @@ from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.evaluation import announced_share
 from pppml_core.federation.identity import load_roster, roster_hash
 from pppml_core.federation.policy import Policy
-from pppml_core.federation.site import Site, SiteHost
+from pppml_core.federation.site import Site
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.store import SiteStore
 from pppml_core.federation.terms import round_terms
 from pppml_core.interfaces.privacy import PrivacyMechanism, PrivacyPlan, PrivacyStatement

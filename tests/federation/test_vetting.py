@@ -14,7 +14,7 @@ from pppml_core.errors import PluginError
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.identity import load_roster, roster_hash
 from pppml_core.federation.policy import Policy
-from pppml_core.federation.site import SiteHost
+from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.terms import round_terms
 from pppml_core.federation.vetting import suspicious
 from pppml_core.interfaces.attack import Defence, Images, Knowledge, Training
@@ -328,7 +328,7 @@ def test_what_another_site_of_the_process_took_in_is_looked_at(bench):
 
 def test_a_model_is_looked_at_once(bench, monkeypatch):
     seen = []
-    monkeypatch.setattr("pppml_core.federation.site.suspicious", lambda weights, initial: seen.append(weights) or [])
+    monkeypatch.setattr("pppml_core.federation.site_host.suspicious", lambda weights, initial: seen.append(weights) or [])
     for name in ("site_1", "site_2"):
         site = bench.host.site(name)
         bench.open(site, bench.honest)
