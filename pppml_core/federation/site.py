@@ -171,7 +171,7 @@ class Site:
     def _side(self, kind: str) -> SessionSide:
         if kind not in self._sides:
             opening = self._opening(kind)
-            self._releases.held(opening)
+            self._releases.held(opening)  # refuses before anything is made for a sum that another attempt released
             ctx = Context(
                 site=self.name,
                 run=self._host.job.run,
@@ -183,7 +183,7 @@ class Site:
                 policy=self._releases.policy(kind),
                 identity=self.identity,
                 make=partial(self.contribution, kind),
-                note=partial(self._releases.note, opening),
+                note=partial(self.release, kind),
             )
             session = self._host.assembly.aggregator.plan(self._value(kind), opening.cohort)
             remember = None if self._record is None else partial(self._record.note, self._open["round"], self._open["attempt"])
@@ -194,6 +194,10 @@ class Site:
         splits = tuple(self._scored()["splits"]) if kind == "metrics" else ()
         place = (self._open["round"], self._open["attempt"], tuple(self._open["terms"]["cohort"]))
         return Opening(kind, *place, self._open["weights"], splits)
+
+    def release(self, kind: str, sites: Sequence[str]) -> None:
+        """Note that unmasking material for the sum over ``sites`` leaves this site now; refuse it where it left before."""
+        self._releases.note(self._opening(kind), sites)
 
     def _value(self, kind: str) -> Any:
         if kind == "metrics":
