@@ -12,9 +12,10 @@ from pppml_core.component import ComponentConfig
 from pppml_core.config.run_config import OF_ANY_ATTACK
 from pppml_core.evidence.bounds import Bound, beats
 from pppml_core.evidence.claims import bound_of
-from pppml_core.evidence.deciding import beside, blind_rate, claims, decide, of_victims, one_each
+from pppml_core.evidence.deciding import beside, claims, decide
 from pppml_core.evidence.found import Found
 from pppml_core.evidence.summary import best_guess, summarize, total_effort
+from pppml_core.evidence.tallies import blind_rate, of_victims, one_each
 from pppml_core.interfaces.privacy import PrivacyPlan, claim_words
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pppml_core.evidence.deciding import at_most, of_victims, one_each
+from pppml_core.evidence.deciding import at_most
 from pppml_core.evidence.guesses import gain
 from pppml_core.evidence.images import success_rates
 from pppml_core.evidence.measures import FALSE_POSITIVE_RATES
+from pppml_core.evidence.tallies import of_victims, one_each
 from pppml_core.interfaces.attack import Answer
 from pppml_core.learning.stats import Interval, clopper_pearson, wilson
 

@@ -17,11 +17,12 @@ from pppml_core.evidence import record as recording
 from pppml_core.evidence.attacks import Target, bound
 from pppml_core.evidence.bounds import Bound, kappa
 from pppml_core.evidence.claims import outside
-from pppml_core.evidence.deciding import blind_rate, decide, one_each
+from pppml_core.evidence.deciding import decide
 from pppml_core.evidence.evaluate import Cell, Effort, randomized
 from pppml_core.evidence.found import Found
 from pppml_core.evidence.scoring import summarize
 from pppml_core.evidence.strips import captions
+from pppml_core.evidence.tallies import blind_rate, one_each
 from pppml_core.interfaces.attack import Attack, Reconstruction, Seen, Sight
 from pppml_core.registry import Registry
 from pppml_core.wire.messages import Message

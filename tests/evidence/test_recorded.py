@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 import pppml_core as pppml
 from pppml_core import Component, ComponentConfig
-from pppml_core.evidence import attacker, deciding, recorded
+from pppml_core.evidence import attacker, deciding, recorded, tallies
 from pppml_core.evidence.attacks import Target, bound
 from pppml_core.evidence.bounds import Release, gaussian_bound
 from pppml_core.evidence.deciding import controls_needed
@@ -379,5 +379,5 @@ def _recovered(patients: Any, inside: Any, lists: int) -> int:
     for _ in range(lists):
         one, wrong = [scored()], [scored()]
         # Where the test against guessing fails, nothing is shown, and the permutations need not be made.
-        found += deciding._ordered(one).p_guess <= 0.01 and deciding.decide("members", one, off, wrong)[0] == "recovered"
+        found += tallies.tally("members", one).p_guess <= 0.01 and deciding.decide("members", one, off, wrong)[0] == "recovered"
     return found

@@ -15,7 +15,7 @@ from scipy.stats import binom, binomtest, boschloo_exact, hypergeom
 from sklearn.metrics import roc_auc_score
 
 from pppml_core.errors import PppmlError
-from pppml_core.evidence import deciding, measures
+from pppml_core.evidence import deciding, measures, tallies
 from pppml_core.evidence.scoring import Truth, blind_scores, decide, score, summarize
 from pppml_core.evidence.summary import best_guess, total_effort
 from pppml_core.interfaces.attack import Answer, Defence, Images, Knowledge, Training
@@ -232,7 +232,7 @@ def test_the_chance_of_finding_members_is_exact_over_all_orders(monkeypatch: pyt
     for found in counts:
         score_of = {"members": inside, "others": outside, "found@0.5": found}
         exact = sum(n for f, n in counts.items() if f >= found) / comb(total, inside)
-        assert deciding._found([score_of], 0.5).p_guess == pytest.approx(exact, rel=1e-9)
+        assert tallies._found([score_of], 0.5).p_guess == pytest.approx(exact, rel=1e-9)
 
 
 def told(scores: Any, truth: np.ndarray) -> dict[str, Any]:
@@ -243,10 +243,10 @@ def told(scores: Any, truth: np.ndarray) -> dict[str, Any]:
 def test_the_chance_of_an_order_is_exact_over_all_orders() -> None:
     """Mann and Whitney, by enumeration of all 84 places of 3 members among 9; values are those of the AUC."""
     every = [np.isin(np.arange(9), chosen) for chosen in combinations(range(9), 3)]
-    tallies = [deciding._ordered([told(np.arange(9), truth)]) for truth in every]
+    made = [tallies.tally("members", [told(np.arange(9), truth)]) for truth in every]
     areas = np.array([roc_auc_score(truth, np.arange(9)) for truth in every])
-    np.testing.assert_allclose([t.rate for t in tallies], areas)
-    np.testing.assert_allclose([t.p_guess for t in tallies], [(areas >= area - 1e-9).mean() for area in areas])
+    np.testing.assert_allclose([t.rate for t in made], areas)
+    np.testing.assert_allclose([t.p_guess for t in made], [(areas >= area - 1e-9).mean() for area in areas])
 
 
 def test_better_than_on_random_updates_is_exact_over_all_exchanges() -> None:
@@ -256,10 +256,10 @@ def test_better_than_on_random_updates_is_exact_over_all_exchanges() -> None:
     ranks = [np.array([*s["member_ranks"], *s["other_ranks"]]) for s in (mine, random)]
     weight = np.where(truth, 1 / 4, -1 / 5)
     drawn = [float((weight * np.where(swap, ranks[1] - ranks[0], ranks[0] - ranks[1])).sum()) for swap in product((False, True), repeat=9)]
-    found = deciding._above(deciding._ordered([mine]), deciding._ordered([random]))
+    found = deciding._above(tallies.tally("members", [mine]), tallies.tally("members", [random]))
     assert found == pytest.approx(np.mean(np.array(drawn) >= drawn[0] - 1e-9))
-    assert deciding._above(deciding._ordered([random]), deciding._ordered([random])) > 0.5
-    assert deciding._above(deciding._ordered([mine]), deciding._ordered([mine, random])) == 1.0, "not of the same queries"
+    assert deciding._above(tallies.tally("members", [random]), tallies.tally("members", [random])) > 0.5
+    assert deciding._above(tallies.tally("members", [mine]), tallies.tally("members", [mine, random])) == 1.0, "not of the same queries"
 
 
 def test_members_are_decided_by_the_order_of_all_queries() -> None:
@@ -580,4 +580,4 @@ def test_chances_of_several_victims_combine_as_fisher_says() -> None:
     p = 1 / comb(10, 5)
     chi2 = -4 * np.log(p)
     expected = np.exp(-chi2 / 2) * (1 + chi2 / 2)  # of four degrees of freedom
-    assert deciding._ordered([one, one]).p_guess == pytest.approx(expected)
+    assert tallies.tally("members", [one, one]).p_guess == pytest.approx(expected)
