@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from drilling.runs import Disturbed, wrong_sums
 from drilling.table import TABLE, Drill, Ends
 
-PROPERTY = "drilled"
+PROPERTY, EQUALITY = "drilled", "equality"
 #: seconds of one drill, of dozens of processes one after another, on a machine that has other things to do too.
 TOO_LONG = 3600
 
@@ -85,8 +85,19 @@ def check_rounds(note, tmp_path) -> Callable[..., None]:
     return check
 
 
+def _say_equal(terminalreporter, cases: list[Any]) -> None:
+    if not cases:
+        return
+    terminalreporter.section("equal to local")
+    for case, equal, engines in cases:
+        said = [f"{what}: {'-' if on is None else 'all' if on == engines else 'only ' + ', '.join(on)}" for what, on in equal.items()]
+        terminalreporter.write_line(f"{case:36} {'   '.join(said)}")
+
+
 def pytest_terminal_summary(terminalreporter):
+    """The drills that were held are counted, and what engines have in common is shown, also where several processes held them."""
     reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, []) if report.when == "call"]
+    _say_equal(terminalreporter, [json.loads(v) for report in reports for name, v in report.user_properties if name == EQUALITY])
     held: list[list[Any]] = [json.loads(value) for report in reports for name, value in report.user_properties if name == PROPERTY]
     if not held:
         return

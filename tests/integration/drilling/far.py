@@ -62,6 +62,13 @@ def kill(found: list[psutil.Process]) -> None:
         time.sleep(0.02)
 
 
+def room(found: list[psutil.Process], bytes: int) -> None:
+    """How long files may be that these processes write from now on; 0: a disk that is full."""
+    assert found
+    for process in found:
+        process.rlimit(psutil.RLIMIT_FSIZE, (bytes, psutil.RLIM_INFINITY))
+
+
 def alive(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE

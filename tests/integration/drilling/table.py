@@ -241,11 +241,15 @@ BEFORE = "before it has the request"
 #: engine -> sum -> stage -> what comes of it when the process in which a site lives is killed as the stage begins.
 FAR_KILLS: dict[str, dict[str, dict[str, Ends]]] = {
     "nvflare": {
-        "plain": {"contribute": B},
-        "secagg-plus": {"mask": B, "agree": W, "unmask": W},
-        "cyclic-he": {"ring-1": A, "release": L},
+        "plain": {"open": W, "contribute": B, "evaluate": W},
+        "secagg-plus": {"open": W, "advertise": B, "share": B, "mask": B, "agree": W, "unmask": W},
+        "cyclic-he": {"open": W, "advertise": A, "keys": A, "ring-1": A, "ring-2": A, "agree": A, "confirm": A, "release": L},
     },
-    "flower": {"plain": {"contribute": B}, "secagg-plus": {"mask": B}, "cyclic-he": {"ring-1": Ends.AGAIN_WITHOUT}},
+    "flower": {
+        "plain": {"contribute": B},
+        "secagg-plus": {"share": B, "mask": B, "unmask": W},
+        "cyclic-he": {"ring-1": Ends.AGAIN_WITHOUT},
+    },
 }
 #: Flower starts a process for every message: no more sites than it takes, of `cyclic-he` on one ring.
 FAR_SITES = {"nvflare": SITES, "flower": {**SITES, "cyclic-he": 4}}
@@ -253,6 +257,9 @@ FAR_KILLED = {
     "nvflare": "its process had ended|its process ended",
     "flower": "Node Unavailable|not connected|no answer within|its own log says why",
 }
+#: where a process that is gone is started again for the message itself, which needs nothing of before.
+AFRESH = {("nvflare", "open"), ("nvflare", "evaluate")}
+FAR_CUT = {"nvflare": "no sign of life|not connected|could not be handed over", "flower": "Node Unavailable|not connected|no answer within"}
 
 
 def _far() -> Iterator[Drill]:
@@ -260,7 +267,10 @@ def _far() -> Iterator[Drill]:
         for sum, stages in sums.items():
             yield Drill(engine, sum, NOTHING, "whole round", "", W, "")
             for stage, end in stages.items():
-                yield Drill(engine, sum, SITE_KILLED, stage, BEFORE, end, FAR_KILLED[engine])
+                missed = (engine, stage) not in AFRESH
+                yield Drill(engine, sum, SITE_KILLED, stage, BEFORE, end, FAR_KILLED[engine] if missed else "")
+        yield Drill(engine, "secagg-plus", FULL_SITE, "mask", "", B, "cannot write its audit log")
+        yield Drill(engine, "secagg-plus", PARTITION, "mask", "until it counts as lost", B, FAR_CUT[engine])
         yield Drill(engine, "secagg-plus", STALL, "mask", "", W, "")
         yield Drill(engine, "secagg-plus", SERVER_KILLED, "mask", UNDER_WAY, R, "")
         yield Drill(engine, "secagg-plus", CARRIER_KILLED, "mask", CARRIER[engine], R, "")

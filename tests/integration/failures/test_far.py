@@ -12,10 +12,22 @@ from pathlib import Path
 import psutil
 import pytest
 from drilling.commands import command, write_config
-from drilling.far import ENGINES, TIMEOUT, behind_a_proxy, carrier, kill, needed, restarter, site_process
+from drilling.far import ENGINES, TIMEOUT, behind_a_proxy, carrier, kill, needed, restarter, room, site_process
 from drilling.lines import at, stall_for
 from drilling.runs import HE, disturbed, finished, sites, tiny, wrong_sums
-from drilling.table import CARRIER_KILLED, FAR_KILLS, FAR_SITES, NOTHING, SERVER_KILLED, SITE_KILLED, STALL, Ends, drills
+from drilling.table import (
+    CARRIER_KILLED,
+    FAR_KILLS,
+    FAR_SITES,
+    FULL_SITE,
+    NOTHING,
+    PARTITION,
+    SERVER_KILLED,
+    SITE_KILLED,
+    STALL,
+    Ends,
+    drills,
+)
 
 from pppml_core.errors import RunFailed
 
@@ -31,21 +43,24 @@ def short():
 
 
 RUNS = [(engine, sum) for engine, sums in FAR_KILLS.items() for sum in sums]
-#: the site that is killed, or whose network stalls: none that initiates a ring.
+#: the site that is killed, or that has no room or no network: none that initiates a ring.
 SITE = "site_2"
+#: seconds after which a client or node whose network is mended has tried again, as seldom as engines do after some failures.
+AGAIN = 60
 
 
 @pytest.mark.drill
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # a POC ends what it started by its ids
 @pytest.mark.parametrize(("engine", "sum"), RUNS)
-def test_a_site_is_killed_and_its_network_stalls(check_rounds, monkeypatch, tmp_path, short, engine, sum):
-    """Round 1 is left alone; then a drill a round. The site is started again once it counts as lost, save where the table says that the
-    next attempt is without it; else the last round is over all sites again.
+def test_a_site_is_lost_and_comes_back(check_rounds, monkeypatch, tmp_path, short, engine, sum):
+    """Round 1 is left alone; then a drill a round. The site is started again, or what ails it mended, once it counts as lost, save where
+    the table says that the next attempt is without it; else the last round is over all sites again.
     """
     needed(engine)
     restart = restarter(engine, monkeypatch)
-    killed, stalled = drills(engine, sum, SITE_KILLED), drills(engine, sum, STALL)
-    rounds = {1: drills(engine, sum, NOTHING), **{round: [row] for round, row in enumerate([*killed, *stalled], 2)}}
+    stalled = drills(engine, sum, STALL)
+    broken = [row for breaks in (SITE_KILLED, FULL_SITE, STALL, PARTITION) for row in drills(engine, sum, breaks)]
+    rounds = {1: drills(engine, sum, NOTHING), **{round: [row] for round, row in enumerate(broken, 2)}}
     count, last = FAR_SITES[engine][sum], len(rounds)
     gone = rounds[last][0].ends is Ends.AGAIN_WITHOUT
     last += not gone and rounds[last][0].ends not in (Ends.WHOLE, Ends.AGAIN)
@@ -54,19 +69,25 @@ def test_a_site_is_killed_and_its_network_stalls(check_rounds, monkeypatch, tmp_
         settings, proxies = ENGINES[engine], []
         if stalled:
             settings, proxies = stack.enter_context(behind_a_proxy(engine, sites(count), SITE, short, monkeypatch))
+        what = {
+            SITE_KILLED: (lambda: kill(site_process(engine, SITE)), lambda: restart(SITE)),
+            FULL_SITE: (lambda: room(site_process(engine, SITE), 0), lambda: room(site_process(engine, SITE), psutil.RLIM_INFINITY)),
+            PARTITION: (lambda: proxies[0].cut(), lambda: proxies[0].mend()),
+            STALL: (lambda: stall_for(30, proxies[0]), lambda: None),
+        }
         acts = []
-        for round, (row, *_) in rounds.items():
-            if row.breaks == SITE_KILLED:
-                acts.append(at(lambda: kill(site_process(engine, SITE)), event="stage-started", round=round, stage=row.stage))
-                if not gone:
-                    acts.append(at(lambda: restart(SITE), event="site-lost", round=round))
-            elif row.breaks == STALL:
-                acts.append(at(lambda: stall_for(30, proxies[0]), event="stage-started", round=round, stage=row.stage))
+        for round, (row, *_) in list(rounds.items())[1:]:
+            strike, mend = what[row.breaks]
+            acts.append(at(strike, event="stage-started", round=round, stage=row.stage))
+            if not gone:
+                acts.append(at(mend, event="site-lost", round=round))
+            if row.breaks == PARTITION:
+                acts.append(at(lambda: time.sleep(AGAIN), event="round-finished", round=round))
         run = disturbed(tmp_path / "r", tiny(count, last, aggregator=AGGREGATORS[sum], engine=settings, **own), *acts)
         check_rounds(run, rounds, dict.fromkeys(rounds, SITE))
     assert gone or run.survivors[last] == sites(count), "it is back"
     took = {(e["round"], e["stage"]): e["seconds"] for e in run.events if e["event"] == "stage"}
-    assert all(29 < took[len(rounds), row.stage] < TIMEOUT for row in stalled)
+    assert all(29 < took[round, row.stage] < TIMEOUT for round, (row, *_) in rounds.items() if row in stalled)
     assert not psutil.Process().children(), "nobody is left behind"
 
 
