@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pppml_core.errors import DataError, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation.admission import Case, about_run, after_code, before_building, before_code
@@ -29,7 +27,7 @@ from pppml_core.federation.chain import ChainBroken
 from pppml_core.federation.checks import own_misfits
 from pppml_core.federation.files import write_atomic
 from pppml_core.federation.home import open_home
-from pppml_core.federation.identity import ROSTER_FILE, Identity, derive, load_identity, load_roster, statement
+from pppml_core.federation.identity import ROSTER_FILE, load_identity, load_roster
 from pppml_core.federation.invitation import JOIN, Invitation, read_invitation
 from pppml_core.federation.letter import Letter, frame_in, read_letter, written
 from pppml_core.federation.own_parts import own_parts
@@ -43,7 +41,6 @@ from pppml_core.federation.site_log import SiteLog
 from pppml_core.federation.timetable import Rounds, check_timetable, hours, local_time
 from pppml_core.federation.witnesses import check_witnesses
 from pppml_core.interfaces.engine import Job
-from pppml_core.randomness import entropy
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER, Body, Message
@@ -51,7 +48,6 @@ from pppml_core.wire.messages import SERVER, Body, Message
 #: runs that one process takes part in; of an attempt in another one that was open, nothing is left.
 RUNS_AT_ONCE = 4
 INVITATION = "invitation"
-FROZEN = "frozen"
 _NO_AUDIT = "this site cannot write its audit log"
 _STRANGER = "this site answers letters that its pinned coordinator signed, and no others (pppml site show, pppml site trust)"
 _TOO_FAST = "this site was asked too often; it answers again in a while"
@@ -59,25 +55,21 @@ _log = logging.getLogger("pppml.site")
 
 
 class Resident:
-    """One site in its home.
+    """One site in its home, which was made with `pppml site init`.
 
-    Args:
-        home: made with `pppml site init`.
-        recreated: the engine starts a new process for every message: what a site holds within an attempt is kept in its home, sealed
-            under a key that follows from its identity.
+    Whoever makes one sees that no other process has one of the same home (``pppml_core.engines.parties.alone``): two would answer one
+    attempt twice.
     """
 
-    def __init__(self, home: Path, *, recreated: bool = False) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = open_home(home)
         self._identity = load_identity(home)
-        self._recreated = recreated
         self._account = Account(home, self._identity)
         self._audit: Audit | None = None
         self._strangers = Strangers()
         self._pace = Pace()
         self._journal = SiteLog(home)
-        if not recreated:
-            self._journal.started()
+        self._journal.started()
         #: run -> the site in it, policy and roster as they were when it was admitted, threads; the last used at the end.
         self._lives: OrderedDict[bytes, tuple[Site, tuple[bytes, ...], int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -150,8 +142,6 @@ class Resident:
             if letter.path:
                 site.check_path(message, letter.path)
             reply = site.receive(letter.frame)
-            if self._recreated:
-                self._freeze(message.run, site)
             return self._handed_on(message, reply, letter, skipped) if letter.path else reply, None
         except PolicyRefusal as error:
             return self._reply(message, "refused", reason_of(error)), None
@@ -248,8 +238,7 @@ class Resident:
         job = Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, {home.name: home.folder})
         host = SiteHost(replace(job, parts=own_parts(job, home.name, registry)))
         after_code(case, host)
-        # A site that is recreated for each message has looked at all its data when it joined.
-        if (frame or not self._recreated) and (wrong := own_misfits(host.assembly, home.name, host.privacy)):
+        if wrong := own_misfits(host.assembly, home.name, host.privacy):
             raise DataError("; ".join(wrong), place=home.name)
         if frame:
             # Before the account: a run that is entered and not held is one that was lost (`_refuse_gone`).
@@ -271,8 +260,6 @@ class Resident:
         threads = host.assembly.config.training.threads
         torch.set_num_threads(threads)  # part of what makes results equal on every engine
         site = host.site(self.home.name, case.policy)
-        if self._recreated and (frozen := self._frozen(run)) is not None:
-            site = Site.thaw(self.home.name, host, frozen, case.policy)
         site.before_training = partial(self._begin_training, run)
         self._lives[run] = site, case.standing, threads
         while len(self._lives) > RUNS_AT_ONCE:
@@ -286,26 +273,5 @@ class Resident:
     def _folder(self, run: bytes) -> Path:
         return self.home.folder / "runs" / run.hex()
 
-    # -- where an engine recreates sites -------------------------------------------------------------------------------------------
-
-    def _freeze(self, run: bytes, site: Site) -> None:
-        nonce = entropy(12)
-        write_atomic(self._folder(run) / FROZEN, nonce + AESGCM(_key(self._identity, run)).encrypt(nonce, site.freeze(), run))
-
-    def _frozen(self, run: bytes) -> bytes | None:
-        try:
-            sealed = (self._folder(run) / FROZEN).read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            return AESGCM(_key(self._identity, run)).decrypt(sealed[:12], sealed[12:], run)
-        except (InvalidTag, ValueError) as error:
-            raise WireError("what this site held of the attempt is damaged", place=self.home.name) from error
-
     def _reply(self, message: Message, kind: str, body: Body) -> bytes:
         return encode_message(Message(message.run, message.round, message.attempt, kind, message.stage, self.home.name, SERVER, body))
-
-
-def _key(identity: Identity, run: bytes) -> bytes:
-    # Ed25519 signatures are deterministic and unpredictable without the key, so one over a statement of its own purpose serves as a secret.
-    return derive(identity.sign(statement("frozen-site", run, {})), b"pppml-frozen-v1")

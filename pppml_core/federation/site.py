@@ -1,7 +1,7 @@
 """A site: bytes in, bytes out. Policy first, then the model, then one message of a session at a time.
 
 ``Site.receive`` is the same in every engine. What a site holds between rounds is in its own folder (:mod:`.store`); what it holds
-within an attempt is plain data that :meth:`Site.freeze` writes down, so an engine may recreate it before every message.
+within an attempt is plain data that :meth:`Site.freeze` writes down, so a simulation may recreate it before every message.
 """
 
 from __future__ import annotations
@@ -268,10 +268,10 @@ class Site:
         return encode({"open": self._open, "scores": self._scores, "model": models, "sides": sides})
 
     @classmethod
-    def thaw(cls, name: str, host: SiteHost, data: bytes, policy: Policy | None = None) -> Site:
-        """A site recreated from its frozen bytes; nothing else of it survives. ``policy``: as in :meth:`SiteHost.site`."""
+    def thaw(cls, name: str, host: SiteHost, data: bytes) -> Site:
+        """A site recreated from its frozen bytes; nothing else of it survives. For simulations and tests: no site at a hospital is."""
         held = decode(data)
-        site = host.site(name, policy)
+        site = host.site(name)
         site._open, site._scores = held["open"], held["scores"]
         if held["model"] is not None:
             host.keep_model(held["model"]["sha256"], held["model"]["weights"])

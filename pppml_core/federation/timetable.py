@@ -53,7 +53,7 @@ class Rounds:
     def begin(self, policy: Policy, now: datetime, begun: str) -> None:
         """Count a round, before anything is trained in it. Raises PolicyRefusal where it is one too many."""
         with open(self._path.with_suffix(".lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # sites that are recreated for each message may be two processes
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a rehearsal may have two processes with one home
             if (reason := self.full(policy, now, begun)) is not None:
                 raise PolicyRefusal(f"max_rounds_per_day: {reason}")
             if begun not in (rounds := self._today(now)):

@@ -14,10 +14,9 @@ from pppml_core.wire.messages import SERVER
 
 
 class ResidentsConfig(ComponentConfig):
-    """Where the homes are, and whether a site is recreated before every message."""
+    """Where the homes are."""
 
     homes: str
-    recreated: bool = False
 
 
 class ResidentsEngine(Engine):
@@ -33,22 +32,20 @@ class ResidentsEngine(Engine):
     def connect(self, job: Job) -> Transport:
         """Invite the sites."""
         acquaint(self.homes, (*job.sites, SERVER))
-        transport = ResidentsTransport(self.homes, job.sites, self.config.recreated)
+        transport = ResidentsTransport(self.homes, job.sites)
         return invite(job, transport, self.topology)
 
 
 class ResidentsTransport:
     """Hands frames to residents of this process."""
 
-    def __init__(self, homes: Path, sites: Iterable[str], recreated: bool = False) -> None:
-        self.homes, self.recreated = homes, recreated
-        self.residents = {site: Resident(homes / site, recreated=recreated) for site in sites}
+    def __init__(self, homes: Path, sites: Iterable[str]) -> None:
+        self.homes = homes
+        self.residents = {site: Resident(homes / site) for site in sites}
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """One after another."""
         for site, frame in frames:
-            if self.recreated:
-                self.residents[site] = Resident(self.homes / site, recreated=True)
             yield site, self.residents[site].receive(frame)
 
     def clock(self) -> Mapping[str, float]:

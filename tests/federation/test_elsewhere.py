@@ -99,10 +99,9 @@ def refusal(experiment, folder):
 # -- what comes out -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["residents", "recreated", "processes"])
+@pytest.mark.parametrize("engine", ["residents", "processes"])
 def test_the_model_is_that_of_all_data_at_one_place(engine, federation, together, homes, tmp_path):
-    settings = {"use": "processes" if engine == "processes" else "residents", "homes": str(homes)}
-    run = federation({**settings, "recreated": True} if engine == "recreated" else settings).run(tmp_path / "run")
+    run = federation({"use": engine, "homes": str(homes)}).run(tmp_path / "run")
     assert run.result["model_sha256"] == together.result["model_sha256"]
     assert run.result["metrics"] == together.result["metrics"]
     assert run.result["survivors"] == {"1": list(HOSPITALS), "2": list(HOSPITALS)}
@@ -340,7 +339,7 @@ def test_the_engine_of_a_site(components, tmp_path):
     with pytest.raises(ConfigError, match="no engine is named"):
         engine_of(tmp_path, components)
     say(tmp_path, "data: x\nengine:\n  use: residents\n  homes: here")
-    assert engine_of(tmp_path, components).model_dump() == {"use": "residents", "homes": "here", "recreated": False}
+    assert engine_of(tmp_path, components).model_dump() == {"use": "residents", "homes": "here"}
     say(tmp_path, "data: x\nengine:\n  use: residents\n  hmes: here")
     with pytest.raises(ConfigError, match=r"site.yaml:4: engine.hmes"):
         engine_of(tmp_path, components)

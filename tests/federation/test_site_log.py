@@ -26,14 +26,14 @@ def federation(tmp_path):
     """A run over residents that live in ``homes/<site>``."""
     registry = Registry.only(*from_objects([ENGINE]))
 
-    def run(name="a", recreated=False, **sections):
+    def run(name="a", **sections):
         made = Experiment(
             {
                 "task": {"use": "tiny", "sites": 3, "examples": 20},
                 "run": {"rounds": 2, "seed": 1, "name": name},
                 "training": {"steps": 1, "batch_size": 4},
                 "reporters": [],
-                "engine": {"use": "residents", "homes": str(tmp_path / "homes"), "recreated": recreated},
+                "engine": {"use": "residents", "homes": str(tmp_path / "homes")},
                 **sections,
             },
             registry=registry,
@@ -43,9 +43,8 @@ def federation(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("recreated", [False, True])
-def test_a_run_as_its_site_sees_it(federation, tmp_path, recreated):
-    run = federation(recreated=recreated)
+def test_a_run_as_its_site_sees_it(federation, tmp_path):
+    run = federation()
     home = tmp_path / "homes" / "site_2"
     told = lines(home)
     audit = [json.loads(line) for line in (home / "audit.jsonl").read_text().splitlines()]
@@ -60,7 +59,7 @@ def test_a_run_as_its_site_sees_it(federation, tmp_path, recreated):
         assert line["seconds"] >= 0
         assert line["received"] > 0
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
-    assert [line["event"] for line in told].count("started") == (0 if recreated else 1)
+    assert [line["event"] for line in told].count("started") == 1
 
 
 def test_a_refusal_is_a_warning_with_its_reason_and_no_path(federation, tmp_path):

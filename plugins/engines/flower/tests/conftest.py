@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pppml_core.federation.home import init_home, open_home
 from pppml_core.federation.identity import pin
 from pppml_core.wire.messages import SERVER
 from pppml_flower.grid import unpack
+from pppml_flower.keeper import kept
 
 #: what a test does to an answer on its way: the answers that come instead of it.
 Meddle = Callable[[str, Message], list[Message]]
@@ -90,9 +92,17 @@ def _identity() -> None:
 
 
 @pytest.fixture
-def grid_of() -> Callable[[Mapping[str, Path]], FakeGrid]:
-    """A grid over the homes of sites; the first has node 101."""
-    return lambda homes: FakeGrid({101 + i: home for i, (site, home) in enumerate(homes.items()) if site != SERVER})
+def grid_of() -> Iterator[Callable[[Mapping[str, Path]], FakeGrid]]:
+    """A grid over the homes of sites, each with its keeper; the first has node 101."""
+    with ExitStack() as keepers:
+
+        def made(homes: Mapping[str, Path]) -> FakeGrid:
+            for site, home in homes.items():
+                if site != SERVER:
+                    keepers.enter_context(kept(home))
+            return FakeGrid({101 + i: home for i, (site, home) in enumerate(homes.items()) if site != SERVER})
+
+        yield made
 
 
 @pytest.fixture

@@ -8,13 +8,15 @@ import shutil
 import pytest
 from flwr.app import Message
 
+from pppml_core.engines.words import Words
 from pppml_core.errors import RunFailed, WireError
 from pppml_core.federation.audit import read_audit
 from pppml_core.federation.identity import Identity, load_identity, load_roster, pin
+from pppml_core.federation.resident import Resident
 from pppml_core.randomness import Secret
 from pppml_core.wire.codec import decode, encode
 from pppml_flower.grid import GridPost, pack, unpack
-from pppml_flower.introduction import Directory, challenge_to
+from pppml_flower.introduction import Directory, challenge_to, introduce
 from pppml_flower.keeper import ADDRESS, answer_of, ask, kept
 from pppml_flower.post import CHALLENGE, INTRODUCTION
 
@@ -40,11 +42,12 @@ def test_a_home_names_itself_to_its_coordinator_alone(homes):
     stranger = challenge_to(7, RUN, bytes(32), Identity(Secret(b"k" * 32)))
     another_site = challenge_to(7, RUN, bytes(32), load_identity(there["b"]))
     unsigned = encode({"run": RUN, "nonce": bytes(32)})
+    within = Resident(there["a"]), Words()
     for asked, node in ((stranger, 7), (another_site, 7), (unsigned, 7), (own, 8), (b"nonsense", 7)):
         with pytest.raises(WireError):
-            answer_of(there["a"], CHALLENGE, asked, node)
+            answer_of(there["a"], CHALLENGE, asked, node, *within)
     assert read_audit(there["a"], load_identity(there["a"]).public)[0] == []
-    kind, data = answer_of(there["a"], CHALLENGE, own, 7)
+    kind, data = answer_of(there["a"], CHALLENGE, own, 7, *within)
     assert (kind, decode(data)["site"]) == (INTRODUCTION, "a")
     (line,) = read_audit(there["a"], load_identity(there["a"]).public)[0]
     assert (line["kind"], line["bytes"], line["sha256"]) == ("introduction", len(data), hashlib.sha256(data).hexdigest())
@@ -56,7 +59,7 @@ def test_a_home_that_has_pinned_no_coordinator_names_itself_to_nobody(homes, tmp
     there = homes(("a",))
     init_home(tmp_path / "alone", "b")
     with pytest.raises(WireError, match="no identity is pinned for the coordinator"):
-        answer_of(tmp_path / "alone", CHALLENGE, challenge_to(7, RUN, bytes(32), load_identity(there["server"])), 7)
+        introduce(tmp_path / "alone", challenge_to(7, RUN, bytes(32), load_identity(there["server"])), 7)
 
 
 def test_a_second_keeper_of_a_home_is_refused_and_the_first_goes_on(homes):
@@ -116,7 +119,8 @@ def test_an_answer_of_another_node_proves_nothing(homes, grid_of):
     grid.homes[102], grid.meddle = there["c"], copy
     grid.online.add(102)
     directory = _directory(there, grid, ("a", "b"))
-    directory.look(0.05)
+    with kept(there["c"]):
+        directory.look(0.05)
     assert directory.nodes == {"a": 101}
     assert 102 in directory.strange
 
@@ -130,7 +134,8 @@ def test_a_stranger_with_a_home_of_its_own_is_passed_over(homes, grid_of, tmp_pa
     grid = grid_of(there)
     grid.homes[102] = tmp_path / "imposter"
     directory = _directory(there, grid)
-    directory.look(0.05)
+    with kept(tmp_path / "imposter"):
+        directory.look(0.05)
     assert directory.nodes == {"a": 101}
     assert "does not fit" in directory.strange[102]
 
@@ -140,7 +145,7 @@ def test_two_nodes_with_one_home_stop_the_run(homes, grid_of, tmp_path):
     shutil.copytree(there["a"], tmp_path / "copy")
     grid = grid_of(there)
     grid.homes[102] = tmp_path / "copy"
-    with pytest.raises(RunFailed, match="two nodes, 101 and 102, hold the identity of a"):
+    with kept(tmp_path / "copy"), pytest.raises(RunFailed, match="two nodes, 101 and 102, hold the identity of a"):
         _directory(there, grid).look(1)
 
 

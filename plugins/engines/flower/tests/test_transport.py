@@ -16,7 +16,8 @@ from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER
 from pppml_core.wire.messages import Message as Ours
 from pppml_flower.grid import GridPost, pack, unpack
-from pppml_flower.introduction import Directory
+from pppml_flower.introduction import Directory, challenge_to
+from pppml_flower.keeper import FAILED, kept
 from pppml_flower.post import CHALLENGE, FRAME
 from pppml_flower.transport import FlowerTransport
 
@@ -134,14 +135,6 @@ def test_something_else_is_a_loss(linked, content):
     assert loss.handed
 
 
-def test_what_goes_wrong_at_a_site_stays_there(linked, caplog):
-    _, transport, there = linked
-    (there["a"] / "identity.key").rename(there["a"] / "elsewhere")
-    loss = _deliver(transport, ("a", _frame("a")))["a"]
-    assert loss == Loss("Flower reports: the site could not handle the message; its own log says why", handed=True)
-    assert str(there["a"]) in caplog.text
-
-
 def test_what_leaves_in_place_of_an_answer_is_in_the_audit_log(linked):
     """Here that of a home whose keeper has gone; nobody answers in its stead."""
     _, transport, there = linked
@@ -158,15 +151,45 @@ def test_a_keeper_that_is_gone_is_not_stood_in_for(linked):
     assert isinstance(_deliver(transport, ("a", _frame("a")))["a"], Loss)
 
 
-def test_the_handler_answers_nothing_but_frames_and_challenges(homes):
+def _answered(home, content):
     from pppml_flower.client import answer
 
+    message = Message(content, 101, "train.pppml")
+    message.metadata.__dict__["_message_id"] = "x"
+    return answer(message, Context(1, 101, {"home": str(home)}, RecordDict(), {}, 0))
+
+
+def test_what_goes_wrong_at_a_site_stays_there(homes, caplog):
     there = homes(("a",))
-    context = Context(1, 101, {"home": str(there["a"])}, RecordDict(), {}, 0)
-    for content in (RecordDict(), pack("introduction", b""), pack(CHALLENGE, b"\xff" * 80)):
-        message = Message(content, 101, "train.pppml")
-        message.metadata.__dict__["_message_id"] = "x"
-        assert answer(message, context).has_error()
+    with kept(there["a"]):
+        (there["a"] / "identity.key").rename(there["a"] / "elsewhere")
+        asked = pack(CHALLENGE, challenge_to(101, RUN, bytes(32), load_identity(there["server"])))
+        assert _answered(there["a"], asked).error.reason == FAILED
+    assert str(there["a"]) in caplog.text
+
+
+def test_the_handler_answers_nothing_but_frames_and_challenges(homes):
+    """And of what is neither, as often as a SuperLink sends it, one line a minute is written."""
+    there = homes(("a",))
+    with kept(there["a"]):
+        for _ in range(5):
+            for content in (RecordDict(), pack("introduction", b""), pack(CHALLENGE, b"\xff" * 80)):
+                assert _answered(there["a"], content).error.reason == FAILED
+        (line,) = read_audit(there["a"], load_identity(there["a"]).public)[0]
+    assert (line["kind"], line["reason"]) == ("loss", FAILED)
+
+
+@pytest.mark.parametrize("kind", [FRAME, CHALLENGE])
+def test_a_home_that_is_not_kept_answers_nobody(homes, kind):
+    """Made anew in each process of a message a site could be two at once: two contributions under one attempt."""
+    there = homes(("a",))
+    own = load_identity(there["server"])
+    data = challenge_to(101, RUN, bytes(32), own) if kind == CHALLENGE else written(own, SERVER, _frame("a"))
+    before = {path: path.read_bytes() for path in there["a"].iterdir() if path.is_file()}
+    answer = _answered(there["a"], pack(kind, data))
+    assert "pppml site run" in answer.error.reason
+    assert str(there["a"]) not in answer.error.reason
+    assert {path: path.read_bytes() for path in there["a"].iterdir() if path.is_file()} == before
 
 
 def test_bytes_survive_flowers_own_encoding():

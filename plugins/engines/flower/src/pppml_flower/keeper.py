@@ -1,8 +1,9 @@
 """The keeper: one lasting process a site, which holds the resident; Flower's process of each message hands it on and takes the answer.
 
-Flower starts a fresh process for every message. Were the site recreated in each, every stage would pay for importing torch and building
-the parts. With a keeper the process of a message imports nothing of this kind, and what a site holds within an attempt never touches the
-disk. The door is a Unix socket in a folder that only this user may enter; the home says where it is.
+Flower starts a fresh process for every message. Were the site made anew in each, two of them could answer for it at once, and every stage
+would pay for importing torch and building the parts. So the process of a message imports nothing of this kind and writes nothing, and what
+a site holds within an attempt never touches the disk. The door is a Unix socket in a folder that only this user may enter; the home says
+where it is. A home without a keeper answers nobody.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pppml_core.errors import WireError
+from pppml_core.errors import PppmlError, RunFailed, WireError
 from pppml_flower.post import CHALLENGE, FRAME, INTRODUCTION
 
 if TYPE_CHECKING:
@@ -26,38 +27,40 @@ if TYPE_CHECKING:
 
 #: in a home that is kept: the path of the socket.
 ADDRESS = "keeper"
+#: the kind of an answer that there is none, noted already.
+NONE = "none"
+#: what Flower is told in place of an answer; why, is for the people of this site.
+FAILED = "the site could not handle the message; its own log says why"
+UNKEPT = "nobody lives at this node; its people start the site with: pppml site run"
 LOG = logging.getLogger("pppml.flower")
 
 
-def answer_of(
-    home: Path, kind: str, data: bytes, node: int, resident: Resident | None = None, words: Words | None = None
-) -> tuple[str, bytes]:
-    """What a home answers to one message, in its audit log already; by a resident recreated for it where none is given.
+class Unkept(RunFailed):
+    """This home has no keeper."""
+
+
+def answer_of(home: Path, kind: str, data: bytes, node: int, resident: Resident, words: Words) -> tuple[str, bytes]:
+    """What a home answers to one message, in its audit log already.
 
     Raises PppmlError, and OSError where the log cannot be written.
     """
     if kind == CHALLENGE:
-        from pppml_core.engines.words import Words
         from pppml_flower.introduction import introduce
 
         told = introduce(home, data, node)
-        (words or Words()).note(home, INTRODUCTION, told, "who this node is, to the coordinator, who asked")
+        words.note(home, INTRODUCTION, told, "who this node is, to the coordinator, who asked")
         return INTRODUCTION, told
     if kind != FRAME:
         raise WireError("this is nothing a site is asked", place="Flower message")
-    if resident is None:
-        from pppml_core.federation.resident import Resident
-
-        resident = Resident(home, recreated=True)
     return FRAME, resident.receive(data)
 
 
-def ask(home: Path, kind: str, data: bytes, node: int) -> tuple[str, bytes] | None:
-    """The keeper's answer to one message; None where this home has no keeper. Raises OSError or EOFError where its keeper is gone."""
+def ask(home: Path, kind: str, data: bytes, node: int) -> tuple[str, bytes]:
+    """The keeper's answer to one message, or :data:`NONE`. Raises Unkept where there is no keeper; OSError or EOFError where it is gone."""
     try:
         address = (home / ADDRESS).read_text()
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as error:
+        raise Unkept("no process of pppml lives in this home", place=str(home), hint="pppml site run") from error
     with Client(address, family="AF_UNIX") as line:
         for part in (kind.encode(), str(node).encode(), data):
             line.send_bytes(part)
@@ -77,10 +80,8 @@ def kept(home: Path) -> Iterator[None]:
 def _kept(home: Path) -> Iterator[None]:
     from pppml_core.engines.words import Words
     from pppml_core.federation.files import write_atomic
-    from pppml_core.federation.resident import FROZEN, Resident
+    from pppml_core.federation.resident import Resident
 
-    for left in (home / "runs").glob(f"*/{FROZEN}"):
-        left.unlink()  # what another process held of an attempt; nobody goes on with it
     resident = Resident(home)
     folder = Path(tempfile.mkdtemp(prefix="pppml-"))
     listener = Listener(str(folder / "door"), family="AF_UNIX", backlog=8)
@@ -110,8 +111,20 @@ def _answer(line: Connection, home: Path, resident: Resident, words: Words) -> N
         try:
             kind, node, data = line.recv_bytes().decode(), int(line.recv_bytes()), line.recv_bytes()
             kind, data = answer_of(home, kind, data, node, resident, words)
-            line.send_bytes(kind.encode())
-            line.send_bytes(data)
         except Exception:
-            # The other end sees a line that ended, and says so; the reason is for the people of this site.
+            # The other end is told that there is no answer; the reason is for the people of this site.
             LOG.exception("a message could not be handled")
+            note_lost(home, words)
+            kind, data = NONE, b""
+        line.send_bytes(kind.encode())
+        line.send_bytes(data)
+
+
+def note_lost(home: Path, words: Words) -> None:
+    """Write down that the answer is none. Flower answers with an error of its own where there is no answer, so it leaves in any case."""
+    from pppml_core.engines.words import LOSS
+
+    try:
+        words.note(home, LOSS, FAILED.encode(), FAILED)
+    except (PppmlError, OSError):
+        LOG.exception("the audit log cannot take that this site was lost")
