@@ -215,6 +215,7 @@ def _here() -> Iterator[Drill]:
 
 
 # -- sites that live by themselves: what they are asked for when they join ----------------------------------------------------------------
+REPLAY = "letters that were recorded"
 STRANGE = "a site that is not what the run takes it for"
 
 
@@ -232,6 +233,12 @@ def _joins() -> Iterator[Drill]:
         "its own key replaced": "signature|identity|pinned",
     }.items():
         yield Drill("residents", "secagg-plus", STRANGE, "join", what, Ends.REFUSED, told)
+
+
+def _doors() -> Iterator[Drill]:
+    """Whoever carries an engine's messages reaches the door of such a site."""
+    yield Drill("residents", "secagg-plus", BOMB, "mask", "a hundred thousand letters of strangers at a site's door", W, "")
+    yield Drill("residents", "secagg-plus", REPLAY, "mask", "all letters so far are handed in again", W, "")
 
 
 # -- NVFlare's POC and Flower's SuperLink with SuperNodes, as processes of this machine ---------------------------------------------------
@@ -276,7 +283,7 @@ def _far() -> Iterator[Drill]:
         yield Drill(engine, "secagg-plus", CARRIER_KILLED, "mask", CARRIER[engine], R, "")
 
 
-TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills(), *_network(), *_here(), *_joins(), *_far())
+TABLE: tuple[Drill, ...] = (*_site_kills(), *_server_kills(), *_network(), *_here(), *_joins(), *_doors(), *_far())
 
 
 def drills(engine: str, sum: str, breaks: str) -> list[Drill]:
