@@ -32,15 +32,13 @@ from pppml_core.errors import ConfigError, PppmlError, RunFailed, WireError
 from pppml_core.federation.identity import provision
 from pppml_core.interfaces.engine import Engine, Job, Loss, Transport
 from pppml_core.wire.codec import decode, decode_message, encode
-from pppml_core.wire.messages import SERVER, Message
+from pppml_core.wire.messages import SERVER, WITHIN, Message
 
 COMMAND = [sys.executable, "-m", "pppml_core.engines.site_process"]
 #: seconds for a process to come up: its interpreter, its libraries, its parts.
 START = 300.0
 #: seconds for a process to end by itself once its line is closed.
 END = 5.0
-#: messages that belong to an attempt a process must have opened itself.
-_WITHIN = ("session", "metrics", "train")
 
 
 class ProcessesEngine(Engine):
@@ -233,7 +231,7 @@ class _SiteProcess:
     def _restart(self, frame: bytes) -> Loss | None:
         code = self._process.returncode if self._process is not None else None
         gone = f"its process ended (exit code {code})"
-        if not self._config.restart or decode_message(frame).kind in _WITHIN:
+        if not self._config.restart or decode_message(frame).kind in WITHIN:
             return Loss(gone, handed=False)
         try:
             self._kill()

@@ -28,7 +28,7 @@ from pppml_core.federation.store import SiteStore
 from pppml_core.federation.terms import about_scores, binding, binding_of_sum, check_request, lasting
 from pppml_core.federation.trainer import Trainer
 from pppml_core.wire.codec import decode, decode_message, encode, encode_message
-from pppml_core.wire.messages import SERVER, Body, Message
+from pppml_core.wire.messages import SERVER, SUMS, WITHIN, Body, Message
 
 if TYPE_CHECKING:
     from pppml_core.federation.site_host import SiteHost
@@ -68,10 +68,10 @@ class Site:
         try:
             if message.recipient != self.name or message.run != self._host.job.run:
                 raise WireError("this message is for another run or site", place=self.name)
-            if message.kind in ("session", "metrics", "train"):
+            if message.kind in WITHIN:
                 self._check_attempt(message)
             self._check_sender(message)
-            if message.kind in ("session", "metrics"):
+            if message.kind in SUMS:
                 return self._side(message.kind).answer(message, frame)
             body = self._answer(message)
             self._host.manifest.check(message.stage, body)
@@ -152,7 +152,7 @@ class Site:
             raise WireError(f"stage {message.stage!r} is not handed on along {', '.join(path)}"[:200], place=self.name)
 
     def _is_hop(self, message: Message) -> bool:
-        within = message.kind in ("session", "metrics") and self._is_open(message)
+        within = message.kind in SUMS and self._is_open(message)
         return within and message.stage in self._side(message.kind).relays
 
     def _model(self, message: Message) -> Mapping[str, npt.NDArray[Any]] | None:

@@ -14,6 +14,10 @@ from typing import Any
 Body = Mapping[str, Any]
 
 SERVER = "server"
+#: kinds of the messages that are stages of a secure sum; its relays are the only thing that one site says to another.
+SUMS = ("session", "metrics")
+#: kinds of the messages that belong to an attempt which the process of the site must have opened itself.
+WITHIN = (*SUMS, "train")
 
 
 @dataclass(frozen=True)
