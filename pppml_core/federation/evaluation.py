@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,16 +82,6 @@ def too_few_patients(parts: Assembly, site: str, sites: Sequence[str], fewest: i
                 text = f"scores of fewer than {fewest} {split} patients would leave this site by themselves"
                 return here_only(f"{text} (run.metrics: sum, by a secure aggregator; or none)", f"{groups} patients")
     return None
-
-
-def smallest_part(sums: Iterable[Iterable[str]]) -> int:
-    """Of sums over these sets of sites, the size of the smallest group of sites that some of them count alike and set apart from the rest.
-
-    Whatever is computed from the sums alone, in any combination, is about whole groups: sites of one are in the same sums.
-    """
-    sets = [frozenset(one) for one in sums]
-    groups = Counter(tuple(site in one for one in sets) for site in frozenset().union(*sets))
-    return min(groups.values(), default=0)
 
 
 def sum_layout(spec: TaskSpec, splits: Sequence[str], kinds: Sequence[str]) -> tuple[Layout, FixedPoint]:

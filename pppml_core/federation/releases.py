@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pppml_core.errors import PolicyRefusal
-from pppml_core.federation.evaluation import smallest_part
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.store import SiteStore, sites_digest
-from pppml_core.federation.terms import RELEASED
+from pppml_core.federation.terms import ONE_SET, RELEASED
 
 
 @dataclass(frozen=True)
@@ -86,19 +85,18 @@ class Releases:
         if any(sites_of != sites_digest(distinct) for sites_of in held.values()):
             raise PolicyRefusal(f"{RELEASED} over other sites in this attempt", place=self._site)
         if opening.kind == "metrics":
-            self._keep_apart(distinct)
+            self._keep_to_one_set(distinct)
         for name in (*opening.once_a_round, *opening.once_a_run):
             if name not in held:
                 self._store.save_release(opening.round, opening.attempt, name, distinct)
 
-    def _keep_apart(self, sites: Set[str]) -> None:
-        """Refuse a sum of scores that shows, with those released before, the scores of fewer sites than the policy lets a sum be over.
+    def _keep_to_one_set(self, sites: Iterable[str]) -> None:
+        """Refuse a sum of scores over other sites than the first one of the run, whatever model it is of.
 
-        A server can ask for two sums of scores of nearly one model, over all sites and over all but one: the difference is that one's.
+        A server can ask for two sums of scores of nearly one model, over all sites and over all but one: the difference is that one's. More
+        of them tell more, also by those that a site has no part in. So there is one set a run.
         """
-        left = smallest_part([*self._store.score_sets(), sites])
-        fewest = 1 if self._policy.metrics == "per-site" else max(self._policy.min_cohort, self._policy.min_honest)
-        if left < fewest:
-            text = f"{RELEASED}, over other sites: the difference would be the scores of {left}, at least {fewest} required (min_cohort)"
-            raise PolicyRefusal(text, place=self._site)
-        self._store.save_score_set(sites)
+        if (first := self._store.score_set()) is None:
+            self._store.save_score_set(sites)
+        elif first != sites_digest(sites):
+            raise PolicyRefusal(f"{ONE_SET}, and this one is over others", place=self._site)

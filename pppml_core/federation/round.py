@@ -11,7 +11,7 @@ import torch
 
 from pppml_core.errors import InconsistentModel, PlanRefused, PluginError, RoundLost, TooFewSurvivors
 from pppml_core.federation.server import Server
-from pppml_core.federation.terms import RELEASED, binding, binding_of_sum
+from pppml_core.federation.terms import ONE_SET, RELEASED, binding, binding_of_sum
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
 from pppml_core.learning.arrays import clamp_variances, to_torch
 from pppml_core.values import rms
@@ -126,6 +126,9 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
 def _refuse_second_sum(outcome: Any, ctx: ServerContext) -> None:
     for part in outcome if isinstance(outcome, Sequence) else (outcome,):
         for site, reason in part.lost.items():
+            if ONE_SET in reason:
+                text = f"{ONE_SET}; {site} gave out one over others before, so there are no scores now"
+                raise RoundLost(text, place=f"round {ctx.round}")
             if RELEASED in reason:
                 text = f"{site} gave out what opens this sum in an earlier attempt, of which nothing is left here; it cannot be held again"
                 raise RoundLost(text, place=f"round {ctx.round}")

@@ -203,7 +203,7 @@ class Conductor:
         which = "-".join(("metrics", *splits))
         summed = server.kept_sum(which, round, weights)
         if summed is None:
-            ctx = announce(server, round, server.sites, weights, trains=False)
+            ctx = announce(server, round, tuple(server.state.scored or server.sites), weights, trains=False)
             server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
             _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
             session = server.parts.aggregator.plan(fixed.spec, ctx.cohort)
@@ -211,6 +211,9 @@ class Conductor:
             summed = hold_session(server, session, "metrics", ctx, about)
             if not session.repeatable:
                 server.keep_sum(which, round, weights, summed)
+                server.state.scored = list(summed.survivors)
+        else:
+            server.state.scored = list(summed.survivors)
         return evaluation.from_sum(summed.total, self._spec, splits, kinds), summed.survivors
 
     def _checkpoint(self, round: int) -> None:

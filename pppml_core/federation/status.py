@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from pppml_core.errors import CheckpointError
+from pppml_core.config.source import load_yaml
+from pppml_core.errors import CheckpointError, ConfigError
 from pppml_core.federation.files import has_writer
 from pppml_core.federation.rundir import RunDir
 from pppml_core.interfaces.privacy import CONDITIONS
@@ -147,15 +146,15 @@ class Progress:
 class Watcher:
     """Reads a run's folder again and again; of its events, only what is new.
 
-    Raises CheckpointError where there is no run.
+    Raises CheckpointError where there is no run, or one whose files are damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = RunDir(Path(folder))
         if not self._folder.config.exists():
             raise CheckpointError("there is no run here", place=str(folder), hint="give a folder that `pppml run` wrote")
-        run = (yaml.safe_load(self._folder.config.read_text("utf-8")) or {}).get("run") or {}
-        self._run = {"name": run.get("name"), "rounds": run.get("rounds")}
+        run = _config(self._folder.config).get("run")
+        self._run = {name: run.get(name) if isinstance(run, Mapping) else None for name in ("name", "rounds")}
         self._plan = self._folder.read_json("plan.json") or {}
         self._tail, self._progress = Tail(self._folder.path / "events.jsonl"), Progress()
 
@@ -239,6 +238,13 @@ class Watcher:
         spent = result["privacy"].get("spent") if result else self._progress.epsilon
         details = {name: value for name, value in (claim.get("details") or {}).items() if name == "claimed_epsilon"}
         return {"spent": spent, **{name: claim.get(name) for name in ("mechanism", "epsilon", *CONDITIONS)}, "details": details}
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_yaml(path).data
+    except ConfigError as error:
+        raise CheckpointError(f"is damaged: {error.message}", place=error.place, hint="restore the file, or start a new run") from error
 
 
 def _newest_checkpoint(folder: Path) -> int:

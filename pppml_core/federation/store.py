@@ -37,7 +37,7 @@ _FAR = 2**30
 
 
 class SiteStore:
-    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``, ``released``, ``scored``, ``score-sets``."""
+    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``, ``released``, ``scored``, ``score-set``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,6 +59,7 @@ class SiteStore:
             raise CheckpointError(text, place=str(ledger.path), hint=_REMEDY)
         self.attempts()
         self._releases()
+        self.score_set()
 
     def state(self, round: int) -> Mapping[str, Any] | None:
         """The site's state after a round: that of the newest round up to it in which the site took part; None where there is none."""
@@ -148,17 +149,18 @@ class SiteStore:
             raise PolicyRefusal(f"{most} models were scored in this run, more than its rounds need")
         self._append("scored", _SCORED.pack(*new))
 
-    def score_sets(self) -> list[list[str]]:
-        """The different sets of sites over which sums of scores were released in this run."""
-        held = self._read("score-sets")
-        return [] if held is None else list(held["sets"])
+    def score_set(self) -> bytes | None:
+        """A digest of the sites over which sums of scores are released in this run; None before the first."""
+        path = self.folder / "score-set"
+        held = path.read_bytes() if path.exists() else None
+        if held is not None and len(held) != len(_digest("")):
+            raise CheckpointError("the site's record of whose scores it helped to sum is damaged", place=str(path), hint=_REMEDY)
+        return held
 
     def save_score_set(self, sites: Iterable[str]) -> None:
-        """Remember one more, before anything of it leaves."""
-        held, new = self.score_sets(), sorted(sites)
-        if new not in held:
-            self._make_folder()
-            write_atomic(self.folder / "score-sets", encode({"sets": [*held, new]}))
+        """Remember it, before anything of the first sum leaves."""
+        self._make_folder()
+        write_atomic(self.folder / "score-set", sites_digest(sites))
 
     def save_release(self, round: int, attempt: int, which: str, sites: Iterable[str]) -> None:
         """Remember a release, before anything of it leaves. :meth:`released` says whether there was one."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pppml_core.api import Experiment
 from pppml_core.discovery import from_objects
+from pppml_core.errors import PolicyRefusal
 from pppml_core.federation import resident as resident_module
-from pppml_core.federation.evaluation import SUM_IN_CLEAR, announced_share, smallest_part
+from pppml_core.federation.evaluation import SUM_IN_CLEAR, announced_share
 from pppml_core.federation.letter import frame_in
 from pppml_core.federation.policy import Policy
+from pppml_core.federation.releases import Opening, Releases
 from pppml_core.federation.site_ledger import read_account
+from pppml_core.federation.store import SiteStore
 from pppml_core.federation.timetable import Rounds
 from pppml_core.interfaces.engine import Loss
 from pppml_core.registry import Registry
@@ -72,29 +75,28 @@ def test_a_secure_sum_of_scores_is_one(tmp_path: Path) -> None:
     assert desk.invite("site_1").body == {"joined": True}
 
 
-def test_groups_that_sums_set_apart() -> None:
-    assert smallest_part([]) == 0
-    assert smallest_part([["a", "b", "c"]]) == 3
-    assert smallest_part([["a", "b", "c", "d"], ["a", "b", "c"]]) == 1
-    assert smallest_part([["a", "b", "c"], ["d", "e", "f"]]) == 3
-    # Three sums whose pairs differ in two sites, and which together tell each site's own.
-    assert smallest_part([["a", "b"], ["b", "c"], ["a", "c"]]) == 1
-    # An independent oracle: what the span of the sums holds, by elimination over the rationals.
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        sets = [frozenset(s for s in "abcde" if rng.random() < 0.6) for _ in range(3)]
-        rows = np.array([[s in one for s in "abcde"] for one in sets], float)
-        alone = [np.linalg.matrix_rank(np.vstack([rows, unit])) == np.linalg.matrix_rank(rows) for unit in np.eye(5)]
-        assert smallest_part(sets) == 1 or not any(alone)
+#: sets over ten sites: of every site those it is in leave groups of three, all four together tell the scores of site 1 (A - B - C + 2 D).
+FOUR = [{1, 2, 3, 4, 5, 6, 7}, {2, 3, 4, 8, 9, 10}, {5, 6, 7, 8, 9, 10}, {8, 9, 10}]
+
+
+def test_no_sums_of_a_run_tell_together_what_none_tells_alone(tmp_path: Path) -> None:
+    """Each site judges the sums it is in alone, so it is in those over one set only: then no two of a run share a site."""
+    named = [tuple(sorted(f"site_{number}" for number in one)) for one in FOUR]
+    released = set()
+    for site in sorted({site for one in named for site in one}):
+        rules = Releases(site, SiteStore(tmp_path / site), Policy(min_cohort=3), 1)
+        for round, cohort in enumerate((one for one in named if site in one), start=1):
+            with suppress(PolicyRefusal):
+                rules.note(Opening("metrics", round, 1, cohort, bytes([round]) * 32, ("validation",)), cohort)
+                released.add((site, cohort))
+    whole = [set(one) for one in named if all((site, one) in released for site in one)]
+    assert whole == [set(named[0])]
+    assert len({site for site, _ in released}) == len(released) == 10
 
 
 def test_two_sums_of_scores_over_other_sites_are_not_released(tmp_path: Path) -> None:
     """The difference of two sums over nearly one model would be one site's own scores."""
-    desk = (
-        Desk(tmp_path, scored(SECURE, "sum"), sites=4)
-        if False
-        else Desk(tmp_path, {**scored(SECURE, "sum"), "task": {"use": "tiny", "sites": 4}}, sites=4)
-    )
+    desk = Desk(tmp_path, {**scored(SECURE, "sum"), "task": {"use": "tiny", "sites": 4}}, sites=4)
     assert desk.invite("site_1").body == {"joined": True}
     site = _evaluated(desk, 1, 1)
     site.release("metrics", desk.sites)
@@ -102,11 +104,11 @@ def test_two_sums_of_scores_over_other_sites_are_not_released(tmp_path: Path) ->
     with pytest.raises(Exception, match="this sum was released before in attempt 1 of round 1"):
         site.release("metrics", desk.sites[:3])
     site = _evaluated(desk, 2, 1, weights=desk.moved(1), cohort=desk.sites[:3])
-    with pytest.raises(Exception, match="the difference would be the scores of 1, at least 3 required"):
+    with pytest.raises(Exception, match="over the sites of the first, and this one is over others"):
         site.release("metrics", desk.sites[:3])
     desk.restart("site_1")
     site = _evaluated(desk, 2, 2, weights=desk.moved(1), cohort=desk.sites[:3])
-    with pytest.raises(Exception, match="the difference would be the scores of 1"):
+    with pytest.raises(Exception, match="over the sites of the first"):
         site.release("metrics", desk.sites[:3])
     site = _evaluated(desk, 2, 3, weights=desk.moved(1))
     site.release("metrics", desk.sites)
@@ -267,15 +269,18 @@ def test_logs_that_were_put_back_are_found_by_what_else_remembers(tmp_path: Path
 # -- an honest one ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_an_honest_run_that_loses_a_site_goes_on_without_sums_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The price of holding sums apart: what the others have scored with the lost site is not scored without it."""
+@pytest.mark.parametrize(("lost", "scored"), [(2, [1, 3]), (1, [1, 2, 3])])
+def test_an_honest_run_that_loses_a_site_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int, scored: list[int]) -> None:
+    """The price of one set of sites a run: what all have scored is not scored without the lost one; and without it from the beginning,
+    never with it.
+    """
     sections = {"task": {"use": "tiny", "sites": 4}, "aggregator": "secagg-plus", "training": {"steps": 1}}
     desk = Desk(tmp_path, {**sections, "run": {"rounds": 1, "metrics": "sum", "seed": 5}}, sites=4)
     deliver = residents.ResidentsTransport.deliver
 
     def away(self: Any, frames: Any) -> Any:
         asked = list(frames)
-        gone = {site for site, data in asked if site == "site_4" and decode_message(frame_in(data)).round == 2}
+        gone = {site for site, data in asked if site == "site_4" and decode_message(frame_in(data)).round == lost}
         yield from ((site, Loss("away", handed=False)) for site in gone)
         yield from deliver(self, [(site, data) for site, data in asked if site not in gone])
 
@@ -288,8 +293,10 @@ def test_an_honest_run_that_loses_a_site_goes_on_without_sums_of_scores(tmp_path
         "engine": {"use": "residents", "homes": str(desk.homes)},
     }
     run = Experiment(about, registry=registry).run(tmp_path / "r", report=False)
-    assert [len(sites) for sites in run.result["survivors"].values()] == [4, 3, 4]
+    assert [len(sites) for sites in run.result["survivors"].values()] == [3 if round == lost else 4 for round in (1, 2, 3)]
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["round"], row["split"]) for row in rows] == [(1, "validation"), (3, "validation"), (3, "test")]
+    assert [(row["round"], row["split"]) for row in rows] == [*((round, "validation") for round in scored), (3, "test")]
     events = (tmp_path / "r" / "events.jsonl").read_text()
-    assert "the difference would be the scores of 1, at least 3 required" in events
+    told = "all sums of scores of a run are over the sites of the first; site_1 gave out one over others before, so there are no scores now"
+    assert (told in events) == (lost == 2)
+    assert f"round {lost}: site_" in events

@@ -199,6 +199,20 @@ def test_no_run_here(tmp_path):
         Watcher(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["run: [", "- a list", "run: 1\nrun: 2\n", "run: \x00", b"\xff\xfe"])
+def test_a_damaged_configuration_is_told_with_its_place(tmp_path, text):
+    (tmp_path / "config.resolved.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        Watcher(tmp_path)
+    assert "config.resolved.yaml" in caught.value.place
+    assert "restore the file" in caught.value.hint
+
+
+def test_a_configuration_without_its_run_is_none_of_a_watcher(tmp_path):
+    (tmp_path / "config.resolved.yaml").write_text("run: 7\n")
+    assert Watcher(tmp_path).look()["rounds"] is None
+
+
 def test_looking_is_no_writing(tmp_path):
     """One who looks disturbs neither a writer nor another one who looks."""
     file = tmp_path / "run.id"
