@@ -1,9 +1,14 @@
-"""How fast one party may ask: each answer is a signed line of a log that is kept for ever."""
+"""How fast one party may ask: each answer is a signed line of a log that is kept for ever.
+
+What brings a run forward that the site has accepted is bounded by that run, and comes as fast as it likes. All else is paid for.
+"""
 
 from __future__ import annotations
 
-#: messages at once, and a second in the long run. The fastest run on small data stays far below.
+#: messages at once, and a second in the long run.
 BURST, A_SECOND = 5000, 10.0
+#: attempts of a round, and messages of one party in an attempt, that are not paid for: more than honest runs need.
+ATTEMPTS, MESSAGES = 64, 64
 
 
 class Pace:
@@ -19,3 +24,19 @@ class Pace:
         left = min(self._burst, left + (now - then) * self._a_second)
         self._held[party] = (max(left - 1, 0.0) if left >= 1 else left, now)
         return left >= 1
+
+
+class Steps:
+    """Counts what one run of ``rounds`` rounds was asked in its attempts."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._asked: dict[tuple[int, int], dict[str, int]] = {}
+
+    def allows(self, party: str, round: int, attempt: int) -> bool:
+        """Count a message; False for one more than an attempt of this run needs, and for one of no attempt that it may come to."""
+        if not (1 <= round <= self._rounds and 1 <= attempt <= ATTEMPTS):
+            return False
+        asked = self._asked.setdefault((round, attempt), {})
+        asked[party] = asked.get(party, 0) + 1
+        return asked[party] <= MESSAGES

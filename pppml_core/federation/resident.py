@@ -8,10 +8,10 @@ record on the disk makes it refuse that attempt: no mask and no noise is ever us
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
-from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,24 +30,26 @@ from pppml_core.federation.home import open_home
 from pppml_core.federation.identity import ROSTER_FILE, load_identity, load_roster
 from pppml_core.federation.invitation import JOIN, Invitation, read_invitation
 from pppml_core.federation.letter import Letter, frame_in, read_letter, written
+from pppml_core.federation.lives import Life, Lives
 from pppml_core.federation.own_parts import own_parts
-from pppml_core.federation.pace import Pace
+from pppml_core.federation.pace import Pace, Steps
 from pppml_core.federation.policy import POLICY_FILE, load_policy
 from pppml_core.federation.reason import reason_of
 from pppml_core.federation.site import Site
+from pppml_core.federation.site_file import SITE_FILE, load_site_file
 from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.site_ledger import Account
 from pppml_core.federation.site_log import SiteLog
 from pppml_core.federation.timetable import Rounds, check_timetable, hours, local_time
-from pppml_core.federation.witnesses import check_witnesses
+from pppml_core.federation.witnesses import about_records, check_witnesses, refuse_older
 from pppml_core.interfaces.engine import Job
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER, Body, Message
 
-#: runs that one process takes part in; of an attempt in another one that was open, nothing is left.
-RUNS_AT_ONCE = 4
 INVITATION = "invitation"
+#: in a run's folder: what site.yaml said of this site's data when it joined.
+OWN = "own"
 _NO_AUDIT = "this site cannot write its audit log"
 _STRANGER = "this site answers letters that its pinned coordinator signed, and no others (pppml site show, pppml site trust)"
 _TOO_FAST = "this site was asked too often; it answers again in a while"
@@ -70,8 +72,7 @@ class Resident:
         self._pace = Pace()
         self._journal = SiteLog(home)
         self._journal.started()
-        #: run -> the site in it, policy and roster as they were when it was admitted, threads; the last used at the end.
-        self._lives: OrderedDict[bytes, tuple[Site, tuple[bytes, ...], int]] = OrderedDict()
+        self._lives = Lives()
         self._lock = threading.Lock()
 
     def receive(self, data: bytes, skipped: int = 0) -> bytes:
@@ -94,8 +95,8 @@ class Resident:
                     raise WireError("one site cannot sign for another", place="letter")
             except PppmlError as error:
                 return self._turn_away(data, error)
-            if not self._pace.allows(letter.signer, began):
-                return self._turn_away(data, PppmlError(_TOO_FAST), _TOO_FAST)
+            if (why := self._unheard(letter, message)) is not None:
+                return self._turn_away(data, PppmlError(why), why)
             try:
                 self._audit = self._audit or Audit(self.home.folder, self._identity)
                 frame, about = self._answer(message, letter, skipped)
@@ -113,6 +114,20 @@ class Resident:
         letter = read_letter(data)
         letter.verify(load_roster(self.home.folder))
         return letter
+
+    def _unheard(self, letter: Letter, message: Message) -> str | None:
+        """Why nothing at all is done for a letter; None where it is heard.
+
+        The coordinator is heard of any run. Another site is heard of an attempt that is open here, and that it takes part in: for no word
+        of its own is a run looked at anew.
+        """
+        now, life, peer = time.monotonic(), self._lives.of(message.run, self._stands()), letter.signer != SERVER
+        if peer and (life is None or letter.signer not in life.site.cohort):
+            return _STRANGER
+        place = (message.round, message.attempt)
+        if life is not None and not (peer and place != life.site.attempt) and life.steps.allows(letter.signer, *place):
+            return None
+        return None if self._pace.allows(letter.signer, now) else _TOO_FAST
 
     def _turn_away(self, data: bytes, error: PppmlError, told: str = _STRANGER) -> bytes:
         """The same words for everybody, and a count in the log: a line for each would fill the disk for whoever wants it filled."""
@@ -142,7 +157,8 @@ class Resident:
             if letter.path:
                 site.check_path(message, letter.path)
             reply = site.receive(letter.frame)
-            return self._handed_on(message, reply, letter, skipped) if letter.path else reply, None
+            about = about_records(self.home.folder, self.home.name, message.run)
+            return self._handed_on(message, reply, letter, skipped) if letter.path else reply, about
         except PolicyRefusal as error:
             return self._reply(message, "refused", reason_of(error)), None
         except Exception as error:
@@ -170,7 +186,9 @@ class Resident:
             raise PolicyRefusal(f"total_epsilon: this site's account cannot be relied on: {error.message}") from error
         self._refuse_gone(asked.run)
         self._refuse_other(asked)
+        self._refuse_other_data(asked.run)
         check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
+        self._lives.refuse_full(asked.run, time.monotonic())
         case = self._admit(asked, letter.frame)
         self._live(case)
         return about_run(case)
@@ -184,6 +202,17 @@ class Resident:
         now = {"config": asked.config, "sites": list(asked.sites), "sizes": asked.sizes, "terms": asked.terms}
         if other := [name for name, value in now.items() if held.get(name) != value]:
             raise PolicyRefusal(f"joined: this site joined this run with another {' and '.join(other)}")
+
+    def _refuse_other_data(self, run: bytes) -> None:
+        """Raise PolicyRefusal where this site has joined the run with other data or other settings of its own: that is another run."""
+        folder = self._folder(run)
+        if (folder / INVITATION).exists() and not ((folder / OWN).exists() and (folder / OWN).read_bytes() == self._own()):
+            text = "joined: data or task in this site's site.yaml are not what they were when it joined this run"
+            raise PolicyRefusal(text, hint="put them back, or begin a new run")
+
+    def _own(self) -> bytes:
+        own = load_site_file(self.home.folder)
+        return json.dumps({"data": own.data, "task": own.task}, sort_keys=True, default=str).encode()
 
     def _check_time(self, message: Message) -> None:
         """Raise PolicyRefusal where a round begins, or scores are asked for, at another time than this site works."""
@@ -202,17 +231,18 @@ class Resident:
         """The site in a run that it has joined, brought to life where this process does not hold it, or where what this site insists on was
         edited: then the run is looked at anew, and of an attempt that was open nothing is left.
         """
-        held = self._lives.get(run)
-        if held is not None and held[1] == self._stands():
-            self._lives.move_to_end(run)
-            torch.set_num_threads(held[2])
-            return held[0]
-        self._lives.pop(run, None)
+        now = time.monotonic()
+        if (life := self._lives.of(run, self._stands())) is not None:
+            self._lives.use(run, now)
+            torch.set_num_threads(life.threads)
+            return life.site
         self._refuse_gone(run)
         try:
             frame = (self._folder(run) / INVITATION).read_bytes()
         except OSError as error:
             raise WireError("this site has not joined this run", place=self.home.name) from error
+        self._lives.refuse_full(run, now)
+        self._refuse_other_data(run)
         return self._live(self._admit(read_invitation(decode_message(frame), open_home(self.home.folder).pinned)))
 
     def _refuse_gone(self, run: bytes) -> None:
@@ -224,12 +254,13 @@ class Resident:
         folder = self._folder(run)
         if not ((folder / INVITATION).exists() and (folder / self.home.name).is_dir()) and self._account.holds(run):
             raise PolicyRefusal("joined: what this site held of this run is gone, so it takes part in it no more; begin a new run")
+        refuse_older(self.home.folder, self.home.name, self._identity.public, run)
 
     def _admit(self, asked: Invitation, frame: bytes = b"") -> Case:
         """Check the invitation, build the run's parts, enter the run into this site's account. The policy is read anew: it may have
         changed. ``frame``: of an invitation that is not kept yet.
         """
-        stands = self._stands()
+        stands, own = self._stands(), self._own()
         home, policy = open_home(self.home.folder), load_policy(self.home.folder)
         case = Case(home, policy, asked, self._account, standing=stands)
         before_code(case)
@@ -244,6 +275,7 @@ class Resident:
             # Before the account: a run that is entered and not held is one that was lost (`_refuse_gone`).
             for folder in (self._folder(asked.run).parent, self._folder(asked.run), self._folder(asked.run) / home.name):
                 folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(self._folder(asked.run) / OWN, own)
             write_atomic(self._folder(asked.run) / INVITATION, frame)
         try:
             lines = self._audit.count() if self._audit is not None else 0
@@ -261,17 +293,22 @@ class Resident:
         torch.set_num_threads(threads)  # part of what makes results equal on every engine
         site = host.site(self.home.name, case.policy)
         site.before_training = partial(self._begin_training, run)
-        self._lives[run] = site, case.standing, threads
-        while len(self._lives) > RUNS_AT_ONCE:
-            self._lives.popitem(last=False)
+        rounds = host.assembly.config.run.rounds
+        self._lives.begin(run, Life(site, case.standing, threads, Steps(rounds), time.monotonic()))
         return site
 
     def _stands(self) -> tuple[bytes, ...]:
-        files = (self.home.folder / POLICY_FILE, self.home.folder / ROSTER_FILE)
-        return tuple(file.read_bytes() if file.exists() else b"" for file in files)
+        return tuple(_bytes_of(self.home.folder / name) for name in (POLICY_FILE, ROSTER_FILE, SITE_FILE))
 
     def _folder(self, run: bytes) -> Path:
         return self.home.folder / "runs" / run.hex()
 
     def _reply(self, message: Message, kind: str, body: Body) -> bytes:
         return encode_message(Message(message.run, message.round, message.attempt, kind, message.stage, self.home.name, SERVER, body))
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:  # whoever needs it says so; here it is only another one than before
+        return str(error.errno).encode()

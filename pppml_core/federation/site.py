@@ -53,6 +53,8 @@ class Site:
         #: scores made in the open attempt, where they leave only in a sum. Empty before.
         self._scores: dict[str, Any] = {}
         self._sides: dict[str, SessionSide] = {}
+        #: whether the last thing of a run was asked.
+        self.over = False
         #: told of the round and the model that is about to be trained, each time; may refuse.
         self.before_training: Callable[[int, bytes], None] = lambda round, model: None
         #: for experiments only.
@@ -125,8 +127,18 @@ class Site:
         self._store.go_back_to(message.round)
         place = {"round": message.round, "attempt": message.attempt, "weights": message.body["sha256"]}
         self._open = {**place, "terms": terms, "binding": bound}
-        self._sides, self._scores = {}, {}
+        self._sides, self._scores, self.over = {}, {}, False
         return {"needs_weights": False}
+
+    @property
+    def cohort(self) -> tuple[str, ...]:
+        """Sites of the open attempt; none where none is open."""
+        return tuple(self._open["terms"]["cohort"]) if self._open else ()
+
+    @property
+    def attempt(self) -> tuple[int, int] | None:
+        """Round and number of the open attempt."""
+        return (self._open["round"], self._open["attempt"]) if self._open else None
 
     def _is_open(self, message: Message) -> bool:
         return (self._open.get("round"), self._open.get("attempt")) == (message.round, message.attempt)
@@ -250,6 +262,7 @@ class Site:
                 self._store.save_scored(split, message.body["sha256"], most=2 * (config.run.rounds + 1))
         scores = self._trainer.scores(message.body["state"], weights, splits, keep=message.body["final"])
         if message.body["final"]:
+            self.over = True
             for side in self._sides.values():
                 side.forget()  # no more updates are asked for
         if config.run.metrics == "sum":
