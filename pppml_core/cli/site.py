@@ -216,12 +216,13 @@ def audit(home: Path, noted: str | None, spent: str | None, as_json: bool) -> No
     from pppml_core.federation.audit import by_run, read_audit
     from pppml_core.federation.home import open_home
     from pppml_core.federation.site_ledger import read_account
-    from pppml_core.federation.witnesses import check_witnesses
+    from pppml_core.federation.witnesses import check_runs, check_witnesses
 
     made = open_home(home)
     lines, head = read_audit(home, made.public, noted)
     read_account(home, made.public, spent)
     check_witnesses(home, made.name, made.public)
+    check_runs(home, made.name, made.public)
     if as_json:
         click.echo(json.dumps({"lines": lines, "head": str(head)}, indent=2))
         return

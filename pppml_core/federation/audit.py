@@ -2,9 +2,9 @@
 
 ``audit.jsonl`` in the home, a :mod:`.chain`. A line holds ``time`` (UTC), ``run``, ``round``, ``attempt``, ``stage``, ``kind``, ``to``,
 ``bytes`` and ``sha256`` of the frame, and ``fields``, the names in its body; where the site refused or failed also ``reason``, where it
-joined a run ``about``, what it was told of it. What the coordinator recorded of the
-rounds (``transcripts/``) has the same hashes, also of what went from site to site. Messages that nobody known has signed are answered with
-the same few words and counted, a line a minute (``turned-away``, with ``count``).
+joined a run ``about``, what it was told of it, and where it takes part in one how long its records of it are (:mod:`.witnesses`). What the
+coordinator recorded of the rounds (``transcripts/``) has the same hashes, also of what went from site to site. Messages that nobody known
+has signed are answered with the same few words and counted, a line a minute (``turned-away``, with ``count``).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pppml_core.federation.site_file import engine_of, load_site_file
 from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.site_ledger import Account, entered, read_account, total
 from pppml_core.federation.timetable import TIMETABLE, local_time
-from pppml_core.federation.witnesses import check_witnesses
+from pppml_core.federation.witnesses import check_runs, check_witnesses
 from pppml_core.interfaces.engine import Job
 from pppml_core.randomness import entropy
 from pppml_core.registry import Registry
@@ -97,6 +97,7 @@ def _audit(folder: Path) -> str:
 def _witnesses(folder: Path) -> str:
     home = open_home(folder)
     check_witnesses(folder, home.name, home.public)
+    check_runs(folder, home.name, home.public)
     return "account, audit log and runs/ agree"
 
 

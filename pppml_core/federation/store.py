@@ -24,6 +24,7 @@ from pppml_core.wire.codec import decode, encode
 REACH = 2
 #: parts of a site's state that cannot be made again from what others know.
 OWN = ("personal", "method", "optimizer")
+LEDGER = "ledger.jsonl"
 _REMEDY = "restore the file, or start a new run"
 #: one line of ``attempts``: round and attempt.
 _ATTEMPT = struct.Struct("<QQ")
@@ -53,7 +54,7 @@ class SiteStore:
     def check(self) -> None:
         """Read everything a resumed run rests on. Raises CheckpointError naming the file that is damaged or lacks charges."""
         charged = max([int((self.state(round) or {}).get("charged", 0)) for round in self.rounds()], default=0)
-        ledger = Ledger(self.folder / "ledger.jsonl")
+        ledger = Ledger(self.folder / LEDGER)
         if (held := len(ledger.entries())) < charged:
             text = f"the site's ledger holds {held} of {charged} privacy charges or more, so what it has spent is not known"
             raise CheckpointError(text, place=str(ledger.path), hint=_REMEDY)
@@ -166,6 +167,14 @@ class SiteStore:
         """Remember a release, before anything of it leaves. :meth:`released` says whether there was one."""
         fields = (round, attempt, _digest(which), sites_digest(sites))
         self._append("released", _RELEASE.pack(*fields, _release_check(*fields)))
+
+    def records(self) -> dict[str, int]:
+        """Entries of each record that only ever grows, by the name of its file. An entry is on the disk before what it is about leaves."""
+        sizes = {"attempts": _ATTEMPT.size, "released": _RELEASE.size, "scored": _SCORED.size, "score-set": len(_digest(""))}
+        held = {name: path.stat().st_size // size for name, size in sizes.items() if (path := self.folder / name).exists()}
+        if (ledger := self.folder / LEDGER).exists():
+            held[LEDGER] = ledger.read_bytes().count(b"\n")
+        return held
 
     def _releases(self) -> dict[tuple[int, bytes], tuple[int, bytes]]:
         path = self.folder / "released"

@@ -3,18 +3,24 @@
 A log that was changed is found by its own chain; one that was put back whole, or removed with everything beside it, only by what else
 remembers. So both logs are there from the first day of a home: none at all is never how a home begins. Every run that was joined by
 the audit log, or begun by ``runs/``, must be in the account; one that was begun must have been joined by the audit log, and that must be as
-long as the account has seen it. Who puts all three back together is found by a noted head alone (:func:`.chain.read_chain`).
+long as the account has seen it. What a run's folder holds of attempts, releases and charges must be all that the audit log has seen of it
+(:func:`refuse_older`): a copy of ``runs/`` from before would have the same attempt answered again, with other noise. Who puts all three
+back together is found by a noted head alone (:func:`.chain.read_chain`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.audit import AUDIT_FILE, read_audit
 from pppml_core.federation.chain import Chain, ChainBroken
 from pppml_core.federation.identity import Identity
 from pppml_core.federation.invitation import JOIN
 from pppml_core.federation.site_ledger import ACCOUNT_FILE, read_account
+from pppml_core.federation.store import SiteStore
 
 
 def begin_logs(home: Path, identity: Identity) -> None:
@@ -39,3 +45,41 @@ def check_witnesses(home: Path, site: str, public: bytes) -> None:
     if (seen := max((int(entry.get("audit", 0)) for entry in entries), default=0)) > len(lines):
         text = f"line {len(lines) + 1} is missing: the account has seen {seen} lines of it, so an older copy was put back"
         raise ChainBroken(text, place=AUDIT_FILE, hint="put the newest copy back")
+
+
+def about_records(home: Path, site: str, run: bytes) -> dict[str, Any]:
+    """What the audit log says beside an answer of this site in a run: how many entries its records there have by now."""
+    return {"records": _held(home, site, run.hex())}
+
+
+def refuse_older(home: Path, site: str, public: bytes, run: bytes) -> None:
+    """Raise PolicyRefusal where what is held of a run is older than what the audit log has seen of it; ChainBroken where that is broken."""
+    if short := _short(_held(home, site, run.hex()), _seen(read_audit(home, public)[0]).get(run.hex(), {})):
+        text = f"joined: what this site holds of run {run.hex()[:8]} is an older copy ({short}), so it takes part in it no more"
+        raise PolicyRefusal(text, hint="begin a new run")
+
+
+def check_runs(home: Path, site: str, public: bytes) -> None:
+    """Raise ChainBroken where a run's folder is older than what the audit log has seen of it. That run is over, others are not."""
+    for run, seen in _seen(read_audit(home, public)[0]).items():
+        if (home / "runs" / run).is_dir() and (short := _short(_held(home, site, run), seen)):
+            hint = "put the newest copy back; where it is lost, remove this folder and begin new runs only: this one is over here"
+            raise ChainBroken(f"an older copy was put back, or files of it are gone: {short}", place=f"runs/{run}", hint=hint)
+
+
+def _held(home: Path, site: str, run: str) -> dict[str, int]:
+    return SiteStore(home / "runs" / run / site).records()
+
+
+def _seen(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Run -> the most entries that each of its records ever had."""
+    found: dict[str, dict[str, int]] = {}
+    for line in lines:
+        seen = found.setdefault(line["run"], {})
+        for name, count in line.get("about", {}).get("records", {}).items():
+            seen[name] = max(count, seen.get(name, 0))
+    return found
+
+
+def _short(held: Mapping[str, int], seen: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} has {held.get(name, 0)} of {count} entries" for name, count in seen.items() if held.get(name, 0) < count)

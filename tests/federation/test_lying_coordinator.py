@@ -19,6 +19,7 @@ from pppml_core.federation.evaluation import SUM_IN_CLEAR, announced_share
 from pppml_core.federation.letter import frame_in
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.releases import Opening, Releases
+from pppml_core.federation.site_check import check_home
 from pppml_core.federation.site_ledger import read_account
 from pppml_core.federation.store import SiteStore
 from pppml_core.federation.timetable import Rounds
@@ -218,6 +219,68 @@ def test_a_run_of_which_something_is_gone_is_over_for_this_site(tmp_path: Path, 
         desk.restart("site_1")
         assert refused(desk.open("site_1", 1, 2), "joined: what this site held of this run is gone")
     assert refused(desk.invite("site_1", b"another run....."), "total_epsilon")
+
+
+RECORDS = ["older runs", "files of the run", "ledger and contribution", "attempts"]
+
+
+@pytest.mark.parametrize("how", RECORDS)
+def test_older_records_of_a_run_are_found_by_the_audit_log(tmp_path: Path, how: str) -> None:
+    """Else letters that were recorded are answered again with other noise, by whoever hands them in, and the account says once."""
+    desk = Desk(tmp_path, DP, "plain_updates: true\ntotal_epsilon: 8.0")
+    home, other = desk.homes / "site_1", b"another run....."
+    runs = home / "runs"
+    desk.invite("site_1")
+    shutil.copytree(runs, tmp_path / "old")
+    desk.open("site_1")
+    assert desk.ask("site_1", "session", "contribute", {}).kind == "reply"
+    own, names = (
+        runs / RUN.hex() / "site_1",
+        {"ledger and contribution": ("ledger.jsonl", "contribution-update"), "attempts alone": ("attempts",)},
+    )
+    if how == "older runs":
+        shutil.rmtree(runs)
+        shutil.copytree(tmp_path / "old", runs)
+    for path in list(own.iterdir()):
+        if gone is None or path.name in gone:
+            path.unlink()
+    for _ in range(2):
+        desk.restart("site_1")
+        for reply in (desk.open("site_1"), desk.open("site_1", 1, 2), desk.invite("site_1")):
+            assert refused(reply, f"joined: what this site holds of run {RUN.hex()[:8]} is an older copy", "begin a new run")
+    (row,) = [row for row in check_home(home) if row.what == "witnesses"]
+    assert (row.ok, f"runs/{RUN.hex()}" in row.says, "begin new runs only" in row.says) == (False, True, True)
+    assert desk.invite("site_1", other).body == {"joined": True}, "a new one is another matter"
+    shutil.rmtree(runs / RUN.hex())
+    assert refused(desk.invite("site_1"), "is gone")
+    assert [row.ok for row in check_home(home) if row.what == "witnesses"] == [True]
+
+
+def test_an_older_record_of_releases_is_found_as_well(tmp_path: Path) -> None:
+    """Else a second sum of the round could be had, over other sites: the difference is one site's update."""
+    desk = Desk(tmp_path, SECURE)
+    own = desk.homes / "site_1" / "runs" / RUN.hex() / "site_1"
+    desk.invite("site_1")
+    desk.open("site_1")
+    desk.residents["site_1"]._living(RUN).release("session", desk.sites)
+    assert desk.open("site_1").kind == "reply", "the next answer is written down, and with it how many there were"
+    (own / "released").write_bytes(b"")
+    desk.restart("site_1")
+    assert refused(desk.open("site_1", 1, 2), "released has 0 of 1 entries")
+
+
+def test_what_a_crash_left_of_a_record_is_no_older_copy(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, DP, "plain_updates: true")
+    own = desk.homes / "site_1" / "runs" / RUN.hex() / "site_1"
+    desk.invite("site_1")
+    desk.open("site_1")
+    with open(own / "attempts", "ab") as file:
+        file.write(b"part")
+    desk.restart("site_1")
+    assert desk.open("site_1", 1, 2).kind == "reply"
+    desk.restart("site_1")
+    assert desk.open("site_1", 1, 3).kind == "reply"
+    assert [line["about"]["records"]["attempts"] for line in desk.logged("site_1") if line["stage"] == "open"] == [1, 2, 3]
 
 
 def test_a_run_that_was_written_down_and_not_yet_entered_is_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
