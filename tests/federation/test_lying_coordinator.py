@@ -234,10 +234,8 @@ def test_older_records_of_a_run_are_found_by_the_audit_log(tmp_path: Path, how: 
     shutil.copytree(runs, tmp_path / "old")
     desk.open("site_1")
     assert desk.ask("site_1", "session", "contribute", {}).kind == "reply"
-    own, names = (
-        runs / RUN.hex() / "site_1",
-        {"ledger and contribution": ("ledger.jsonl", "contribution-update"), "attempts alone": ("attempts",)},
-    )
+    own = runs / RUN.hex() / "site_1"
+    gone = {"ledger and contribution": ("ledger.jsonl", "contribution-update"), "attempts": ("attempts",)}.get(how)
     if how == "older runs":
         shutil.rmtree(runs)
         shutil.copytree(tmp_path / "old", runs)
