@@ -175,11 +175,15 @@ class Resident:
             raise WireError("nobody is left to hand it to", place=self.home.name)
         return encode_message(replace(message, sender=self.home.name, recipient=letter.path[skipped], body=answer.body))
 
-    def _join(self, message: Message, letter: Letter) -> dict[str, Any]:
-        """Take part in a run from now on. What the audit log says of it."""
+    def _join(self, message: Message, letter: Letter) -> dict[str, Any] | None:
+        """Take part in a run from now on. What the audit log says of it; None where this is the invitation to a run that lives here."""
         if letter.signer != SERVER or message.sender != SERVER:
             raise WireError("only the coordinator invites", place=self.home.name)
         asked = read_invitation(message, open_home(self.home.folder).pinned)
+        lives = self._lives.of(asked.run, self._stands()) is not None
+        if lives and self._invitation(asked.run) == letter.frame:
+            check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
+            return None
         try:
             check_witnesses(self.home.folder, self.home.name, self._identity.public)
         except ChainBroken as error:
@@ -190,15 +194,15 @@ class Resident:
         check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
         self._lives.refuse_full(asked.run, time.monotonic())
         case = self._admit(asked, letter.frame)
-        self._live(case)
+        if not lives:  # what a site is in never ends by an invitation
+            self._live(case)
         return about_run(case)
 
     def _refuse_other(self, asked: Invitation) -> None:
         """Raise PolicyRefusal where this site has joined the run, and was asked for something else then."""
-        try:
-            held = decode_message((self._folder(asked.run) / INVITATION).read_bytes()).body
-        except FileNotFoundError:
+        if (frame := self._invitation(asked.run)) is None:
             return
+        held = decode_message(frame).body
         now = {"config": asked.config, "sites": list(asked.sites), "sizes": asked.sizes, "terms": asked.terms}
         if other := [name for name, value in now.items() if held.get(name) != value]:
             raise PolicyRefusal(f"joined: this site joined this run with another {' and '.join(other)}")
@@ -237,10 +241,8 @@ class Resident:
             torch.set_num_threads(life.threads)
             return life.site
         self._refuse_gone(run)
-        try:
-            frame = (self._folder(run) / INVITATION).read_bytes()
-        except OSError as error:
-            raise WireError("this site has not joined this run", place=self.home.name) from error
+        if (frame := self._invitation(run)) is None:
+            raise WireError("this site has not joined this run", place=self.home.name)
         self._lives.refuse_full(run, now)
         self._refuse_other_data(run)
         return self._live(self._admit(read_invitation(decode_message(frame), open_home(self.home.folder).pinned)))
@@ -299,6 +301,13 @@ class Resident:
 
     def _stands(self) -> tuple[bytes, ...]:
         return tuple(_bytes_of(self.home.folder / name) for name in (POLICY_FILE, ROSTER_FILE, SITE_FILE))
+
+    def _invitation(self, run: bytes) -> bytes | None:
+        """The one that this site accepted; None where it has not joined."""
+        try:
+            return (self._folder(run) / INVITATION).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def _folder(self, run: bytes) -> Path:
         return self.home.folder / "runs" / run.hex()

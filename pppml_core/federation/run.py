@@ -19,6 +19,7 @@ from pppml_core.federation.round import announce, hold_round, hold_session
 from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
+from pppml_core.federation.starts import new_start
 from pppml_core.federation.terms import about_scores
 from pppml_core.interfaces.privacy import CONDITIONS, plain_epsilon
 from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
@@ -234,7 +235,8 @@ class Conductor:
         server, folder = self._server, self._folder
         for place in (folder.path, folder.checkpoints):
             remove_unfinished(place)
-        outcome = server.perform(Exchange("hello", {s: {} for s in server.sites}, kind="hello"), 0, 1, server.manifest)
+        hello = Exchange("hello", {s: {} for s in server.sites}, kind="hello", common={"start": new_start()})
+        outcome = server.perform(hello, 0, 1, server.manifest)
         for reply in outcome.replies.values():
             server.note_attempts(reply.get("attempts", {}))
         for site, reason in outcome.lost.items():

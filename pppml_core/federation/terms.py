@@ -12,6 +12,7 @@ import numpy as np
 
 from pppml_core.errors import WireError
 from pppml_core.federation.reason import LENGTH
+from pppml_core.federation.starts import START_BYTES
 from pppml_core.interfaces.aggregation import Guarantees
 from pppml_core.interfaces.privacy import PrivacyStatement
 from pppml_core.wire.codec import sha256_of
@@ -95,7 +96,7 @@ _TERMS = {
 }
 #: kind of request -> what its body must hold; ``weights`` may come with a ``sha256``.
 _REQUESTS: dict[str, dict[str, type]] = {
-    "hello": {},
+    "hello": {"start": bytes},
     "open": {"terms": dict, "sha256": bytes},
     "train": {},
     "evaluate": {"state": int, "splits": list, "final": bool, "sha256": bytes},
@@ -119,6 +120,8 @@ def check_request(kind: str, body: Mapping[str, Any]) -> None:
         raise WireError("weights must be arrays", place="request")
     if kind == "evaluate" and not (body["splits"] and body["splits"] == [s for s in HELD_OUT if s in body["splits"]]):
         raise WireError(f"splits must be one or more of {', '.join(HELD_OUT)}, in this order", place="request")
+    if kind == "hello" and len(body["start"]) != START_BYTES:
+        raise WireError(f"start must be {START_BYTES} bytes", place="request")
     if kind == "open":
         _check_terms(body["terms"])
 

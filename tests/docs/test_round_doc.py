@@ -86,7 +86,7 @@ def messages(folder):
 
 def test_messages(recorded):
     stated = {(codes(k)[0], codes(s)[0]): (set(codes(asked)), set(codes(answered))) for k, s, asked, answered in table(TEXT, "kind")}
-    seen = {("hello", "hello"): (set(), {f.name for f in terms.ROUND_FIELDS if f.stage == "hello"})}
+    seen = {("hello", "hello"): ({"start"}, {f.name for f in terms.ROUND_FIELDS if f.stage == "hello"})}
     for folder in recorded[0].values():
         open_kind = {}
         for hop, message in messages(folder):

@@ -26,6 +26,7 @@ from pppml_core.wire.codec import decode, decode_message, encode_message, sha256
 from pppml_core.wire.messages import SERVER, Message
 
 NAME = "site_2"
+START = b"start of a run.."
 
 
 class Counted(FedAvg):
@@ -154,7 +155,7 @@ def failed(reply, text):
 
 
 def test_a_round_as_it_should_be(bench):
-    assert bench.ask("hello", {}, round=0).body == {"rounds": [], "attempts": {}}
+    assert bench.ask("hello", {"start": START}, round=0).body == {"rounds": [], "attempts": {}}
     assert bench.open().body == {"needs_weights": False}
     assert Counted.trained == 0, "training waits for the stage that needs it"
     first = bench.contribute()
@@ -162,7 +163,7 @@ def test_a_round_as_it_should_be(bench):
     assert first.body["values"].dtype == np.int16
     assert bench.contribute().body["values"].tobytes() == first.body["values"].tobytes()
     assert Counted.trained == 1
-    assert bench.ask("hello", {}, round=0).body == {"rounds": [0, 1], "attempts": {"1": 1}}
+    assert bench.ask("hello", {"start": bytes(16)}, round=0).body == {"rounds": [0, 1], "attempts": {"1": 1}}
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------------
@@ -368,7 +369,10 @@ def test_a_weight_beyond_the_announced_bound_is_not_sent(bench):
         ("evaluate", {"state": "one", "splits": ["test"], "final": False, "sha256": bytes(32)}),
         ("evaluate", {"state": 1, "splits": ["test"], "final": False, "sha256": bytes(32), "weights": {"a": 1}}),
         ("evaluate", {"state": 1, "splits": ["test"], "final": False, "sha256": bytes(32), "weights": 7}),
-        ("hello", {"why": 1}),
+        ("hello", {}),
+        ("hello", {"start": bytes(16), "why": 1}),
+        ("hello", {"start": bytes(15)}),
+        ("hello", {"start": "0" * 16}),
         ("dance", {}),
         ("reply", {}),
         ("metrics", {}),
@@ -384,7 +388,7 @@ def test_malformed_requests_get_an_answer_and_not_a_crash(bench, kind, body):
 def test_bytes_that_are_no_message(bench, frame):
     reply = decode_message(bench.site.receive(frame))
     assert reply.kind == "failed"
-    good = bench.message("hello", {})
+    good = bench.message("hello", {"start": START})
     for cut in (good[:-1], good[: len(good) // 2], good[:40] + bytes([good[40] ^ 1]) + good[41:]):
         assert decode_message(bench.site.receive(cut)).kind == "failed"
     assert bench.open().kind == "reply"
