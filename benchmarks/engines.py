@@ -50,7 +50,7 @@ def hello(sites: Iterable[str]) -> list[tuple[str, bytes]]:
     from pppml_core.wire.codec import encode_message
     from pppml_core.wire.messages import SERVER, Message
 
-    return [(site, encode_message(Message(RUN, 0, 1, "hello", "hello", SERVER, site, {}))) for site in sites]
+    return [(site, encode_message(Message(RUN, 0, 1, "hello", "hello", SERVER, site, {"start": RUN}))) for site in sites]
 
 
 def invitations(homes: Path) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def nvflare(times: int) -> dict[str, list[float]]:
     from pppml_core.wire.codec import decode_message
     from pppml_core.wire.messages import SERVER
     from pppml_nvflare.federation import Simulator
-    from pppml_nvflare.job import CLASSES, COORDINATOR, DESK
+    from pppml_nvflare.job import CLASSES, COORDINATOR, DOOR
     from pppml_nvflare.transport import NvflareTransport
 
     with tempfile.TemporaryDirectory(prefix="pppml-bench-") as name:
@@ -95,7 +95,7 @@ def nvflare(times: int) -> dict[str, list[float]]:
             config["components"][0]["args"] = {"bridge": arguments["bridge"]}
             path.write_text(json.dumps(config))
             client = job / "site" / "config" / "config_fed_client.json"
-            client.write_text(client.read_text().replace(DESK, BESIDE))
+            client.write_text(client.read_text().replace(DOOR, BESIDE))
             classes = (*CLASSES, TIMED, BESIDE)
             return Simulator(job, SITES, homes, folder / "nvflare.log", sys.executable, 1, classes)
 

@@ -21,11 +21,11 @@ from pppml_core.wire.messages import SERVER
 from pppml_nvflare.bridge import serve
 from pppml_nvflare.calls import Caller
 from pppml_nvflare.server import CallTransport, _do
-from pppml_nvflare.site import Desk
+from pppml_nvflare.site import Door
 
 
-class Beside(Desk):
-    """A site's desk, and beside it a function that puts a line on the disk."""
+class Beside(Door):
+    """A site's door, and beside it a function that puts a line on the disk."""
 
     @collab.publish
     def synced(self, line: bytes) -> bytes:

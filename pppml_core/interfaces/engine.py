@@ -109,7 +109,8 @@ class Transport(Protocol):
 
     It may have three things more: ``parallel``, how many sites compute at once; ``remarks()``, sentences for the user when the run ends;
     and ``walk(path, frame, bridge) -> Walk``, where sites can hand on a relay among themselves: ``frame`` is for the first of ``path``, and
-    what each answers goes on to the next as a message of its own (see :class:`pppml_core.wire.messages.Relay`).
+    what each answers goes on to the next as a message of its own (see :class:`pppml_core.wire.messages.Relay`). What the last one answers,
+    or what could not be handed on, comes from that site to the coordinator: a transport lets it pass through no other one.
     """
 
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:

@@ -22,12 +22,12 @@ from pppml_core.federation.identity import Identity, load_identity
 from pppml_core.federation.letter import read_letter, written
 from pppml_core.interfaces.engine import Loss, Step, Walk
 from pppml_core.randomness import Secret
-from pppml_core.wire.codec import decode, decode_message, encode, encode_message
+from pppml_core.wire.codec import decode, encode, encode_message
 from pppml_core.wire.messages import SERVER, Message
-from pppml_nvflare.calls import Caller, handed_on
+from pppml_nvflare.calls import Caller
 from pppml_nvflare.forms import read_walk, write_walk
 from pppml_nvflare.lodging import Gone
-from pppml_nvflare.site import Desk
+from pppml_nvflare.site import Door
 from pppml_nvflare.works import KEPT, Works
 
 RUN = b"r" * 16
@@ -153,109 +153,34 @@ def test_an_aborted_job_ends_the_run():
         caller(a=Site(RunAborted("run is aborted"))).ask("a", b"frame")
 
 
-# -- handing on -------------------------------------------------------------------------------------------------------------------------
-
-
-class Passing(Site):
-    """A site that adds its name and hands on as a resident does, over a caller of its own."""
-
-    def __init__(self, name, others, identity):
-        super().__init__(b"")
-        self.name, self.others, self.identity = name, others, identity
-
-    def receive(self, data, skipped):
-        letter = read_letter(data)
-        got, rest = decode_message(letter.frame), letter.path[skipped:]
-        by = [*got.body["by"], self.name]
-        if not rest:
-            return encode_message(Message(RUN, 1, 1, "reply", "ring", self.name, SERVER, {"by": by}))
-        onward = encode_message(message(self.name, rest[0], by=by))
-        return written(self.identity, self.name, onward, rest[1:], bridge=letter.bridge)
-
-    def answer(self, request):
-        if not request:
-            return b""
-        asked = decode(request)
-        self.requests.append(asked)
-        onward = Caller({n: s for n, s in self.others.items() if n != self.name}, 60.0, 1.0)
-        return write_walk(handed_on(asked["letter"], self.name, self.receive, onward))
-
-
-def ring(*dead):
-    sites, identity = {}, Identity(Secret(b"k" * 32))
-    for name in "abc":
-        sites[name] = Site(None) if name in dead else Passing(name, sites, identity)
-    return sites
-
-
-def hand(sites, *path, bridge=False):
-    """What the coordinator's end does with the first letter of a relay."""
-    frame = encode_message(message(SERVER, path[0], by=[]))
-    return Caller(sites, 60.0, 1.0).hand(path[0], written(Identity(Secret(b"s" * 32)), SERVER, frame, path[1:], bridge=bridge))
-
-
-def test_a_relay_goes_from_site_to_site():
-    sites = ring()
-    found = hand(sites, "a", "b", "c")
-    assert found.at == "c"
-    assert decode_message(found.reply).body == {"by": ["a", "b", "c"]}
-    assert [(s.sender, s.recipient) for s in found.steps] == [("server", "a"), ("a", "b"), ("b", "c")]
-    for step, (sender, site) in zip(found.steps, (("server", "a"), ("a", "b"), ("b", "c")), strict=True):
-        (got,) = sites[site].handed
-        letter = read_letter(got["letter"])
-        assert (letter.signer, decode_message(letter.frame).sender) == (sender, sender)
-        assert (step.size, step.sha256) == (len(letter.frame), hashlib.sha256(letter.frame).hexdigest())
-
-
-@pytest.mark.parametrize(("dead", "by"), [("bc", ["a"]), ("b", ["a", "c"]), ("c", ["a", "b"])])
-def test_one_that_is_out_of_reach_is_bridged(dead, by):
-    found = hand(ring(*dead), "a", "b", "c", bridge=True)
-    assert (found.bridged, decode_message(found.reply).body, found.at) == (tuple(dead), {"by": by}, by[-1])
-
-
-@pytest.mark.parametrize("bridge", [False, True])
-def test_a_first_one_that_is_out_of_reach_is_told(bridge):
-    """Another letter, for the next of the path, is the coordinator's to sign."""
-    found = hand(ring("a"), "a", "b", "c", bridge=bridge)
-    assert (found.at, found.steps, found.reply.handed, found.bridged) == ("a", (), False, ())
-
-
-def test_where_it_is_not_bridged_its_frame_comes_back():
-    found = hand(ring("b"), "a", "b", "c")
-    assert isinstance(found.reply, Loss)
-    assert (found.at, found.reply.handed) == ("b", False)
-    assert decode_message(found.unhanded).body == {"by": ["a"]}
-    assert [(s.sender, s.recipient) for s in found.steps] == [("server", "a")]
-
-
-def test_a_site_that_refuses_ends_it():
-    sites = ring()
-    refused = encode_message(Message(RUN, 1, 1, "refused", "ring", "b", SERVER, {"reason": "no"}))
-    sites["b"] = Site(b"", write_walk(Walk("b", refused)))
-    found = hand(sites, "a", "b", "c", bridge=True)
-    assert (found.at, decode_message(found.reply).kind) == ("b", "refused")
-    assert sites["c"].requests == []
-
-
-# -- the desk ---------------------------------------------------------------------------------------------------------------------------
+# -- the door ---------------------------------------------------------------------------------------------------------------------------
 
 
 class AtWork:
-    """The process of a site that is at work until it is told otherwise, and then answers."""
+    """The process of a site that is at work until it is told otherwise, and then answers: one letter after the other."""
 
     def __init__(self):
-        self.free, self.got = threading.Event(), []
+        self.free, self.got, self.gone, self._line = threading.Event(), [], "", threading.Lock()
 
     def hand(self, data):
-        self.got.append(data)
-        return True
+        if free := self._line.acquire(blocking=False):
+            self.got.append(data)
+        return free
 
     def reply(self, patience=None):
-        return b"reply to " + self.got[-1] if self.free.wait(30 if patience is None else patience) else None
+        if not self.free.wait(30 if patience is None else patience):
+            return None
+        answer = b"reply to " + self.got[-1]
+        self._line.release()
+        if self.gone:
+            raise Gone(self.gone)
+        return answer
 
     def receive(self, data, skipped):
-        self.hand(data)
-        return self.reply()
+        with self._line:
+            self.got.append(data)
+            self.free.wait(30)
+            return b"reply to " + data
 
     def close(self):
         self.free.set()
@@ -270,10 +195,10 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def desk(monkeypatch, home):
-    """A site's desk and how it is called."""
+def door(monkeypatch, home):
+    """A site's door and how it is called."""
     monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch"))
-    made = Desk()
+    made = Door(timeout=1.0, silence=0.0)
     made._lodging = AtWork()
 
     def call(request, by=SERVER):
@@ -283,13 +208,13 @@ def desk(monkeypatch, home):
         finally:
             set_call_context(None)
 
-    call.site, call.leave = made._lodging, made.leave
+    call.site, call.leave, call.door = made._lodging, made.leave, made
     yield call
     made.leave()
 
 
 def request(ticket=b"t" * 16, **more):
-    return encode({"ticket": ticket, "timeout": 1.0, "silence": 0.0, **more})
+    return encode({"ticket": ticket, **more})
 
 
 def told(home):
@@ -303,15 +228,15 @@ def reason(answer):
     return found.reply.reason
 
 
-def test_a_call_without_a_letter_is_answered_at_once(desk):
-    assert desk(b"") == b""
+def test_a_call_without_a_letter_is_answered_at_once(door):
+    assert door(b"") == b""
 
 
 @pytest.mark.parametrize(
-    "asked", [b"nonsense", encode([]), encode({"ticket": b""}), request(more=1), request(timeout=1), request(letter="text")]
+    "asked", [b"nonsense", encode([]), encode({}), request(more=1), request(letter="text"), request(1), request(ended="0" * 64)]
 )
-def test_what_is_no_request_is_told_and_never_raised(desk, home, asked):
-    assert reason(desk(asked)) == "this is no request"
+def test_what_is_no_request_is_told_and_never_raised(door, home, asked):
+    assert reason(door(asked)) == "this is no request"
     assert told(home) == [("loss", "this is no request", 1)]
 
 
@@ -327,62 +252,129 @@ def letter(sender, kind="session", signer=None):
         letter(SERVER),
         letter("c", signer="b"),
         letter("b", signer="c"),
-        *(letter("c", kind=kind) for kind in ("open", "evaluate", "hello", "train", "metrics", "join")),
+        *(letter("c", kind=kind) for kind in ("open", "evaluate", "hello", "train", "reply", "join")),
         encode_message(message("c", "a")),  # no letter
         b"nonsense",
     ],
 )
-def test_another_site_hands_on_its_own_letters_and_says_nothing_else(desk, other):
-    assert reason(desk(request(letter=other), by="c")).startswith("another site may hand on")
-    assert desk.site.got == []
+def test_another_site_hands_on_its_own_letters_and_says_nothing_else(door, other):
+    assert reason(door(request(letter=other), by="c")).startswith("another site may hand on")
+    assert door.site.got == []
 
 
-def test_a_letter_of_another_site_and_any_of_the_coordinators_go_to_the_site(desk):
+def test_a_letter_of_another_site_and_any_of_the_coordinators_go_to_the_site(door):
     """Which verifies it."""
-    desk.site.free.set()
-    own = letter("c")
-    for ticket, by, data in ((b"1" * 16, "c", own), (b"2" * 16, SERVER, own), (b"3" * 16, SERVER, b"anything")):
-        desk(request(ticket, letter=data), by)
-        while not (answer := desk(request(ticket), by)):
+    door.site.free.set()
+    own, scores = letter("c"), letter("c", kind="metrics")
+    for ticket, by, data in ((b"1" * 16, SERVER, own), (b"2" * 16, SERVER, b"anything")):
+        door(request(ticket, letter=data), by)
+        while not (answer := door(request(ticket), by)):
             pass
         assert read_walk(answer) == Walk("a", b"reply to " + data)
+    for ticket, data in ((b"3" * 16, own), (b"4" * 16, scores)):
+        door(request(ticket, letter=data), "c")
+        while not (answer := door(request(ticket), "c")):
+            pass
+        assert read_walk(answer) == Walk("a", b"")
+        assert door.site.got[-1] == data
 
 
-def test_a_ticket_belongs_to_one_letter_and_one_caller(desk):
-    assert "holds nothing of that" in reason(desk(request()))
-    assert desk(request(letter=b"1")) == b""
-    assert desk(request(letter=b"2")) == b""
-    assert "holds nothing of that" in reason(desk(request(), by="c"))
-    assert reason(desk(request(letter=letter("c")), by="c")).startswith("busy")
-    desk.site.free.set()
-    while not (answer := desk(request())):
+def test_what_a_relay_comes_to_is_the_coordinators_alone(door):
+    """And is kept until the coordinator has gone on: the newest of each site that handed one in."""
+    door.site.free.set()
+
+    def hand_in(by, data):
+        ticket = data[-16:]
+        door(request(ticket, letter=data), by)
+        while not door(request(ticket), by):
+            pass
+        return encode({"ended": hashlib.sha256(read_letter(data).frame).hexdigest()})
+
+    first, of_b = hand_in("c", letter("c")), hand_in("b", letter("b"))
+    for by in "bc":
+        assert reason(door(first, by)).startswith("another site may hand on")
+    assert read_walk(door(first)) == read_walk(door(first)) == Walk("a", b"reply to " + letter("c"))
+    newer = hand_in("c", letter("c", kind="metrics"))
+    assert "holds nothing of that" in reason(door(first))
+    assert read_walk(door(newer)).reply == b"reply to " + letter("c", kind="metrics")
+    assert read_walk(door(of_b)).reply == b"reply to " + letter("b")
+    door(request(b"s" * 16, letter=b"open"))
+    assert "holds nothing of that" in reason(door(newer))
+    assert "holds nothing of that" in reason(door(of_b))
+
+
+def test_another_site_waits_for_nothing_and_of_the_coordinators_calls_one(door):
+    """So a peer holds no thread of NVFlare's, however often it asks, nor what the coordinator hands in."""
+    door.door.silence = 60.0
+    door(request(b"p" * 16, letter=letter("c")), by="c")
+    began = time.monotonic()
+    assert {door(request(b"p" * 16), by="c") for _ in range(200)} == {b""}
+    coordinators = [threading.Thread(target=door, args=(request(b"s" * 16, letter=b"x"),), daemon=True)]
+    coordinators[0].start()
+    while not door.door._coordinators.find(b"s" * 16, SERVER):
         pass
-    assert desk(request(letter=b"3")) == answer
-    assert desk.site.got == [b"1"]
+    while not door.door._coordinators.find(b"s" * 16, SERVER)._waited_for.locked():
+        pass
+    assert {door(request(b"s" * 16)) for _ in range(200)} == {b""}
+    assert time.monotonic() - began < 5
+    assert coordinators[0].is_alive()
+    door.site.free.set()
+    coordinators[0].join(5)
+    assert not coordinators[0].is_alive()
 
 
-def test_a_site_at_work_holds_so_much_and_no_more(desk, home):
-    """Three hundred calls of a peer and of the coordinator: one thread, KEPT letters; what was taken is answered all the same."""
+def test_a_peer_whose_work_does_not_end_does_not_hold_up_the_coordinators(door):
+    """A relay that it hands in may go on to a site that is silent: that is waited for beside what the coordinator asks."""
+    silent = threading.Event()
+    door.site.hand = lambda data: False
+    door.site.receive = lambda data, skipped: silent.wait(30) and b"" if data == letter("c") else b"reply"
+    for i in range(2 * KEPT):
+        door(request(b"p%15d" % i, letter=letter("c")), by="c")
+    began = time.monotonic()
+    door(request(b"s" * 16, letter=b"x"))
+    while not (answer := door(request(b"s" * 16))):
+        assert time.monotonic() - began < 5
+    assert read_walk(answer).reply == b"reply"
+    silent.set()
+
+
+def test_a_ticket_belongs_to_one_letter_and_one_caller(door):
+    assert "holds nothing of that" in reason(door(request()))
+    assert door(request(letter=b"1")) == b""
+    assert door(request(letter=b"2")) == b""
+    assert "holds nothing of that" in reason(door(request(), by="c"))
+    assert door(request(letter=letter("c")), by="c") == b""  # its own, whatever the coordinator calls its letters
+    door.site.free.set()
+    while not (answer := door(request())):
+        pass
+    assert door(request(letter=b"3")) == answer
+    while not door(request(), by="c"):
+        pass
+    assert sorted(door.site.got) == [b"1", letter("c")]
+
+
+def test_a_site_at_work_holds_so_much_and_no_more(door, home):
+    """Three hundred calls of a peer and of the coordinator: two threads, KEPT letters and half as many; those are answered."""
     before = threading.active_count()
-    answers = [desk(request(b"p%15d" % i, letter=letter("c")), by="c") for i in range(150)]
+    answers = [door(request(b"p%15d" % i, letter=letter("c")), by="c") for i in range(150)]
     assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(KEPT // 2))
-    answers = [desk(request(b"s%15d" % i, letter=b"%d" % i)) for i in range(150)]
-    assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(KEPT // 2))  # there was room left for it
-    assert threading.active_count() == before + 1
-    assert all(reason(answer).startswith("busy") for answer in answers[KEPT // 2 :])
-    desk.site.free.set()
-    for i in range(KEPT // 2):
-        while not (answer := desk(request(b"s%15d" % i))):
+    answers = [door(request(b"s%15d" % i, letter=b"%d" % i)) for i in range(150)]
+    assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(KEPT))
+    assert threading.active_count() == before + 2
+    assert all(reason(answer).startswith("busy") for answer in answers[KEPT:])
+    door.site.free.set()
+    for i in range(KEPT):
+        while not (answer := door(request(b"s%15d" % i))):
             pass
         assert read_walk(answer) == Walk("a", b"reply to %d" % i)
     assert len(told(home)) == 1  # of equal losses one is a line at once, the others are counted
-    desk.leave()
-    assert [count for _, _, count in told(home)] == [1, 300 - KEPT - 1]
+    door.leave()
+    assert [count for _, _, count in told(home)] == [1, 300 - KEPT - KEPT // 2 - 1]
 
 
 def test_what_was_begun_is_finished_before_what_came_meanwhile():
     """The first, begun by who calls, is not done within its turn and holds the site: the second must wait for it, not it for the second."""
-    works, order, lock = Works(), [], threading.Lock()
+    works, order, lock = Works(KEPT), [], threading.Lock()
 
     class Task:
         def __init__(self, name):
@@ -410,36 +402,37 @@ def test_what_was_begun_is_finished_before_what_came_meanwhile():
     works.end()
 
 
-def test_answers_are_not_kept_for_ever_and_peers_push_out_none_of_the_coordinators(desk):
-    desk.site.free.set()
-    desk(request(b"s" * 16, letter=b"first"))
-    while not (answer := desk(request(b"s" * 16))):
+def test_answers_are_not_kept_for_ever_and_peers_push_out_none_of_the_coordinators(door):
+    door.site.free.set()
+    door(request(b"s" * 16, letter=b"first"))
+    while not (answer := door(request(b"s" * 16))):
         pass
     for i in range(3 * KEPT):
-        while not desk(request(b"p%15d" % i, letter=letter("c")), by="c"):
+        while not door(request(b"p%15d" % i, letter=letter("c")), by="c"):
             pass
-    assert desk(request(b"s" * 16)) == answer
-    assert "holds nothing" in reason(desk(request(b"p%15d" % 0), by="c"))
-    assert "holds nothing" not in desk(request(b"p%15d" % (3 * KEPT - 1)), by="c").decode(errors="replace")
+    assert door(request(b"s" * 16)) == answer
+    assert "holds nothing" in reason(door(request(b"p%15d" % 0), by="c"))
+    assert "holds nothing" not in door(request(b"p%15d" % (3 * KEPT - 1)), by="c").decode(errors="replace")
 
 
-def test_a_loss_is_in_the_audit_log_before_it_leaves(desk, home, monkeypatch):
-    desk.site.reply = lambda patience=None: (_ for _ in ()).throw(Gone("its process ended (exit code -9)"))
-    desk(request(letter=b"x"))
-    while not (answer := desk(request())):
+def test_a_loss_is_in_the_audit_log_before_it_leaves(door, home, monkeypatch):
+    door.site.gone = "its process ended (exit code -9)"
+    door.site.free.set()
+    door(request(letter=b"x"))
+    while not (answer := door(request())):
         pass
     assert reason(answer) == "its process ended (exit code -9)"
     (line,) = read_audit(home, load_identity(home).public)[0]
     assert (line["kind"], line["reason"], line["sha256"]) == ("loss", reason(answer), hashlib.sha256(answer).hexdigest())
     # And where it cannot be written, nobody is told what it was.
     monkeypatch.setattr(Audit, "note_words", lambda *given: (_ for _ in ()).throw(OSError(28, "no space left")))
-    desk.site.reply = lambda patience=None: (_ for _ in ()).throw(Gone("another"))
-    desk(request(b"u" * 16, letter=b"x"))
-    while not (answer := desk(request(b"u" * 16))):
+    door.site.gone = "another"
+    door(request(b"u" * 16, letter=b"x"))
+    while not (answer := door(request(b"u" * 16))):
         pass
     assert reason(answer) == "this site cannot write its audit log"
 
 
-def test_a_site_without_a_home_says_only_that_it_has_no_log(desk, monkeypatch):
+def test_a_site_without_a_home_says_only_that_it_has_no_log(door, monkeypatch):
     monkeypatch.delenv(HOMES)
-    assert reason(desk(request())) == "this site cannot write its audit log"
+    assert reason(door(request())) == "this site cannot write its audit log"

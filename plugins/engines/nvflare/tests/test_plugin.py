@@ -182,7 +182,7 @@ def test_a_kit_that_admits_only_this_engine(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"class_allow_list": list(CLASSES[:-1])}, "class_allow_list lacks pppml_nvflare.site.Desk"),
+        ({"class_allow_list": list(CLASSES[:-1])}, "class_allow_list lacks pppml_nvflare.site.Door"),
         ({"class_allow_list": None}, "cannot be read"),
         ({"components": DEFAULT["components"], "allow_log_streaming": True}, "logs would be streamed"),
     ],

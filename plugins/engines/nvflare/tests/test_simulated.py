@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from pppml_core.api import Experiment
 from pppml_core.errors import RunFailed
 from pppml_core.federation.letter import frame_in
 from pppml_core.wire.codec import decode_message
+from pppml_core.wire.messages import SUMS
 from pppml_core.wire.transcript import read_transcript
 from pppml_nvflare.transport import NvflareTransport
 
@@ -48,7 +50,7 @@ def same(ours, theirs):
 
 def stages(run):
     """Who sent what to whom, in the order of rounds and stages."""
-    hops = [h for h in read_transcript(run.folder) if h.kind in ("session", "reply")]
+    hops = [h for h in read_transcript(run.folder) if h.kind in (*SUMS, "reply")]
     return sorted((h.round, h.attempt, h.stage, h.sender, h.recipient, h.carrier) for h in hops)
 
 
@@ -71,14 +73,17 @@ def test_the_same_where_an_answer_is_lost(tmp_path, federation, aggregator):
 
 
 @installed("pppml_cyclic_he", "pppml_he_tenseal", "tenseal")
-def test_a_ring_goes_from_site_to_site(tmp_path, federation):
-    ours = run(tmp_path / "ours", {"use": "nvflare", "topology": "p2p"}, "cyclic-he")
-    theirs = run(tmp_path / "theirs", "local", "cyclic-he")
+@pytest.mark.parametrize("metrics", ["per-site", "sum"])
+def test_a_ring_goes_from_site_to_site(tmp_path, federation, metrics):
+    sums = {"run": {"rounds": 2, "seed": 3, "name": "ring", "metrics": metrics}}
+    ours = run(tmp_path / "ours", {"use": "nvflare", "topology": "p2p"}, "cyclic-he", **sums)
+    theirs = run(tmp_path / "theirs", "local", "cyclic-he", **sums)
     same(ours, theirs)
     assert stages(ours) == stages(theirs)
     direct = [h for h in read_transcript(ours.folder) if "server" not in (h.sender, h.recipient)]
     assert {(h.sender, h.recipient) for h in direct} >= {("site_1", "site_2"), ("site_2", "site_3")}
     assert all(h.carrier == () and h.size > 1000 for h in direct)
+    assert {h.kind for h in direct} == ({"session", "metrics"} if metrics == "sum" else {"session"})
 
 
 @installed("pppml_dp")
@@ -100,7 +105,7 @@ def test_the_same_ledgers(tmp_path, federation):
 def test_a_site_refuses_before_anything_is_trained(tmp_path, federation):
     policy = federation / "homes" / "site_2" / "policy.yaml"
     before = policy.read_text()
-    policy.write_text("min_cohort: 4\n")
+    policy.write_text(yaml.safe_dump({**(yaml.safe_load(before) or {}), "min_cohort": 4}))
     try:
         with pytest.raises(RunFailed, match="site_2: it refused: min_cohort"):
             run(tmp_path / "refused", "nvflare")

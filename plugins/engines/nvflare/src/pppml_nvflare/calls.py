@@ -4,6 +4,10 @@ A site's answer may be due in an hour, and a site that is gone should be noticed
 hands the frame over under a fresh ticket and comes back with the answer or, after a turn, without one; further calls with the same ticket
 ask again. A call that fails is tried again until the site has been silent for too long; no frame is ever handed over twice.
 
+A site waits with its answer for the coordinator, and for nobody else: another site is answered at once and asks again after a while that
+grows. And of a relay nothing comes back through the sites before but how it went: what came of it stays at the site at which it ended, and
+the coordinator fetches it there.
+
 NVFlare cannot say whether a call that failed had reached the site. So a site that was not heard of just now is called without a frame
 first: only a site that does not answer that was surely never handed its frame.
 """
@@ -29,6 +33,8 @@ from pppml_nvflare.forms import read_walk
 TURN = 10.0
 #: seconds a site has to answer a call without a frame; and one that did not the last time.
 REACH, REACH_AGAIN = 10.0, 2.0
+#: seconds between two calls to a site that does not wait: at first, and at most.
+PAUSE, LONGEST_PAUSE = 0.005, 0.5
 #: seconds for which a site that was heard of is taken to be there.
 FRESH = 1.0
 
@@ -59,12 +65,16 @@ class Caller:
             return Loss("its NVFlare client was not connected when the job began", handed=False)
         if (certain or time.monotonic() - self._heard.get(site, -FRESH) > FRESH) and not self._reaches(site):
             return Loss("its NVFlare client does not answer", handed=False)
-        request: dict[str, Any] = {"ticket": entropy(16), "timeout": self.timeout, "silence": self.silence}
-        deadline = time.monotonic() + self.timeout * (1 + hops)
-        given: dict[str, Any] = {"letter": data}
+        ticket = entropy(16)
+        return self._answer(site, {"ticket": ticket, "letter": data}, {"ticket": ticket}, self.timeout * (1 + hops))
+
+    def _answer(self, site: str, first: dict[str, Any], again: dict[str, Any], timeout: float) -> Walk | Loss:
+        """What a site answers to a request, and to another one for as long as it answers nothing."""
+        deadline, pause, request = time.monotonic() + timeout, PAUSE, encode(first)
         while True:
+            began = time.monotonic()
             try:
-                answer = self._call(site, encode({**request, **given}), min(TURN, self.silence / 2) + self.silence)
+                answer = self._call(site, request, turn(self.silence) + self.silence)
             except CollabCallError as error:
                 if time.monotonic() - self._heard.get(site, 0.0) > self.silence:
                     return Loss(f"no sign of life for {self.silence:g} seconds ({_said(error)})", handed=True)
@@ -81,7 +91,9 @@ class Caller:
                 return found
             if time.monotonic() > deadline:
                 return Loss(f"no answer within {self.timeout:g} seconds", handed=True)
-            given = {}
+            request = encode(again)
+            time.sleep(max(0.0, pause - (time.monotonic() - began)))
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def hand(self, site: str, data: bytes) -> Walk:
         """Hand a letter of a relay to a site; how it went on from there, this step included. Nobody is passed over here."""
@@ -91,6 +103,26 @@ class Caller:
         if isinstance(found, Walk):
             return replace(found, steps=(step, *found.steps))
         return Walk(site, found, (step,)) if found.handed else Walk(site, found, unhanded=letter.frame)
+
+    def walk(self, site: str, data: bytes) -> Walk:
+        """A relay, from its first site on, as the coordinator asks for it. How it went the sites tell each other; its reply, or the frame
+        that could not be handed on, comes from the site at which it ended, and from no other.
+        """
+        found = self.hand(site, data)
+        lost = isinstance(found.reply, Loss)
+        if len(found.steps) < 2 or (isinstance(found.reply, Loss) and found.reply.handed):
+            return found
+        last = found.steps[-1]
+        kept = self._fetch(last.recipient, last.sha256)
+        if isinstance(kept, Loss):
+            return replace(found, unhanded=None) if lost else replace(found, reply=Loss(kept.reason, handed=True))
+        return replace(found, unhanded=kept.unhanded) if lost else replace(found, reply=kept.reply)
+
+    def _fetch(self, site: str, sha256: str) -> Walk | Loss:
+        """What a site keeps of the relay that ended with a frame of this hash."""
+        if site not in self._proxies:
+            return Loss("its NVFlare client was not connected when the job began", handed=False)
+        return self._answer(site, {"ended": sha256}, {"ended": sha256}, self.timeout)
 
     def _reaches(self, site: str) -> bool:
         try:
@@ -108,6 +140,21 @@ class Caller:
             raise RunFailed("the NVFlare job was aborted", place=f"site {site}", hint="its logs say why; then resume the run") from error
         self._heard[site] = time.monotonic()
         return answer if isinstance(answer, bytes) else b"?"
+
+
+def turn(silence: float) -> float:
+    """Seconds that a site keeps the coordinator's call waiting."""
+    return min(TURN, silence / 2)
+
+
+def ends_here(found: Walk) -> bool:
+    """Whether a relay went no further than the site that tells of it, which has its reply, or the frame that could not be handed on."""
+    return not found.steps and (not isinstance(found.reply, Loss) or found.unhanded is not None)
+
+
+def way_of(found: Walk) -> Walk:
+    """How a relay went, without anything that a site made for it: all that another site gets to see."""
+    return replace(found, reply=found.reply if isinstance(found.reply, Loss) else b"", unhanded=None)
 
 
 def handed_on(data: bytes, own: str, receive: Callable[[bytes, int], bytes], others: Caller) -> Walk:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 CONTROLLER, EXECUTOR = "nvflare.collab.runtime.controller.CollabController", "nvflare.collab.runtime.executor.CollabExecutor"
-COORDINATOR, DESK = "pppml_nvflare.server.Coordinator", "pppml_nvflare.site.Desk"
+COORDINATOR, DOOR = "pppml_nvflare.server.Coordinator", "pppml_nvflare.site.Door"
 #: what a site, and the server, must allow.
-CLASSES = (CONTROLLER, EXECUTOR, COORDINATOR, DESK)
+CLASSES = (CONTROLLER, EXECUTOR, COORDINATOR, DOOR)
 
 
 def write_job(folder: Path, name: str, sites: Sequence[str], arguments: Mapping[str, Any], start: float, config: str = "") -> Path:
@@ -25,7 +25,7 @@ def write_job(folder: Path, name: str, sites: Sequence[str], arguments: Mapping[
         folder: where; made if it is not there.
         name: of the job, as NVFlare shows it.
         sites: names of NVFlare clients.
-        arguments: of :class:`pppml_nvflare.server.Coordinator`.
+        arguments: of :class:`pppml_nvflare.server.Coordinator`; how long it waits is how long its sites wait for each other.
         start: seconds for all clients to begin.
         config: the run's configuration, for a job that is conducted by NVFlare's server; only the server gets it.
     """
@@ -38,11 +38,12 @@ def write_job(folder: Path, name: str, sites: Sequence[str], arguments: Mapping[
         "task_data_filters": [],
         "task_result_filters": [],
     }
+    patience = {name: arguments[name] for name in ("timeout", "silence")}
     executor = {"path": EXECUTOR, "args": {"client_obj_id": "_client", **threads}}
     client = {
         "format_version": 2,
         "executors": [{"tasks": ["*"], "executor": executor}],
-        "components": [_part("_client", DESK, {})],
+        "components": [_part("_client", DOOR, patience)],
         "task_data_filters": [],
         "task_result_filters": [],
     }

@@ -19,9 +19,8 @@ from pppml_core.engines.parties import alone, end_with_parent
 from pppml_core.errors import PppmlError
 from pppml_core.federation.letter import frame_in
 from pppml_core.wire.codec import decode_message
+from pppml_core.wire.messages import WITHIN
 
-#: messages that belong to an attempt which a process must have opened itself.
-_WITHIN = ("session", "metrics", "train")
 #: seconds for the process to end once nobody needs it.
 END = 10.0
 
@@ -51,7 +50,7 @@ class Lodging:
         """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                if self._process is not None and decode_message(frame_in(data)).kind in _WITHIN:
+                if self._process is not None and decode_message(frame_in(data)).kind in WITHIN:
                     raise Gone(f"its process had ended (exit code {self._process.returncode})")
                 self._start()
             self._send(data, skipped)

@@ -80,7 +80,7 @@ class CallTransport:
 
     def walk(self, path: Sequence[str], frame: bytes, bridge: bool) -> Walk:
         """A relay that the sites hand on, along a path that is in the first one's letter."""
-        return self._caller.hand(path[0], frame)
+        return self._caller.walk(path[0], frame)
 
     def clock(self) -> Mapping[str, float]:
         """Sites do not tell."""
@@ -97,6 +97,6 @@ class CallTransport:
 
 def _do(caller: Caller, asked: dict[str, Any]) -> Walk:
     if asked["walk"]:
-        return caller.hand(asked["site"], asked["frame"])
+        return caller.walk(asked["site"], asked["frame"])
     found = caller.ask(asked["site"], asked["frame"])
     return Walk(asked["site"], found) if isinstance(found, Loss) else found

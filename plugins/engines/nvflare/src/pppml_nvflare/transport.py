@@ -19,13 +19,12 @@ from pppml_core.errors import PppmlError
 from pppml_core.federation.letter import frame_in
 from pppml_core.interfaces.engine import Loss, Walk
 from pppml_core.wire.codec import decode_message
+from pppml_core.wire.messages import WITHIN
 from pppml_nvflare.bridge import Bridge
 from pppml_nvflare.delivery import Delivery
 from pppml_nvflare.federation import Carrier
 from pppml_nvflare.job import write_job
 
-#: messages that belong to an attempt which a site must have opened itself: no other job carries them.
-_WITHIN = ("session", "metrics", "train")
 #: seconds after which a client that is heard of is none whose last words were late.
 _SETTLED = 2.0
 
@@ -135,7 +134,7 @@ class NvflareTransport:
         """The bridge of a job that is there; where it ended, of one begun anew, if this frame begins an attempt."""
         with self._lock:
             if self._bridge is None or not self._bridge.stands:
-                if self._closed or decode_message(frame_in(frame)).kind in _WITHIN:
+                if self._closed or decode_message(frame_in(frame)).kind in WITHIN:  # no other job carries them
                     return Loss("NVFlare's job had ended", handed=False)
                 try:
                     self.begin()

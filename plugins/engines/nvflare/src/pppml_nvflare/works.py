@@ -1,4 +1,4 @@
-"""What a site was handed over Collab and has not answered yet, or has: so much of it and no more, done by one thread.
+"""What a site was handed over Collab and has not answered yet, or has: so much of it and no more, done one after the other by a thread.
 
 Whoever may call a site could otherwise have it hold as many letters, and threads, as they like.
 """
@@ -10,9 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from pppml_core.wire.messages import SERVER
-
-#: letters that wait or are at work, at most; others than the coordinator may have half of them. And answers that are kept.
+#: letters of the coordinator's that wait or are at work, at most, and answers that are kept; all other sites together have half as many.
 KEPT = 8
 
 
@@ -33,7 +31,17 @@ class Work:
         self.caller = caller
         self.answer = b""
         self.done = threading.Event()
+        self._waited_for = threading.Lock()
         self._task: Task | None = task
+
+    def wait(self, seconds: float) -> bytes:
+        """The answer, or nothing where it is not there within so many seconds. One waits; who comes besides gets what is there."""
+        if seconds > 0 and self._waited_for.acquire(blocking=False):
+            try:
+                self.done.wait(seconds)
+            finally:
+                self._waited_for.release()
+        return self.answer
 
     def begin(self, patience: float) -> bool:
         """Whether it could be done at once; nothing of the letter is kept then."""
@@ -54,9 +62,14 @@ class Work:
 
 
 class Works:
-    """Takes works, does them one after the other, and keeps the newest answers for who asks again."""
+    """Takes works, does them one after the other, and keeps the newest answers for who asks again.
 
-    def __init__(self) -> None:
+    Args:
+        most: works that wait or are at work, and answers that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._held: dict[bytes, Work] = {}
         self._queue: deque[Work] = deque()
         #: somebody who called has begun with a work; nothing else is done meanwhile.
@@ -78,9 +91,9 @@ class Works:
         """
         with self._changed:
             waiting = sum(not work.done.is_set() for work in self._held.values())
-            if waiting >= (KEPT if caller == SERVER else KEPT // 2) or ticket in self._held or self._ended:
+            if waiting >= self._most or ticket in self._held or self._ended:
                 return None
-            self._forget(coordinators=caller == SERVER)
+            self._forget()
             work = self._held[ticket] = Work(caller, task)
             if waiting:
                 self._leave_to_thread(self._queue.append, work)
@@ -107,10 +120,10 @@ class Works:
             self._thread.start()
         self._changed.notify()
 
-    def _forget(self, *, coordinators: bool) -> None:
-        """Answers beyond the newest. The coordinator's are not pushed out by those of others."""
-        done = [t for t, work in self._held.items() if work.done.is_set() and (work.caller == SERVER) is coordinators]
-        for ticket in done[: max(0, len(done) - KEPT + 1)]:
+    def _forget(self) -> None:
+        """Answers beyond the newest."""
+        done = [ticket for ticket, work in self._held.items() if work.done.is_set()]
+        for ticket in done[: max(0, len(done) - self._most + 1)]:
             del self._held[ticket]
 
     def _labour(self) -> None:
