@@ -180,9 +180,11 @@ def run(ctx: click.Context, home: Path) -> None:
     from pppml_core.federation.policy import load_policy
     from pppml_core.federation.site_file import engine_of
     from pppml_core.registry import Registry
+    from pppml_core.wire.messages import SERVER
 
     made = open_home(home)
-    load_policy(home)  # what is wrong with it is told before anybody is reached
+    if made.name != SERVER:
+        load_policy(home)  # what is wrong with it is told before anybody is reached
     registry = Registry.discover()
     engine = registry.build("engine", engine_of(home, registry))
     os.umask(0o077)  # whatever this process and its children write is its owner's alone

@@ -23,14 +23,15 @@ from pppml_core.federation.identity import (
     pin,
     read_card,
 )
-from pppml_core.federation.policy import POLICY_FILE, Policy
+from pppml_core.federation.policy import POLICY_FILE, Policy, careful_value, example
 from pppml_core.federation.site_file import SITE_FILE, site_template
 from pppml_core.federation.witnesses import begin_logs
 from pppml_core.wire.messages import SERVER
 
 _HEAD = """\
 # What this site insists on. It stays here and no server can change it: a run that breaks a rule is refused before any training. Lines that
-# begin with # are not in force; take away the # to set that rule. docs/policy.md explains each.
+# begin with # are not in force; take away the # to set that rule. A rule that stands here no more has its careful value again, and without
+# this file the site answers nothing. docs/policy.md explains each.
 """
 
 
@@ -53,7 +54,7 @@ def init_home(folder: Path, name: str, *, careful: bool = False) -> Home:
     """Make a home: a lasting identity under ``name``, pinned by itself, and, unless it is the coordinator's, a policy and a file about its
     data to edit.
 
-    Those that are there are kept. ``careful``: the policy is that of a hospital, see :func:`policy_template`.
+    Those that are there are kept. ``careful``: the policy is that of a hospital, else that of a simulation, see :func:`policy_template`.
 
     Raises ConfigError for a name that is no slug, and where there is a home already.
     """
@@ -108,14 +109,15 @@ def check_fingerprint(public: bytes, told: str) -> None:
 
 
 def policy_template(*, careful: bool = False) -> str:
-    """``policy.yaml`` with every rule explained. ``careful``: what a hospital begins with is in force; else every line is commented out."""
+    """``policy.yaml`` with every rule explained. ``careful``: what a hospital begins with is in force; else what suits a simulation, in
+    which one person runs all parties.
+    """
     text = _HEAD
     for name, field in Policy.model_fields.items():
-        shown = field.json_schema_extra
-        assert isinstance(shown, dict)
-        value = shown["careful"] if shown["careful"] is not None else shown["example"]
-        in_force = careful and shown["careful"] is not None
-        text += f"\n# {field.description}\n{'' if in_force else '# '}{name}: {json.dumps(value)}\n"
+        begins = careful_value(name)
+        in_force = begins is not None if careful else begins not in (None, field.default)
+        shown = field.default if in_force and not careful else begins if begins is not None else example(name)
+        text += f"\n# {field.description}\n{'' if in_force else '# '}{name}: {json.dumps(shown)}\n"
     return text
 
 

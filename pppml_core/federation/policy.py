@@ -1,6 +1,8 @@
 """A site's own policy: what it insists on, held in its home as ``policy.yaml``, a map of the settings of :class:`Policy`.
 
-Without the file the defaults hold. What the rules say of a run is in :mod:`.rules`, when they are asked in :mod:`.admission`.
+A home with that file is a hospital's: what it does not say has the careful value, and without it nothing is answered. A site that an
+engine starts on one machine needs none: there the defaults hold, which suit a simulation. What the rules say of a run is in :mod:`.rules`,
+when they are asked in :mod:`.admission`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Pin(BaseModel):
 
 
 def rule(default: Any, description: str, *, careful: Any = None, example: Any = None, **limits: Any) -> Any:
-    """A rule: its default, which suits a simulation; what a hospital begins with, where that is another; what may stand there."""
+    """A rule: its default, which suits a simulation; what it is where a file does not say it (None: the default); what may stand there."""
     return Field(default, description=description, json_schema_extra={"careful": careful, "example": example}, **limits)
 
 
@@ -47,7 +49,7 @@ class Policy(BaseModel):
     """What a site insists on, held locally; the server cannot change it.
 
     The defaults accept everything a configuration may say, but for code that nobody named here (``python``) and weights that look made to
-    read images. `pppml site init` begins with more careful ones. docs/policy.md has a page on each.
+    read images. In a home's file what is not said is :data:`CAREFUL`. docs/policy.md has a page on each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,6 +138,25 @@ class Policy(BaseModel):
                 raise PolicyRefusal(f"{name}: {reason}")
 
 
+def careful_value(name: str) -> Any:
+    """What a rule is where a home's file does not say it, and `pppml site init` begins with; None: it is not in force."""
+    return _shown(name)["careful"]
+
+
+def example(name: str) -> Any:
+    """What may stand there, of a rule that is not in force by itself."""
+    return _shown(name)["example"]
+
+
+def _shown(name: str) -> dict[str, Any]:
+    shown = Policy.model_fields[name].json_schema_extra
+    assert isinstance(shown, dict)
+    return shown
+
+
+#: a file that says nothing; so nothing of it counts as said (``model_fields_set``).
+CAREFUL = Policy.model_construct(set(), **{name: careful_value(name) for name in Policy.model_fields if careful_value(name) is not None})
+
 #: rules that are asked when a site is invited, and which a site that an engine starts on one machine is not.
 WHEN_INVITED = ("components", "code", "models", "total_epsilon", "hours", "max_rounds_per_day")
 
@@ -147,16 +168,21 @@ def refuse_unheld(policy: Policy, home: Path) -> None:
         raise ConfigError(text, place=str(home / POLICY_FILE), hint="take them out for runs on one machine")
 
 
-def load_policy(home: Path) -> Policy:
-    """The policy of a home: ``policy.yaml``, or the defaults where there is none. Raises ConfigError that names line and remedy."""
+def load_policy(home: Path, otherwise: Policy | None = None) -> Policy:
+    """The policy of a home: what ``policy.yaml`` says, and :data:`CAREFUL` for the rest. Raises ConfigError that names line and remedy.
+
+    ``otherwise``: that of a home without the file, where there may be one. An empty file is none that anybody wrote.
+    """
     path = home / POLICY_FILE
     if misspelt := next((p for p in (home / "policy.yml", home / "policy.json") if os.path.lexists(p)), None):
         raise ConfigError(f"the policy is read from {POLICY_FILE} only", place=str(misspelt), hint=f"rename it to {POLICY_FILE}")
     if not os.path.lexists(path):
-        return Policy()
+        if otherwise is None:
+            raise ConfigError("the policy of this site is gone, so it answers nothing", place=str(path), hint=_RESTORE)
+        return otherwise
     if not path.is_file():
         # A link that leads nowhere, a folder: rules were meant, so none at all is no answer.
-        raise ConfigError("the policy is no file", place=str(path), hint="restore it, or remove it to fall back on the stated defaults")
+        raise ConfigError("the policy is no file", place=str(path), hint=_RESTORE)
     refuse_writable(path)
     try:
         text = path.read_bytes()
@@ -170,6 +196,7 @@ def load_policy(home: Path) -> Policy:
     return policy
 
 
+_RESTORE = f"restore {POLICY_FILE}"
 #: policies as they were read last, with their bytes.
 _READ: dict[Path, tuple[bytes, Policy]] = {}
 
@@ -178,7 +205,7 @@ def _read(path: Path) -> Policy:
     document = load_yaml(path)
     try:
         # Strict, as YAML tells numbers from texts itself: a quoted number is a slip that must not pass for a rule.
-        return Policy.model_validate(document.data, strict=True)
+        said = Policy.model_validate(document.data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name, known = str(first["loc"][0]), list(Policy.model_fields)
@@ -187,5 +214,8 @@ def _read(path: Path) -> Policy:
             close = nearest(name, known)
             hint = f"did you mean {close!r}?" if close else f"known here: {', '.join(known)}"
             raise ConfigError(f"unknown rule {name!r}", place=place, hint=hint) from error
-        said = f"{first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r:.80}"
-        raise ConfigError(said, place=place, hint=f"{name}: {Policy.model_fields[name].description}") from error
+        told = f"{first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r:.80}"
+        raise ConfigError(told, place=place, hint=f"{name}: {Policy.model_fields[name].description}") from error
+    if not said.model_fields_set:
+        raise ConfigError("no rule stands in the policy of this site, so it answers nothing", place=str(path), hint=_RESTORE)
+    return CAREFUL.model_copy(update={name: getattr(said, name) for name in said.model_fields_set})

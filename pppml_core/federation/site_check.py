@@ -72,7 +72,7 @@ def _roster(folder: Path) -> str:
 
 def _policy(folder: Path) -> str:
     held = sorted(load_policy(folder).model_fields_set)
-    return f"{len(held)} rules in force: {', '.join(held)}" if held else "no rule in force, only the defaults: what suits a simulation"
+    return f"{len(held)} rules in it: {', '.join(held)}; every other one has its careful value"
 
 
 def _site_file(folder: Path) -> str:

@@ -44,11 +44,9 @@ class SiteHost:
     def site(self, name: str, policy: Policy | None = None) -> Site:
         """The site of that name, with the policy of its home unless another is given. Raises ConfigError where its home is not in order."""
         if policy is None:
-            policy = load_policy(self.job.home(name))
+            # A home under the run's folder is that of a simulated site, whose secrets are in the hands of whoever started the run anyway.
+            policy = load_policy(self.job.home(name), otherwise=Policy(record_secrets=self.job.homes is None))
             refuse_unheld(policy, self.job.home(name))
-        # A home under the run's folder is that of a simulated site, whose secrets are in the hands of whoever started the run anyway.
-        if self.job.homes is None and "record_secrets" not in policy.model_fields_set:
-            policy = policy.model_copy(update={"record_secrets": True})
         return Site(name, self, policy)
 
     def take_model(self, body: Body, site: str) -> Mapping[str, npt.NDArray[Any]] | None:

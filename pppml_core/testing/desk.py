@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pppml_core.api import Experiment
 from pppml_core.config import to_plain
 from pppml_core.federation import evaluation
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.audit import read_audit
-from pppml_core.federation.home import policy_template
 from pppml_core.federation.identity import Identity, load_identity, load_roster, roster_hash
 from pppml_core.federation.invitation import JOIN, invitation_to
 from pppml_core.federation.letter import frame_in, written
@@ -23,6 +20,7 @@ from pppml_core.federation.terms import round_terms
 from pppml_core.interfaces.engine import Job
 from pppml_core.learning.arrays import to_numpy
 from pppml_core.registry import Registry
+from pppml_core.testing.policies import insist
 from pppml_core.testing.residents import acquaint
 from pppml_core.values import rms
 from pppml_core.wire.codec import decode_message, encode_message, sha256_of
@@ -38,7 +36,7 @@ class Desk:
     Args:
         folder: homes are made in ``folder/homes``.
         sections: of the run.
-        rules: YAML, laid over the policy that `pppml site init` writes; over none where not ``careful``.
+        rules: YAML, laid over the policy that `pppml site init` writes; over that of a simulation where not ``careful``.
         sites: how many, ``site_1`` and so on.
         registry: default: everything installed.
     """
@@ -67,8 +65,7 @@ class Desk:
 
     def insist(self, site: str, rules: str, *, careful: bool = True) -> None:
         """Write this site's policy."""
-        base = yaml.safe_load(policy_template(careful=True)) if careful else {}
-        (self.homes / site / "policy.yaml").write_text(yaml.safe_dump({**base, **(yaml.safe_load(rules or "{}"))}))
+        insist(self.homes / site, rules, careful=careful)
 
     def key(self, party: str) -> Identity:
         """A party's own."""

@@ -17,6 +17,7 @@ from pppml_core.federation.identity import load_identity
 from pppml_core.federation.site_ledger import Account, Claim, Limits
 from pppml_core.interfaces.engine import Engine
 from pppml_core.registry import Registry
+from pppml_core.testing.policies import insist
 from pppml_core.testing.residents import ENGINE, acquaint
 
 Go = Callable[..., tuple[int, str, str]]
@@ -66,6 +67,8 @@ def test_a_home_in_order(pppml: Go, home: Path) -> None:
         (lambda home: (home / "identity.key").chmod(0o644), "identity", "can be read by others"),
         (lambda home: (home / "roster.json").unlink(), "roster", "no coordinator is pinned"),
         (lambda home: (home / "policy.yaml").write_text("min_cohrt: 3"), "policy", "did you mean 'min_cohort'"),
+        (lambda home: (home / "policy.yaml").write_text(""), "policy", "restore policy.yaml"),
+        (lambda home: (home / "policy.yaml").unlink(), "policy", "restore policy.yaml"),
         (lambda home: (home / "site.yaml").write_text("data: /nowhere\n"), "site.yaml", "there is nothing at /nowhere"),
         (lambda home: (home / "site.yaml").write_text("engine: nobodys\n"), "site.yaml", "there is no engine 'nobodys'"),
         (lambda home: (home / "account.jsonl").unlink(), "account", "the account of what runs cost here is gone"),
@@ -81,14 +84,14 @@ def test_a_home_that_is_not_in_order(pppml: Go, home: Path, spoil: Callable[[Pat
 
 
 def test_what_this_site_would_say_to_a_run(pppml: Go, home: Path) -> None:
-    (home / "policy.yaml").write_text("plain_updates: false\nmin_cohort: 4\nhours: '00:00-23:59'\n")
+    insist(home, "plain_updates: false\nmin_cohort: 4\nhours: '00:00-23:59'")
     code, out, _ = pppml("site check --home site_1 study.yaml")
     assert code == 2
     said = rows(out)
     assert {what for what, (mark, _) in said.items() if mark == "NO"} == {"plain_updates", "min_cohort"}
     assert said["min_cohort"][1] == "refused: 3 sites announced, at least 4 required"
     assert said["vet_weights"] == ("ok", "held in every round")
-    (home / "policy.yaml").write_text("")
+    insist(home)
     code, out, _ = pppml("site check --home site_1 study.yaml")
     assert code == 0
     assert "training examples here: 24" in out
@@ -107,7 +110,7 @@ def test_a_run_whose_data_are_at_their_sites(pppml: Go, home: Path) -> None:
 def test_what_it_prints_can_be_pinned(pppml: Go, home: Path) -> None:
     _, out, _ = pppml("site check --home site_1 study.yaml")
     pins = out[out.index("models:") :]
-    (home / "policy.yaml").write_text(pins)
+    insist(home, pins)
     code, out, _ = pppml("site check --home site_1 study.yaml")
     assert (code, rows(out)["code"][0], rows(out)["models"][0]) == (0, "ok", "ok")
     (home.parent / "study.yaml").write_text(CONFIG + "model: {use: tiny-net, width: 3}\n")

@@ -17,6 +17,7 @@ from pppml_core.errors import ConfigError, PlanRefused
 from pppml_core.federation.identity import provision
 from pppml_core.interfaces.reporter import Reporter
 from pppml_core.registry import Registry
+from pppml_core.testing.policies import insist
 
 SITES = ["site_1", "site_2", "site_3"]
 TWO = {"use": "tiny", "sites": 2}
@@ -114,7 +115,7 @@ def test_homes_policies_and_an_interrupted_run(tmp_path):
     homes = tmp_path / "homes"
     provision(homes, (*SITES[:2], "server"))
     keys = {path: path.read_bytes() for path in homes.rglob("identity.key")}
-    (homes / "site_2" / "policy.yaml").write_text("plain_updates: false\n")
+    insist(homes / "site_2", "plain_updates: false")
     interrupt = Interrupt()
     sections = {"engine": {"use": "processes", "homes": str(homes)}, "run": {"rounds": 1}}
     made = Experiment(task=TWO, reporters=["jsonl", interrupt], **sections)

@@ -19,6 +19,7 @@ from pppml_core.federation.policy import Policy, load_policy
 from pppml_core.federation.secret_record import WARNING, SecretRecord, merged
 from pppml_core.federation.store import SiteStore
 from pppml_core.registry import Registry
+from pppml_core.testing.policies import insist
 
 REGISTRY = Registry.discover()
 SITES = ("site_1", "site_2", "site_3")
@@ -88,9 +89,7 @@ def test_a_real_site_refuses_unless_its_policy_allows_it(tmp_path):
     def held(name, homes=None, **policies):
         for site, rules in policies.items():
             home = (homes or tmp_path / name / "sites") / site
-            home.mkdir(parents=True, exist_ok=True)
-            (home / "policy.yaml").write_text(rules)
-            (home / "policy.yaml").chmod(0o600)
+            insist(home, rules)
         made = experiment(engine=Homes(homes), run={"rounds": 1, "min_cohort": 3, "on_abort": "stop"}, registry=REGISTRY)
         return made.run(tmp_path / name, reporters=False, report=False)
 
@@ -101,7 +100,7 @@ def test_a_real_site_refuses_unless_its_policy_allows_it(tmp_path):
     allowing = dict.fromkeys(SITES, "record_secrets: true\n")
     assert held("allowed", tmp_path / "homes-2", **allowing).result["survivors"]["1"] == list(SITES)
     assert load_policy(tmp_path / "homes-2" / "site_1").record_secrets
-    assert held("simulated", site_2="min_cohort: 2\n").result["survivors"]["1"] == list(SITES)
+    assert held("simulated", site_2="min_cohort: 2\nrecord_secrets: true\n").result["survivors"]["1"] == list(SITES)
     with pytest.raises(RunFailed, match="record_secrets"):
         held("unwilling", site_2="record_secrets: false\n")
 

@@ -34,6 +34,7 @@ from pppml_core.federation.site_ledger import read_account
 from pppml_core.federation.timetable import Rounds
 from pppml_core.interfaces.engine import Job
 from pppml_core.registry import Registry
+from pppml_core.testing.policies import insist
 from pppml_core.testing.residents import ENGINE, acquaint
 from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER, Message
@@ -560,7 +561,7 @@ def test_refused_after_it_was_built_a_run_is_not_served(hospital: Hospital) -> N
 
 def with_rules(tmp_path: Path, rules: str, **run: Any) -> Any:
     (home := tmp_path / "r" / "sites" / "site_2").mkdir(parents=True)
-    (home / "policy.yaml").write_text(rules)
+    insist(home, rules)
     config = {**MODEST, "reporters": ["jsonl"], "run": {**MODEST["run"], **run}}
     return Experiment(config, registry=registry()).run(tmp_path / "r", report=False)
 

@@ -158,6 +158,22 @@ def test_an_edited_policy_holds_for_scores_too(tmp_path: Path, clock: Callable[[
         assert refused(desk.ask("site_1", "session", "contribute", {}), f"{rule}: ")
 
 
+@pytest.mark.parametrize("text", [None, "", "# "])
+def test_while_the_policy_is_away_nothing_is_answered(tmp_path: Path, text: str | None) -> None:
+    """As an editor that moves the old file away first does it, or a full disk: else whoever asks once a second is answered then."""
+    desk = Desk(tmp_path, PLAIN, "plain_updates: true")
+    desk.invite("site_1")
+    desk.open("site_1")
+    path = desk.homes / "site_1" / "policy.yaml"
+    held = path.read_text()
+    path.unlink() if text is None else path.write_text(text)
+    replies = [desk.ask("site_1", "session", "contribute", {}), desk.invite("site_1"), desk.invite("site_1", b"another run.....")]
+    for reply in (*replies, desk.open("site_1"), desk.evaluate("site_1")):
+        assert (reply.kind, reply.body["reason"].endswith("(restore policy.yaml)")) == ("failed", True), reply.body
+    path.write_text(held)
+    assert desk.open("site_1", 1, 2).kind == "reply"
+
+
 # -- rounds of a day ----------------------------------------------------------------------------------------------------------------------
 
 

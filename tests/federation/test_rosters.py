@@ -13,11 +13,14 @@ from pppml_core.builtin.tiny import TinyTask
 from pppml_core.component import ComponentConfig
 from pppml_core.engines.config import LocalConfig
 from pppml_core.engines.local import LocalEngine
+from pppml_core.engines.parties import acquaint
 from pppml_core.errors import ConfigError, PolicyRefusal, RunFailed
 from pppml_core.federation import identity
+from pppml_core.federation.home import policy_template
 from pppml_core.federation.identity import load_roster, new_identity, provision, roster_hash
 from pppml_core.federation.policy import Policy, load_policy
 from pppml_core.interfaces.aggregation import Aggregator, Guarantees, Session, Sum
+from pppml_core.testing.policies import insist
 from pppml_core.wire.codec import decode_message
 from pppml_core.wire.manifest import WireField
 from pppml_core.wire.messages import SERVER, Exchange
@@ -154,18 +157,53 @@ def test_a_key_file_that_a_killed_process_left_empty_is_made_anew(tmp_path):
 # -- policies -----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_file_the_defaults_hold(tmp_path):
-    assert load_policy(tmp_path) == Policy()
-    (tmp_path / "policy.yaml").write_text("# nothing said\n")
-    assert load_policy(tmp_path) == Policy()
+@pytest.mark.parametrize("text", [None, "", "# nothing said\n", "{}"])
+def test_without_a_rule_nothing_is_permitted(tmp_path, text):
+    if text is not None:
+        (tmp_path / "policy.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"so it answers nothing") as caught:
+        load_policy(tmp_path)
+    assert caught.value.hint == "restore policy.yaml"
 
 
-def test_a_file_is_read(tmp_path):
-    (tmp_path / "policy.yaml").write_text(
-        "min_cohort: 5\nmax_epsilon: 8\nplain_updates: false\nmax_colluders: 2\nmin_honest: 3\nmin_degree: 4\n"
-    )
-    wanted = Policy(min_cohort=5, max_epsilon=8.0, plain_updates=False, max_colluders=2, min_honest=3, min_degree=4)
-    assert load_policy(tmp_path) == wanted
+def test_a_site_that_an_engine_starts_on_one_machine_needs_no_file(tmp_path):
+    assert load_policy(tmp_path, Policy(min_cohort=7)).min_cohort == 7
+    (tmp_path / "policy.yaml").write_text("")
+    with pytest.raises(ConfigError, match="no rule stands"):
+        load_policy(tmp_path, Policy())
+
+
+def test_a_file_is_read_and_what_it_does_not_say_is_careful(tmp_path):
+    said = {"min_cohort": 5, "max_epsilon": 8.0, "max_colluders": 2, "min_honest": 3, "min_degree": 4}
+    (tmp_path / "policy.yaml").write_text("".join(f"{name}: {value}\n" for name, value in said.items()))
+    held = load_policy(tmp_path)
+    assert held.model_fields_set == set(said)
+    careful = {"plain_updates": False, "metrics": "sum", "fewest_patients": 10, "own_data": True, "python": [], "same_versions": True}
+    assert held.model_dump(include=said.keys() | careful.keys()) == said | careful
+
+
+def test_no_loss_of_text_makes_a_hospitals_policy_looser(tmp_path):
+    """Wherever a file was cut off, or a rule was lost: refused, or as careful as before."""
+    text = policy_template(careful=True)
+    (tmp_path / "policy.yaml").write_text(text)
+    whole, read = load_policy(tmp_path), 0
+    for end in range(0, len(text), 7):
+        (tmp_path / "policy.yaml").write_text(text[:end])
+        try:
+            held = load_policy(tmp_path)
+        except ConfigError:
+            continue
+        read += 1
+        other = {name for name, value in held.model_dump().items() if value != getattr(whole, name)}
+        assert other <= {"fewest_patients", "total_delta"}, "a number that was cut within"
+    assert read > 100
+
+
+def test_homes_of_one_person_have_the_rules_of_a_simulation_written_out(tmp_path):
+    acquaint(tmp_path, ("site_1", "server"))
+    held = load_policy(tmp_path / "site_1")
+    assert held.model_dump() == Policy().model_dump()
+    assert held.model_fields_set == {"min_cohort", "plain_updates", "own_data", "metrics", "fewest_patients"}, "what is not as careful"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +252,7 @@ def test_others_must_not_write_the_policy(tmp_path):
 def test_a_policy_in_a_sites_folder_holds_in_a_run_on_one_machine(experiment, tmp_path):
     home = tmp_path / "r" / "sites" / "site_2"
     home.mkdir(parents=True)
-    (home / "policy.yaml").write_text("plain_updates: false\n")
+    insist(home, "plain_updates: false")
     run = experiment(reporters=["jsonl"]).run(tmp_path / "r", report=False)
     assert run.result["survivors"]["1"] == ["site_1", "site_3"]
     assert losses(tmp_path / "r")["site_2"] == "it refused: plain_updates: server would see this site's update"
@@ -294,7 +332,7 @@ def test_sites_hold_a_sum_against_their_own_policies_and_sign_with_their_own_key
     for site, rule in (("site_1", 2), ("site_2", 3)):
         home = tmp_path / "r" / "sites" / site
         home.mkdir(parents=True)
-        (home / "policy.yaml").write_text(f"plain_updates: false\nmax_colluders: {rule}\n")
+        insist(home, f"plain_updates: false\nmax_colluders: {rule}")
     run = experiment(aggregator=ClaimingSum(), reporters=["jsonl"]).run(tmp_path / "r", report=False)
     assert run.result["survivors"]["1"] == ["site_1", "site_3"]
     assert "the sum withstands 2 sites that work with the server, 3 are demanded" in losses(tmp_path / "r")["site_2"]

@@ -12,6 +12,7 @@ from pppml_core.errors import RunFailed
 from pppml_core.federation.resident import Resident
 from pppml_core.federation.site_log import LOG_FILE, OLDER, SIZE, SiteLog
 from pppml_core.registry import Registry
+from pppml_core.testing.policies import insist
 from pppml_core.testing.residents import ENGINE
 
 LINE = {"time": "t", "run": "ab" * 16, "round": 2, "attempt": 1, "stage": "contribute", "kind": "reply", "to": "server", "bytes": 900}
@@ -65,7 +66,7 @@ def test_a_run_as_its_site_sees_it(federation, tmp_path):
 def test_a_refusal_is_a_warning_with_its_reason_and_no_path(federation, tmp_path):
     federation()
     home = tmp_path / "homes" / "site_1"
-    (home / "policy.yaml").write_text("min_cohort: 5\n")
+    insist(home, "min_cohort: 5")
     with pytest.raises(RunFailed, match="site_1"):
         federation("b")
     refused = lines(home)[-1]

@@ -18,6 +18,7 @@ from pppml_core.federation import invitation
 from pppml_core.federation.identity import ROSTER_FILE, new_identity
 from pppml_core.registry import Registry
 from pppml_core.testing import residents
+from pppml_core.testing.policies import insist
 
 PARTIES = ("site_1", "site_2", "site_3", "server")
 PLUGIN = "pppml-secagg-plus"
@@ -67,7 +68,7 @@ def not_installed(homes, patch):
 
 
 def model(homes, patch):
-    (homes / "site_2" / "policy.yaml").write_text(f"models: ['{'1' * 64}']\n")
+    insist(homes / "site_2", f"models: ['{'1' * 64}']")
 
 
 def data(homes, patch):

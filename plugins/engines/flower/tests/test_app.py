@@ -20,6 +20,7 @@ from pppml_core.api import Experiment
 from pppml_core.config import to_plain
 from pppml_core.engines.parties import HOME, HOMES
 from pppml_core.errors import ConfigError, RunFailed
+from pppml_core.testing.policies import insist
 from pppml_flower.at_hand import using
 from pppml_flower.config import FlowerConfig
 from pppml_flower.gate import refusals
@@ -92,7 +93,7 @@ def test_without_a_grid_it_says_how_to_start(tmp_path):
 
 def test_a_site_that_refuses_is_named_with_its_rule(homes, grid_of, tmp_path):
     there = homes(("site_1", "site_2"))
-    (there["site_2"] / "policy.yaml").write_text("plain_updates: false\n")
+    insist(there["site_2"], "plain_updates: false")
     flower = {"use": "flower", "homes": str(there["server"].parent), "poll": 0.01}
     with using(GridPost(grid_of(there))), pytest.raises(RunFailed, match="site_2: it refused: plain_updates"):
         Experiment({**CONFIG, "engine": flower}).run(tmp_path / "run", report=False, reporters=False)
