@@ -2,19 +2,25 @@
 
 Who may call a site could have it say the same as often as they like. So the first of equal words is a line before it leaves, and those that
 follow within a minute are counted and told together.
+
+Lines are signed with the home's key. Where who speaks is a library's process, as NVFlare's client is, a process of pppml's own writes the
+line (:func:`write_apart`, ``python -m pppml_core.engines.words HOME``), and that one alone reads the key.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pppml_core.errors import PppmlError
+from pppml_core.errors import PppmlError, RunFailed
 from pppml_core.federation.audit import Audit
 from pppml_core.federation.identity import load_identity
 
@@ -24,12 +30,38 @@ _EVERY, _APART = 60.0, 64
 _OTHERS = "and others"
 
 
-class Words:
-    """Notes them in the logs of homes."""
+#: seconds for a process of its own to write a line.
+_PATIENCE = 60.0
+#: home, kind, reason, how many, bytes, and the hash where it is one. Raises PppmlError or OSError.
+Write = Callable[[Path, str, str, int, int, str], None]
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._audits: dict[Path, Audit] = {}
+
+def write_here(home: Path, kind: str, reason: str, count: int, size: int, sha256: str) -> None:
+    """A line, written and signed by this process."""
+    Audit(home, load_identity(home)).note_words(kind, reason, count, size, sha256)
+
+
+def write_apart(home: Path, kind: str, reason: str, count: int, size: int, sha256: str) -> None:
+    """A line, written and signed by a process of its own; this one never has the key."""
+    command, line = [sys.executable, "-m", __name__, str(home)], json.dumps([kind, reason, count, size, sha256])
+    try:
+        done = subprocess.run(command, input=line, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except subprocess.SubprocessError as error:
+        raise RunFailed("its line was not written in time", place=str(home)) from error
+    if done.returncode:
+        raise RunFailed(f"its line was not written: {' '.join(done.stderr.split())[-300:]}", place=str(home))
+
+
+class Words:
+    """Notes them in the logs of homes.
+
+    Args:
+        now: a clock, in seconds.
+        write: puts a line on the disk.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, write: Write = write_here) -> None:
+        self._now, self._write_line = now, write
         #: home, kind and reason -> when it was told last, and how many, of how many bytes, were not.
         self._told: dict[tuple[Path, str, str], tuple[float, int, int]] = {}
         self._lock = threading.Lock()
@@ -61,6 +93,19 @@ class Words:
 
     def _write(self, key: tuple[Path, str, str], count: int, size: int, sha256: str) -> None:
         home, kind, reason = key
-        if home not in self._audits:
-            self._audits[home] = Audit(home, load_identity(home))
-        self._audits[home].note_words(kind, reason, count, size, sha256)
+        self._write_line(home, kind, reason, count, size, sha256)
+
+
+def main() -> int:
+    """Write the line that comes in, into the log of HOME."""
+    kind, reason, count, size, sha256 = json.load(sys.stdin)
+    try:
+        write_here(Path(sys.argv[1]), kind, reason, count, size, sha256)
+    except (PppmlError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,6 +67,18 @@ def test_every_pppml_line_is_a_command(lines):
             parsed(inline.replace("\n", " "))
 
 
+def test_a_job_is_submitted_with_options_that_are_there():
+    """As NVFlare's administrator, whose kit no step before makes the one that is taken by itself."""
+    pytest.importorskip("nvflare")
+    (told,) = re.findall(r"`(nvflare job submit [^`]*)`", PAGE)
+    words = shlex.split(told)
+    assert words[3::2] == ["-j", "--startup-kit"]
+    assert words[-1] == yaml.safe_load(re.search(r"^engine: .*environment: prod.*$", PAGE, flags=re.MULTILINE)[0])["engine"]["kit"]
+    done = subprocess.run([BIN / "nvflare", *words[1:3], "--help"], capture_output=True, text=True, check=True, timeout=60)
+    assert "[-j [JOB_FOLDER]]" in done.stdout
+    assert "--startup-kit STARTUP_KIT]" in done.stdout
+
+
 def test_containers_run_commands_that_are_there():
     for path in DEPLOY.rglob("compose.yaml"):
         for service in yaml.safe_load(path.read_text())["services"].values():

@@ -16,6 +16,7 @@ from nvflare.collab.api.context import set_call_context
 from nvflare.collab.api.exceptions import CollabCallError, RunAborted
 
 from pppml_core.engines.parties import HOME, HOMES, acquaint
+from pppml_core.engines.words import Words
 from pppml_core.errors import RunFailed
 from pppml_core.federation.audit import Audit, read_audit
 from pppml_core.federation.identity import Identity, load_identity
@@ -199,7 +200,7 @@ def door(monkeypatch, home):
     """A site's door and how it is called."""
     monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch"))
     made = Door(timeout=1.0, silence=0.0)
-    made._lodging = AtWork()
+    made._lodging, made._words = AtWork(), Words()
 
     def call(request, by=SERVER):
         set_call_context(SimpleNamespace(app=SimpleNamespace(name="a"), caller=by, clients=[]))
@@ -431,6 +432,22 @@ def test_a_loss_is_in_the_audit_log_before_it_leaves(door, home, monkeypatch):
     while not (answer := door(request(b"u" * 16))):
         pass
     assert reason(answer) == "this site cannot write its audit log"
+
+
+def test_nvflares_process_never_reads_the_key(home, monkeypatch):
+    """Another one writes the lines; where it cannot, nothing leaves."""
+    monkeypatch.setattr("pppml_core.engines.words.load_identity", lambda home: pytest.fail("this process read the key"))
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch"))
+    set_call_context(SimpleNamespace(app=SimpleNamespace(name="a"), caller=SERVER, clients=[]))
+    try:
+        answer = Door(1.0, 0.0).answer(b"nonsense")
+        assert reason(answer) == "this is no request"
+        (line,) = read_audit(home, load_identity(home).public)[0]
+        assert (line["reason"], line["sha256"]) == ("this is no request", hashlib.sha256(answer).hexdigest())
+        (home / "identity.key").rename(home / "kept")
+        assert reason(Door(1.0, 0.0).answer(b"nonsense")) == "this site cannot write its audit log"
+    finally:
+        set_call_context(None)
 
 
 def test_a_site_without_a_home_says_only_that_it_has_no_log(door, monkeypatch):

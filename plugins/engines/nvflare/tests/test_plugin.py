@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import threading
 
 import pytest
 
@@ -12,14 +13,15 @@ from pppml_core import cli
 from pppml_core.api import Experiment
 from pppml_core.config import resolve
 from pppml_core.engines.parties import HOME, HOMES, acquaint
-from pppml_core.errors import ConfigError, WireError
+from pppml_core.errors import ConfigError, RunFailed, WireError
 from pppml_core.federation.home import open_home
-from pppml_core.interfaces.engine import Loss, Step, Walk
+from pppml_core.interfaces.engine import Job, Loss, Step, Walk
 from pppml_core.registry import Registry
 from pppml_core.testing.plugin_suite import PluginSuite
 from pppml_core.testing.residents import ResidentsTransport
 from pppml_core.wire.codec import decode, encode
 from pppml_nvflare import conducting
+from pppml_nvflare.bridge import LONGEST, Bridge, serve
 from pppml_nvflare.config import NvflareConfig
 from pppml_nvflare.engine import NvflareEngine
 from pppml_nvflare.forms import read_walk, write_walk
@@ -175,6 +177,10 @@ def test_a_kit_that_admits_only_this_engine(tmp_path):
     assert [part["id"] for part in resources["components"]] == ["process_launcher"]
     assert resources["storage"] == {"root_dir": f"{tmp_path}/s/jobs-storage"}
     check(made)
+    server = kit(tmp_path / "server", "server")
+    admit(server)
+    assert json.loads((server / "local" / "resources.json").read_text())["storage"] == {"root_dir": f"{server}/storage/jobs-storage"}
+    check(server)
     assert command(made, "py")[:4] == ["py", "-u", "-m", "nvflare.private.fed.app.client.client_train"]
     assert command(made, "py")[-4:] == ["secure_train=true", "uid=a", "org=o", "config_folder=config"]
 
@@ -185,14 +191,58 @@ def test_a_kit_that_admits_only_this_engine(tmp_path):
         ({"class_allow_list": list(CLASSES[:-1])}, "class_allow_list lacks pppml_nvflare.site.Door"),
         ({"class_allow_list": None}, "cannot be read"),
         ({"components": DEFAULT["components"], "allow_log_streaming": True}, "logs would be streamed"),
+        ({"storage": DEFAULT["storage"]}, "would keep its jobs in /tmp/nvflare/"),
     ],
 )
 def test_kits_that_are_refused(tmp_path, change, said):
-    made = kit(tmp_path / "kit")
+    made = kit(tmp_path / "kit", "server" if "storage" in change else "client")
     path = admit(made)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ConfigError, match=said):
         check(made)
+
+
+def test_the_bridge_lies_where_a_server_that_was_not_started_here_sees_it(tmp_path, monkeypatch):
+    """A service may have a /tmp of its own; the coordinator's home it has."""
+    made = []
+
+    class Transport:
+        def __init__(self, *given):
+            made.append(given[-1])
+
+        def begin(self):
+            """Nothing."""
+
+    monkeypatch.setattr("pppml_nvflare.engine.NvflareTransport", Transport)
+    acquaint(tmp_path / "homes", ("a", "server"))
+    job = Job(bytes(16), {"run": {"name": "r"}, "training": {"threads": 1}}, tmp_path / "r" / "sites", ("a",), {}, {}, tmp_path / "homes")
+    engine(environment="prod", kit=str(tmp_path), homes=str(tmp_path / "homes"))._begun(job)
+    engine()._begun(job)
+    assert made == [tmp_path / "homes" / "server", None]
+
+
+def test_a_bridge_is_there_until_somebody_has_come(tmp_path):
+    bridge = Bridge(tmp_path)
+    assert bridge.path.is_relative_to(tmp_path)
+    serving = threading.Thread(target=serve, args=(str(bridge.path), lambda asked: Walk("a", b"reply"), lambda: False))
+    serving.start()
+    bridge.await_job(10, str)
+    assert list(tmp_path.iterdir()) == []
+    assert bridge.ask("a", b"x") == b"reply"
+    bridge.close()
+    serving.join(10)
+    assert not serving.is_alive()
+
+
+def test_a_bridge_whose_name_no_socket_may_have(tmp_path):
+    place = tmp_path / ("n" * LONGEST)
+    with pytest.raises(RunFailed, match="cannot be written: No such file"):
+        Bridge(place)
+    place.mkdir()
+    with pytest.raises(RunFailed, match="too long for a socket") as refused:
+        Bridge(place)
+    assert "take a home whose name is" in refused.value.hint
+    assert list(place.iterdir()) == []
 
 
 def test_a_home_is_served_with_its_own_kit_only(tmp_path):
@@ -227,7 +277,7 @@ def test_export(tmp_path, monkeypatch, capsys):
     config = resolve(job / "coordinator/config/pppml.yaml", registry=Registry.discover())
     assert (config.engine.environment, config.engine.homes, config.engine.silence) == ("job", None, 30.0)
     assert str(tmp_path) not in (job / "coordinator/config/pppml.yaml").read_text()
-    assert "nvflare job submit -j pppml-a-study" in (tmp_path / "job/README.md").read_text()
+    assert "nvflare job submit -j pppml-a-study --startup-kit ADMIN_KIT" in (tmp_path / "job/README.md").read_text()
     with pytest.raises(SystemExit) as ended:
         cli.main(["export", "nvflare", "c.yaml", "-o", "job"])
     assert ended.value.code == 2

@@ -18,6 +18,7 @@ from nvflare.collab.api.exceptions import CollabCallError
 
 from pppml_core.api import Experiment
 from pppml_core.engines.parties import HOME, HOMES, acquaint
+from pppml_core.engines.words import Words
 from pppml_core.federation.home import policy_template
 from pppml_core.federation.identity import Identity
 from pppml_core.federation.letter import read_letter, written
@@ -67,7 +68,7 @@ class Federation:
     def __post_init__(self):
         self.doors = {name: Door(20.0, 5.0) for name in self.receive}
         for name, door in self.doors.items():
-            door._lodging = Living(self.receive[name])
+            door._lodging, door._words = Living(self.receive[name]), Words()
 
     def caller(self, party=SERVER):
         return Caller({name: Proxy(self, name, party) for name in self.doors if name != party}, 20.0, 5.0)

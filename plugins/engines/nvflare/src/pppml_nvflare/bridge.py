@@ -6,6 +6,7 @@ frames. Where nobody conducts from outside (an exported job), there is no bridge
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -24,21 +25,39 @@ from pppml_core.wire.codec import decode, encode
 from pppml_nvflare.forms import read_walk, write_walk
 
 _ENDED = "the NVFlare job ended"
+#: bytes that the name of a Unix socket may have everywhere.
+LONGEST = 103
 
 
 class Bridge:
-    """The coordinator's end. It asks as :class:`pppml_nvflare.calls.Caller` does; every loss of the bridge is a loss of the site."""
+    """The coordinator's end. It asks as :class:`pppml_nvflare.calls.Caller` does; every loss of the bridge is a loss of the site.
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="pppml-"))
-        self.path = self._folder / "bridge"
-        self._listening = socket.socket(socket.AF_UNIX)
-        self._listening.bind(str(self.path))
-        self._listening.listen(1)
+    Args:
+        place: folder in which the other end finds it, with its absolute name; default: one for what is in passing, which a server that was
+            started as a service may not see (``PrivateTmp``). Raises RunFailed where it cannot be written, and where its name is longer
+            than that of a socket may be.
+    """
+
+    def __init__(self, place: Path | None = None) -> None:
         self._line: Connection | None = None
         self._waiting: dict[int, Future[bytes]] = {}
         self._number = 0
         self._lock = threading.Lock()
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="nv-", dir=place))
+        except OSError as error:
+            raise RunFailed(f"cannot be written: {error.strerror}", place=str(place)) from error
+        self.path = self._folder / "b"
+        self._listening = socket.socket(socket.AF_UNIX)
+        try:
+            if len(os.fsencode(self.path)) > LONGEST:
+                hint = f"take a home whose name is {len(os.fsencode(self.path)) - LONGEST} bytes shorter"
+                raise RunFailed("this name is too long for a socket, which the operating system bounds", place=str(self.path), hint=hint)
+            self._listening.bind(str(self.path))
+        except BaseException:
+            self.close()
+            raise
+        self._listening.listen(1)
 
     def await_job(self, seconds: float, sign: Callable[[], str]) -> None:
         """Return when the job's server side has come. Raises RunFailed with what ``sign`` says is wrong, or where the time is up."""
@@ -52,6 +71,7 @@ class Bridge:
                 if (wrong := sign()) or time.monotonic() > deadline:
                     raise RunFailed(wrong or f"NVFlare's job did not begin within {seconds:g} seconds", place="nvflare") from None
         arrived.setblocking(True)
+        shutil.rmtree(self._folder, ignore_errors=True)  # whoever it was for is here, and a run that is killed leaves nothing behind
         self._line = Connection(arrived.detach())
         threading.Thread(target=self._listen, args=(self._line,), name="pppml-bridge", daemon=True).start()
 
@@ -148,6 +168,4 @@ def serve(path: str, ask: Callable[[dict[str, Any]], Walk], over: Callable[[], b
 
 
 def _dup(line: Connection) -> int:
-    import os
-
     return os.dup(line.fileno())

@@ -74,8 +74,10 @@ class NvflareEngine(Engine):
         settings = self.config
         parallel = min(settings.parallel or len(job.sites), len(job.sites))
         arguments = {"timeout": settings.timeout, "silence": settings.silence, "parallel": parallel}
+        # A server that was not started here shares this party's home with it, and no more.
+        place = job.home(SERVER).resolve() if settings.kit is not None else None
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(job.config["run"]["name"])).strip("-") or "run"
-        transport = NvflareTransport(f"pppml-{name}", job.sites, arguments, settings.start, parallel, carry, stop)
+        transport = NvflareTransport(f"pppml-{name}", job.sites, arguments, settings.start, parallel, carry, stop, place)
         try:
             transport.begin()
         except BaseException:

@@ -18,9 +18,9 @@ _README = """\
 # {name}: a run of pppml, as an NVFlare job
 
 `{job}` is the job: a few JSON files and the run's configuration. It holds no data, no key and no code; every party runs what it has
-installed. Submit it as an administrator of the federation:
+installed. Submit it as an administrator of the federation, whose startup kit is ADMIN_KIT:
 
-    nvflare job submit -j {job}
+    nvflare job submit -j {job} --startup-kit ADMIN_KIT
 
 Sites (NVFlare clients): {sites}. The server conducts the run; its folder is `runs/{run}` in the coordinator's home, and the result goes
 with NVFlare's job result (`pppml/`). A run that was interrupted goes on when the job is submitted again.

@@ -3,7 +3,8 @@
 ``python -m pppml_nvflare.kits admit KIT`` writes ``KIT/local/resources.json``, where NVFlare reads what the site allows:
 
 - only the classes of this engine, so that no job brings or calls anything else (NVFlare needs no code in a job of pppml);
-- no streaming of the site's logs to the server, which NVFlare 2.9 does unless told not to.
+- no streaming of the site's logs to the server, which NVFlare 2.9 does unless told not to;
+- of a server: that it keeps its jobs in the kit (``KIT/storage``), and not in /tmp, which a service may lose at each start.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pppml_core.errors import ConfigError
 from pppml_nvflare.job import CLASSES
 
 _STREAMERS = ("site_log_streamer",)
+#: where NVFlare has a server keep its jobs.
+_LOST = "/tmp/nvflare/"
 
 
 def role(kit: Path) -> str:
@@ -30,16 +33,15 @@ def role(kit: Path) -> str:
 
 
 def admit(kit: Path, storage: Path | None = None) -> Path:
-    """Write ``local/resources.json``: jobs of pppml, nothing else. ``storage``: where a server keeps its jobs, for other than /tmp."""
+    """Write ``local/resources.json``: jobs of pppml, nothing else. ``storage``: where a server keeps its jobs; default: in the kit."""
     found = role(kit)
     default = kit / "local" / "resources.json.default"
     try:
         text = default.read_text()
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", place=str(default)) from error
-    if storage is not None:
-        text = text.replace('"/tmp/nvflare/', f'"{storage}/')
-    resources = json.loads(text)
+    # Written as JSON writes it: a name may hold what JSON sets apart.
+    resources = json.loads(text.replace(f'"{_LOST}', json.dumps(f"{storage or kit.resolve() / 'storage'}/")[:-1]))
     resources["class_allow_list"], resources["class_list_enforcement_mode"] = list(CLASSES), "enforce"
     if found == "client":
         resources["allow_log_streaming"] = False
@@ -50,13 +52,14 @@ def admit(kit: Path, storage: Path | None = None) -> Path:
 
 
 def check(kit: Path) -> None:
-    """Raise ConfigError where a kit would refuse this engine's jobs, or stream a site's logs to the server."""
+    """Raise ConfigError where a kit would refuse this engine's jobs, stream a site's logs to the server, or lose its jobs."""
     found, path = role(kit), kit / "local" / "resources.json"
     hint = f"python -m pppml_nvflare.kits admit {shlex.quote(str(kit))}"
     if not path.is_file():
         raise ConfigError("this kit does not yet say what it allows", place=str(kit), hint=hint)
     try:
-        resources: dict[str, Any] = json.loads(path.read_text())
+        text = path.read_text()
+        resources: dict[str, Any] = json.loads(text)
         allowed = [*resources["class_allow_list"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"its class_allow_list cannot be read ({type(error).__name__})", place=str(path), hint=hint) from error
@@ -65,6 +68,8 @@ def check(kit: Path) -> None:
     streams = any(part.get("id") in _STREAMERS for part in resources.get("components", []))
     if found == "client" and streams and resources.get("allow_log_streaming", True):
         raise ConfigError("this site's logs would be streamed to NVFlare's server", place=str(path), hint=hint)
+    if found == "server" and f'"{_LOST}' in text:
+        raise ConfigError(f"it would keep its jobs in {_LOST}, which a service loses", place=str(path), hint=hint)
 
 
 def command(kit: Path, python: str = sys.executable) -> list[str]:

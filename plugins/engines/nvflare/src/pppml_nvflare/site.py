@@ -20,7 +20,7 @@ from typing import Any
 
 from nvflare.collab import collab  # type: ignore[import-untyped]
 
-from pppml_core.engines.words import LOSS, Words
+from pppml_core.engines.words import LOSS, Words, write_apart
 from pppml_core.errors import PppmlError, WireError
 from pppml_core.federation.letter import frame_in, letter_in, read_letter
 from pppml_core.interfaces.engine import Loss, Walk
@@ -53,7 +53,7 @@ class Door:
         self.timeout, self.silence = timeout, silence
         self._lodging: Lodging | None = None
         self._lock = threading.Lock()
-        self._words = Words()
+        self._words = Words(write=write_apart)
         self._coordinators, self._others = Works(KEPT), Works(KEPT // 2)
         #: of the last relay of each site that ended here: the hash of the frame it handed on, and what came of it.
         self._ended: dict[str, tuple[str, Walk]] = {}

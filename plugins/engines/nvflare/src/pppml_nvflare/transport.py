@@ -40,6 +40,7 @@ class NvflareTransport:
         parallel: sites asked at once.
         carry: starts what carries a job.
         stop: ends what was started for the jobs, when there are none any more.
+        place: of the bridge, see there.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class NvflareTransport:
         parallel: int,
         carry: Callable[[Path], Carrier],
         stop: Callable[[], None] = lambda: None,
+        place: Path | None = None,
     ) -> None:
         self.parallel = parallel
         self._delivery = Delivery(lambda site, frame: self._ask(site, frame), parallel)
         self._name, self._sites, self._arguments, self._start, self._carry, self._stop = name, tuple(sites), arguments, start, carry, stop
+        self._place = place
         self._bridge: Bridge | None = None
         self._carrier: Carrier | None = None
         self._jobs = 0
@@ -67,7 +70,7 @@ class NvflareTransport:
     def begin(self) -> None:
         """Bring a job up. Raises RunFailed with what NVFlare says."""
         self._end()
-        bridge = self._bridge = Bridge()
+        bridge = self._bridge = Bridge(self._place)
         folder = Path(tempfile.mkdtemp(prefix="pppml-"))
         try:
             arguments = {**self._arguments, "bridge": str(bridge.path)}
