@@ -182,6 +182,7 @@ class Resident:
         asked = read_invitation(message, open_home(self.home.folder).pinned)
         lives = self._lives.of(asked.run, self._stands()) is not None
         if lives and self._invitation(asked.run) == letter.frame:
+            self._refuse_gone(asked.run)
             check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
             return None
         try:

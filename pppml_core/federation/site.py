@@ -244,6 +244,8 @@ class Site:
         return values
 
     def _evaluate(self, message: Message) -> Body:
+        if self._open and message.round < self._open["round"]:  # recorded, perhaps: its model would take the place of the open attempt's
+            raise WireError(f"round {message.round} is over at this site", place=self.name)
         weights = self._model(message)
         if weights is None:
             return {"needs_weights": True}

@@ -204,6 +204,22 @@ def test_a_recorded_hello_or_invitation_ends_no_attempt(made: Callable[..., At])
     assert at.first_stage().kind == "reply"
 
 
+def test_a_recorded_question_for_scores_takes_no_model_away(made: Callable[..., At]) -> None:
+    """A process holds two models; those of earlier rounds, handed in again, would leave no room for that of the open attempt."""
+    at = made(rounds=4)
+    at.invite(SITE)
+    told = {"state": 0, "splits": ["validation"], "final": False}
+    recorded = []
+    for round in (1, 2):
+        weights = at.moved(round)
+        recorded.append(at.letter("evaluate", "evaluate", {**told, "sha256": sha256_of(weights), "weights": weights}, (round, 1)))
+        assert at.hand(recorded[-1]).kind == "reply"
+    assert at.open(SITE, 3).kind == "reply"
+    for letter in recorded:
+        assert "is over" in at.hand(letter).body["reason"]
+    assert at.ask(SITE, "session", "ring", {}, 3).kind == "reply"
+
+
 def test_a_run_that_is_begun_anew_gives_up_its_attempt_once(made: Callable[..., At]) -> None:
     at = made()
     first, second = (at.letter("hello", "hello", {"start": start}) for start in (FIRST, SECOND))
