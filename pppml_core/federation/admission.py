@@ -200,8 +200,9 @@ def _own_data(case: Case) -> str | None:
     for place, text in _texts(case.asked.config):
         if place == "task.path" and named:
             continue  # this site's own is laid over it
-        if place in ("task.path", "training.init") or names_a_place(text):
-            return f"{place} is a path on this machine, and only site.yaml may name one"
+        # Also a folder below the one this process was started in; so no name of anything else may hold a separator.
+        if place in ("task.path", "training.init") or names_a_place(text) or {"/", "\\"} & set(text):
+            return f"{place} is a path on this machine, or reads like one, and only site.yaml may name one"
     return None
 
 

@@ -21,14 +21,14 @@ from pppml_core.config import to_plain
 from pppml_core.discovery import from_objects
 from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation import resident as resident_module
-from pppml_core.federation.admission import model_hash
+from pppml_core.federation.admission import Case, _own_data, model_hash
 from pppml_core.federation.assembly import Assembly
 from pppml_core.federation.code import code_of_run
 from pppml_core.federation.home import policy_template
 from pppml_core.federation.identity import load_identity, load_roster, new_identity, statement
 from pppml_core.federation.invitation import JOIN, Invitation, invitation_to
 from pppml_core.federation.letter import written
-from pppml_core.federation.policy import Policy
+from pppml_core.federation.policy import Policy, load_policy
 from pppml_core.federation.resident import Resident
 from pppml_core.federation.site_ledger import read_account
 from pppml_core.federation.timetable import Rounds
@@ -496,13 +496,13 @@ LIES: dict[str, tuple[Callable[[Invitation], Invitation], dict[str, Any], str, s
         lambda a: _config(a, task={"use": "image-set", "path": "/data/of/another/study"}),
         {},
         "own_data",
-        "task.path is a path on this machine",
+        "task.path is a path on this machine, or reads like one",
     ),
     "weights on this machine": (
         lambda a: _config(a, training={**a.config["training"], "init": "some.safetensors"}),
         {},
         "own_data",
-        "training.init is a path on this machine",
+        "training.init is a path on this machine, or reads like one",
     ),
     "own code in short": (
         lambda a: replace(a, config={**a.config, "model": "pppml_core.builtin.tiny:TinyNet"}),
@@ -533,6 +533,22 @@ def test_own_data_are_those_that_the_site_names(hospital: Hospital) -> None:
     hospital.insist("own_data: false")
     (hospital.home / "site.yaml").write_text("")
     assert not hospital.ask(pointing).body["reason"].startswith("own_data: ")
+
+
+@pytest.mark.parametrize("text", ["a/b", "runs/abc/model", "weights\\model", "$HOME/x", "/srv/x", "~root", "../x", "https://example.org/x"])
+def test_no_text_of_a_run_names_a_place_of_this_machine(hospital: Hospital, text: str) -> None:
+    hospital.insist("")
+    naming = _config(invitation(), model={"use": "tiny-net", "width": 8, "weights": text})
+    assert _own_data(Case(hospital.resident.home, load_policy(hospital.home), naming, hospital.resident._account)) == (
+        "model.weights is a path on this machine, or reads like one, and only site.yaml may name one"
+    )
+
+
+@pytest.mark.parametrize("text", ["tiny-net", "pppml_core.builtin.tiny:TinyNet", "0.5", "benign or malignant", ""])
+def test_other_texts_are_no_places(hospital: Hospital, text: str) -> None:
+    hospital.insist("")
+    naming = _config(invitation(), model={"use": text})
+    assert _own_data(Case(hospital.resident.home, load_policy(hospital.home), naming, hospital.resident._account)) is None
 
 
 def test_another_version_may_be_let_in(hospital: Hospital) -> None:
