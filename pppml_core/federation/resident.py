@@ -8,7 +8,6 @@ record on the disk makes it refuse that attempt: no mask and no noise is ever us
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -25,10 +24,10 @@ from pppml_core.federation.admission import Case, about_run, after_code, before_
 from pppml_core.federation.audit import Audit, Strangers
 from pppml_core.federation.chain import ChainBroken
 from pppml_core.federation.checks import own_misfits
-from pppml_core.federation.files import write_atomic
 from pppml_core.federation.home import open_home
 from pppml_core.federation.identity import ROSTER_FILE, load_identity, load_roster
 from pppml_core.federation.invitation import JOIN, Invitation, read_invitation
+from pppml_core.federation.joined import Joined
 from pppml_core.federation.letter import Letter, frame_in, read_letter, written
 from pppml_core.federation.lives import Life, Lives
 from pppml_core.federation.own_parts import own_parts
@@ -36,7 +35,7 @@ from pppml_core.federation.pace import Pace, Steps
 from pppml_core.federation.policy import POLICY_FILE, load_policy
 from pppml_core.federation.reason import reason_of
 from pppml_core.federation.site import Site
-from pppml_core.federation.site_file import SITE_FILE, load_site_file
+from pppml_core.federation.site_file import SITE_FILE
 from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.site_ledger import Account
 from pppml_core.federation.site_log import SiteLog
@@ -47,9 +46,6 @@ from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message, encode_message
 from pppml_core.wire.messages import SERVER, Body, Message
 
-INVITATION = "invitation"
-#: in a run's folder: what site.yaml said of this site's data when it joined.
-OWN = "own"
 _NO_AUDIT = "this site cannot write its audit log"
 _STRANGER = "this site answers letters that its pinned coordinator signed, and no others (pppml site show, pppml site trust)"
 _TOO_FAST = "this site was asked too often; it answers again in a while"
@@ -180,8 +176,8 @@ class Resident:
         if letter.signer != SERVER or message.sender != SERVER:
             raise WireError("only the coordinator invites", place=self.home.name)
         asked = read_invitation(message, open_home(self.home.folder).pinned)
-        lives = self._lives.of(asked.run, self._stands()) is not None
-        if lives and self._invitation(asked.run) == letter.frame:
+        joined, lives = self._joined(asked.run), self._lives.of(asked.run, self._stands()) is not None
+        if lives and joined.invitation() == letter.frame:
             self._refuse_gone(asked.run)
             check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
             return None
@@ -190,34 +186,14 @@ class Resident:
         except ChainBroken as error:
             raise PolicyRefusal(f"total_epsilon: this site's account cannot be relied on: {error.message}") from error
         self._refuse_gone(asked.run)
-        self._refuse_other(asked)
-        self._refuse_other_data(asked.run)
+        joined.refuse_other(asked)
+        joined.refuse_other_data()
         check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
         self._lives.refuse_full(asked.run, time.monotonic())
         case = self._admit(asked, letter.frame)
         if not lives:  # what a site is in never ends by an invitation
             self._live(case)
         return about_run(case)
-
-    def _refuse_other(self, asked: Invitation) -> None:
-        """Raise PolicyRefusal where this site has joined the run, and was asked for something else then."""
-        if (frame := self._invitation(asked.run)) is None:
-            return
-        held = decode_message(frame).body
-        now = {"config": asked.config, "sites": list(asked.sites), "sizes": asked.sizes, "terms": asked.terms}
-        if other := [name for name, value in now.items() if held.get(name) != value]:
-            raise PolicyRefusal(f"joined: this site joined this run with another {' and '.join(other)}")
-
-    def _refuse_other_data(self, run: bytes) -> None:
-        """Raise PolicyRefusal where this site has joined the run with other data or other settings of its own: that is another run."""
-        folder = self._folder(run)
-        if (folder / INVITATION).exists() and not ((folder / OWN).exists() and (folder / OWN).read_bytes() == self._own()):
-            text = "joined: data or task in this site's site.yaml are not what they were when it joined this run"
-            raise PolicyRefusal(text, hint="put them back, or begin a new run")
-
-    def _own(self) -> bytes:
-        own = load_site_file(self.home.folder)
-        return json.dumps({"data": own.data, "task": own.task}, sort_keys=True, default=str).encode()
 
     def _check_time(self, message: Message) -> None:
         """Raise PolicyRefusal where a round begins, or scores are asked for, at another time than this site works."""
@@ -242,10 +218,10 @@ class Resident:
             torch.set_num_threads(life.threads)
             return life.site
         self._refuse_gone(run)
-        if (frame := self._invitation(run)) is None:
+        if (frame := self._joined(run).invitation()) is None:
             raise WireError("this site has not joined this run", place=self.home.name)
         self._lives.refuse_full(run, now)
-        self._refuse_other_data(run)
+        self._joined(run).refuse_other_data()
         return self._live(self._admit(read_invitation(decode_message(frame), open_home(self.home.folder).pinned)))
 
     def _refuse_gone(self, run: bytes) -> None:
@@ -254,8 +230,7 @@ class Resident:
         With it went the record of attempts and releases, and the noise that was drawn: to begin anew under the same name would answer
         again, with other noise, and the account would count it once.
         """
-        folder = self._folder(run)
-        if not ((folder / INVITATION).exists() and (folder / self.home.name).is_dir()) and self._account.holds(run):
+        if not self._joined(run).whole() and self._account.holds(run):
             raise PolicyRefusal("joined: what this site held of this run is gone, so it takes part in it no more; begin a new run")
         refuse_older(self.home.folder, self.home.name, self._identity.public, run)
 
@@ -263,29 +238,27 @@ class Resident:
         """Check the invitation, build the run's parts, enter the run into this site's account. The policy is read anew: it may have
         changed. ``frame``: of an invitation that is not kept yet.
         """
-        stands, own = self._stands(), self._own()
+        joined, stands = self._joined(asked.run), self._stands()
+        own = joined.own()
         home, policy = open_home(self.home.folder), load_policy(self.home.folder)
         case = Case(home, policy, asked, self._account, standing=stands)
         before_code(case)
         registry = Registry.discover()
         before_building(case, registry)
-        job = Job(asked.run, asked.config, self._folder(asked.run), asked.sites, asked.sizes, {}, {home.name: home.folder})
+        job = Job(asked.run, asked.config, joined.folder, asked.sites, asked.sizes, {}, {home.name: home.folder})
         host = SiteHost(replace(job, parts=own_parts(job, home.name, registry)))
         after_code(case, host)
         if wrong := own_misfits(host.assembly, home.name, host.privacy):
             raise DataError("; ".join(wrong), place=home.name)
         if frame:
             # Before the account: a run that is entered and not held is one that was lost (`_refuse_gone`).
-            for folder in (self._folder(asked.run).parent, self._folder(asked.run), self._folder(asked.run) / home.name):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            write_atomic(self._folder(asked.run) / OWN, own)
-            write_atomic(self._folder(asked.run) / INVITATION, frame)
+            joined.keep(frame, own)
         try:
             lines = self._audit.count() if self._audit is not None else 0
             self._account.reserve(asked.run, case.claim, case.limits, about_run(case), lines)
         except PolicyRefusal:
             if not self._account.holds(asked.run):
-                (self._folder(asked.run) / INVITATION).unlink(missing_ok=True)
+                joined.drop()
             raise
         return case
 
@@ -303,15 +276,8 @@ class Resident:
     def _stands(self) -> tuple[bytes, ...]:
         return tuple(_bytes_of(self.home.folder / name) for name in (POLICY_FILE, ROSTER_FILE, SITE_FILE))
 
-    def _invitation(self, run: bytes) -> bytes | None:
-        """The one that this site accepted; None where it has not joined."""
-        try:
-            return (self._folder(run) / INVITATION).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def _folder(self, run: bytes) -> Path:
-        return self.home.folder / "runs" / run.hex()
+    def _joined(self, run: bytes) -> Joined:
+        return Joined(self.home.folder, self.home.name, run)
 
     def _reply(self, message: Message, kind: str, body: Body) -> bytes:
         return encode_message(Message(message.run, message.round, message.attempt, kind, message.stage, self.home.name, SERVER, body))
