@@ -212,9 +212,9 @@ class Conductor:
             summed = hold_session(server, session, "metrics", ctx, about)
             if not session.repeatable:
                 server.keep_sum(which, round, weights, summed)
-                server.state.scored = list(summed.survivors)
+                server.state.scored = server.state.scored or list(summed.survivors)
         else:
-            server.state.scored = list(summed.survivors)
+            server.state.scored = server.state.scored or list(summed.survivors)
         return evaluation.from_sum(summed.total, self._spec, splits, kinds), summed.survivors
 
     def _checkpoint(self, round: int) -> None:
