@@ -79,7 +79,7 @@ class Directory:
         self.nodes: dict[str, int] = {}
         #: nodes that are connected, as of the last look.
         self.online: set[int] = set()
-        #: nodes that were asked; letter -> node and nonce.
+        #: nodes that were asked; id of the message -> node and nonce.
         self._asked: set[int] = set()
         self._open: dict[str, tuple[int, bytes]] = {}
         #: what nodes answered that are none of the sites, for people.
@@ -112,14 +112,14 @@ class Directory:
     def _ask(self) -> None:
         for node in sorted(self.online - self._asked):
             nonce = entropy(_NONCE)
-            letter = self._post.push(node, CHALLENGE, challenge_to(node, self._run, nonce, self._identity), self._ttl)
-            if letter is not None:
+            message_id = self._post.push(node, CHALLENGE, challenge_to(node, self._run, nonce, self._identity), self._ttl)
+            if message_id is not None:
                 self._asked.add(node)
-                self._open[letter] = node, nonce
+                self._open[message_id] = node, nonce
 
     def _listen(self) -> None:
-        for letter, kind, data in self._post.pull(list(self._open)):
-            if (asked := self._open.pop(letter, None)) is None:
+        for message_id, kind, data in self._post.pull(list(self._open)):
+            if (asked := self._open.pop(message_id, None)) is None:
                 continue
             node, nonce = asked
             try:

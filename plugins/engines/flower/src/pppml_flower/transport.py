@@ -10,9 +10,9 @@ from pppml_core.interfaces.engine import Loss
 from pppml_flower.introduction import Directory
 from pppml_flower.post import FRAME, Answer, Post
 
-#: seconds a letter outlives its deadline: what comes later is nobody's, and the SuperLink need not keep it.
+#: seconds a message outlives its deadline: what comes later is nobody's, and the SuperLink need not keep it.
 MARGIN = 60.0
-#: letters asked for at once: so many answers are in memory.
+#: messages asked for at once: so many answers are in memory.
 _TOGETHER = 4
 
 
@@ -41,22 +41,22 @@ class FlowerTransport:
                 yield site, Loss("its node is not connected", handed=False)
                 continue
             try:
-                letter = self._post.push(node, FRAME, frame, self._timeout + MARGIN)
+                message_id = self._post.push(node, FRAME, frame, self._timeout + MARGIN)
             except Exception as error:
-                # Whatever Flower's client raises when the SuperLink is away or slow: the letter may have been taken.
+                # Whatever Flower's client raises when the SuperLink is away or slow: the message may have been taken.
                 yield site, Loss(f"the request could not be handed over: {type(error).__name__}", handed=True)
                 continue
-            if letter is None:
+            if message_id is None:
                 yield site, Loss("the SuperLink did not take the request", handed=False)
                 continue
-            waiting[letter] = site, time.monotonic() + self._timeout
+            waiting[message_id] = site, time.monotonic() + self._timeout
         while waiting:
-            for letter, kind, data in self._pull(list(waiting)):
-                if (found := waiting.pop(letter, None)) is not None:  # else late, or a second time
+            for message_id, kind, data in self._pull(list(waiting)):
+                if (found := waiting.pop(message_id, None)) is not None:  # else late, or a second time
                     yield found[0], _reply(kind, data)
-            over = [letter for letter, (_, deadline) in waiting.items() if time.monotonic() >= deadline]
-            for letter in over:
-                yield waiting.pop(letter)[0], Loss(f"no answer within {self._timeout:g} seconds", handed=True)
+            over = [message_id for message_id, (_, deadline) in waiting.items() if time.monotonic() >= deadline]
+            for message_id in over:
+                yield waiting.pop(message_id)[0], Loss(f"no answer within {self._timeout:g} seconds", handed=True)
             if waiting:
                 time.sleep(self._poll)
 
@@ -69,10 +69,10 @@ class FlowerTransport:
         except Exception:
             pass
 
-    def _pull(self, letters: list[str]) -> Iterator[Answer]:
-        for start in range(0, len(letters), _TOGETHER):
+    def _pull(self, message_ids: list[str]) -> Iterator[Answer]:
+        for start in range(0, len(message_ids), _TOGETHER):
             try:
-                yield from self._post.pull(letters[start : start + _TOGETHER])
+                yield from self._post.pull(message_ids[start : start + _TOGETHER])
             except Exception:
                 # The SuperLink is away or busy; it keeps the answers, and until the deadline it may come back.
                 return
