@@ -75,7 +75,7 @@ def test_the_same_where_an_answer_is_lost(tmp_path, federation, aggregator):
 @installed("pppml_cyclic_he", "pppml_he_tenseal", "tenseal")
 def test_a_ring_goes_from_site_to_site(tmp_path, federation):
     """That of updates, and that of scores."""
-    sums = {"run": {"rounds": 2, "seed": 3, "name": "ring", "metrics": "sum"}}
+    sums = {"run": {"rounds": 1, "seed": 3, "name": "ring", "metrics": "sum"}}
     ours = run(tmp_path / "ours", {"use": "nvflare", "topology": "p2p"}, "cyclic-he", **sums)
     theirs = run(tmp_path / "theirs", "local", "cyclic-he", **sums)
     same(ours, theirs)
