@@ -254,7 +254,7 @@ FAR_KILLS: dict[str, dict[str, dict[str, Ends]]] = {
     },
     "flower": {
         "plain": {"contribute": B},
-        "secagg-plus": {"share": B, "mask": B, "unmask": W},
+        "secagg-plus": {"share": B, "mask": B},
         "cyclic-he": {"ring-1": Ends.AGAIN_WITHOUT},
     },
 }

@@ -28,7 +28,7 @@ def test_a_site_is_killed_at_every_stage(check_rounds, tmp_path, sum):
     rounds = {1: greeting, **{round: [row] for round, row in enumerate((r for r in rows if r.stage != "hello"), 2)}}
     everyone = sites(SITES[sum])
     strikes = [{"site": s, "stage": "hello", "round": 0, "do": MOMENTS[row.moment]} for s, row in zip(everyone, greeting, strict=False)]
-    struck = {round: struck_by(row, round) for round, (row, *_) in rounds.items() if round > 1}
+    struck = {round: struck_by(held[0], round) for round, held in rounds.items() if round > 1}
     strikes += [
         {"site": struck[round], "stage": rounds[round][0].stage, "round": round, "attempt": 1, "do": MOMENTS[rounds[round][0].moment]}
         for round in struck
