@@ -37,7 +37,8 @@ def init(home: Path, name: str) -> None:
     \b
       pppml site init --home ~/pppml --name clinic_a
 
-    identity.key is secret: back it up, give it to nobody. identity.pub is for the other parties.
+    identity.key is secret: back it up, give it to nobody. identity.pub is for the other parties. Every rule stands in policy.yaml, with
+    what it means; a site whose policy.yaml lacks one answers nothing.
     """  # noqa: D301
     from pppml_core.federation.home import init_home
     from pppml_core.federation.identity import fingerprint

@@ -23,15 +23,15 @@ from pppml_core.federation.identity import (
     pin,
     read_card,
 )
-from pppml_core.federation.policy import POLICY_FILE, Policy, careful_value, example
+from pppml_core.federation.policy import POLICY_FILE, UNSTATED, Policy, careful_value, example
 from pppml_core.federation.site_file import SITE_FILE, site_template
 from pppml_core.federation.witnesses import begin_logs
 from pppml_core.wire.messages import SERVER
 
 _HEAD = """\
-# What this site insists on. It stays here and no server can change it: a run that breaks a rule is refused before any training. Lines that
-# begin with # are not in force; take away the # to set that rule. A rule that stands here no more has its careful value again, and without
-# this file the site answers nothing. docs/policy.md explains each.
+# What this site insists on. It stays here and no server can change it: a run that breaks a rule is refused before any training. Every rule
+# stands here, also one that asks nothing (null): where one is missing, or all are, the site answers nothing, so that no text which is lost
+# loosens a rule. Leave the last line the last. docs/policy.md explains each.
 """
 
 
@@ -109,15 +109,14 @@ def check_fingerprint(public: bytes, told: str) -> None:
 
 
 def policy_template(*, careful: bool = False) -> str:
-    """``policy.yaml`` with every rule explained. ``careful``: what a hospital begins with is in force; else what suits a simulation, in
-    which one person runs all parties.
+    """``policy.yaml``: every rule, explained. ``careful``: as a hospital begins; else as suits a simulation, in which one person runs all
+    parties.
     """
     text = _HEAD
     for name, field in Policy.model_fields.items():
-        begins = careful_value(name)
-        in_force = begins is not None if careful else begins not in (None, field.default)
-        shown = field.default if in_force and not careful else begins if begins is not None else example(name)
-        text += f"\n# {field.description}\n{'' if in_force else '# '}{name}: {json.dumps(shown)}\n"
+        value = careful_value(name) if careful else None if name in UNSTATED else field.default
+        shown = f"\n# for example {name}: {json.dumps(example(name))}" if example(name) is not None else ""
+        text += f"\n# {field.description}{shown}\n{name}: {json.dumps(value)}\n"
     return text
 
 

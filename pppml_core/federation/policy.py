@@ -1,8 +1,9 @@
 """A site's own policy: what it insists on, held in its home as ``policy.yaml``, a map of the settings of :class:`Policy`.
 
-A home with that file is a hospital's: what it does not say has the careful value, and without it nothing is answered. A site that an
-engine starts on one machine needs none: there the defaults hold, which suit a simulation. What the rules say of a run is in :mod:`.rules`,
-when they are asked in :mod:`.admission`.
+The file names every rule, also those that ask nothing (``null``): where one is missing nothing is answered, so no text that is lost
+loosens a rule. Without the file a site that lives by itself answers nothing either. One that an engine starts on one machine needs none:
+there the defaults hold, which suit a simulation. What the rules say of a run is in :mod:`.rules`, when they are asked in
+:mod:`.admission`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pppml_core.federation.rules import TERMS
 from pppml_core.interfaces.privacy import Placement
 
 POLICY_FILE = "policy.yaml"
+#: rules whose default is only assumed, and demanded where somebody states it.
+UNSTATED = ("max_colluders",)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _HOURS = r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
 
@@ -41,7 +44,7 @@ class Pin(BaseModel):
 
 
 def rule(default: Any, description: str, *, careful: Any = None, example: Any = None, **limits: Any) -> Any:
-    """A rule: its default, which suits a simulation; what it is where a file does not say it (None: the default); what may stand there."""
+    """A rule: its default, which suits a simulation; what a hospital begins with (None: it asks nothing); what may stand there then."""
     return Field(default, description=description, json_schema_extra={"careful": careful, "example": example}, **limits)
 
 
@@ -49,7 +52,8 @@ class Policy(BaseModel):
     """What a site insists on, held locally; the server cannot change it.
 
     The defaults accept everything a configuration may say, but for code that nobody named here (``python``) and weights that look made to
-    read images. In a home's file what is not said is :data:`CAREFUL`. docs/policy.md has a page on each.
+    read images. A home's file names every rule. The last one is a yes or no, of which no part is another value: it ends what
+    `pppml site init` writes. docs/policy.md has a page on each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +62,10 @@ class Policy(BaseModel):
     min_cohort: int = rule(1, "fewest sites of a round, and of a sum, this site takes part in", careful=3, ge=1)
     plain_updates: bool = rule(True, "whether anybody may see this site's own update", careful=False)
     max_colluders: int = rule(
-        1, "how many other sites may work with the server without learning this site's update from a secure sum", careful=1, ge=0
+        1,
+        "how many other sites may work with the server without learning this site's update from a secure sum; null: 1 unless plain_updates",
+        careful=1,
+        ge=0,
     )
     min_honest: int = rule(2, "fewest sites besides those whose updates must be mixed", careful=2, ge=2)
     min_degree: int = rule(2, "fewest neighbours on a sparse graph of masks", careful=2, ge=1)
@@ -115,14 +122,22 @@ class Policy(BaseModel):
     )
 
     # -- what a round may do
-    vet_weights: bool = rule(True, "whether weights are refused that no training makes, but a server that reads images does", careful=True)
-    record_secrets: bool = rule(
-        False, "whether this site's keys and updates may be written down for experiments (run.transcript: secrets)", careful=False
-    )
     hours: str | None = rule(
         None, "when this site joins runs and begins rounds, local time, from-to; null: always", example="07:00-19:00", pattern=_HOURS
     )
     max_rounds_per_day: int | None = rule(None, "most rounds this site begins in a day, all runs together; null: any", example=100, ge=1)
+    vet_weights: bool = rule(True, "whether weights are refused that no training makes, but a server that reads images does", careful=True)
+    record_secrets: bool = rule(
+        False, "whether this site's keys and updates may be written down for experiments (run.transcript: secrets)", careful=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unstated(cls, said: Any) -> Any:
+        """Null is as if it were not said, where that differs from the default said out loud (see ``rules``)."""
+        if not isinstance(said, Mapping):
+            return said
+        return {name: value for name, value in said.items() if value is not None or name not in UNSTATED}
 
     @field_validator("hours")
     @classmethod
@@ -139,12 +154,12 @@ class Policy(BaseModel):
 
 
 def careful_value(name: str) -> Any:
-    """What a rule is where a home's file does not say it, and `pppml site init` begins with; None: it is not in force."""
+    """What `pppml site init` begins with; None: the rule asks nothing."""
     return _shown(name)["careful"]
 
 
 def example(name: str) -> Any:
-    """What may stand there, of a rule that is not in force by itself."""
+    """What may stand there, of a rule that asks nothing in a hospital's first file."""
     return _shown(name)["example"]
 
 
@@ -154,9 +169,6 @@ def _shown(name: str) -> dict[str, Any]:
     return shown
 
 
-#: a file that says nothing; so nothing of it counts as said (``model_fields_set``).
-CAREFUL = Policy.model_construct(set(), **{name: careful_value(name) for name in Policy.model_fields if careful_value(name) is not None})
-
 #: rules that are asked when a site is invited, and which a site that an engine starts on one machine is not.
 WHEN_INVITED = ("components", "code", "models", "total_epsilon", "hours", "max_rounds_per_day")
 
@@ -165,13 +177,13 @@ def refuse_unheld(policy: Policy, home: Path) -> None:
     """Raise ConfigError where a site that nobody invites has rules that only an invited one holds: a rule is held or it is told."""
     if unheld := [name for name in WHEN_INVITED if getattr(policy, name) is not None]:
         text = f"{', '.join(unheld)}: only a site that lives by itself holds these rules, with an engine for real sites"
-        raise ConfigError(text, place=str(home / POLICY_FILE), hint="take them out for runs on one machine")
+        raise ConfigError(text, place=str(home / POLICY_FILE), hint="set them to null for runs on one machine")
 
 
 def load_policy(home: Path, otherwise: Policy | None = None) -> Policy:
-    """The policy of a home: what ``policy.yaml`` says, and :data:`CAREFUL` for the rest. Raises ConfigError that names line and remedy.
+    """The policy of a home, ``policy.yaml``. Raises ConfigError that names line and remedy, also where it does not name every rule.
 
-    ``otherwise``: that of a home without the file, where there may be one. An empty file is none that anybody wrote.
+    ``otherwise``: that of a home without the file, where there may be one.
     """
     path = home / POLICY_FILE
     if misspelt := next((p for p in (home / "policy.yml", home / "policy.json") if os.path.lexists(p)), None):
@@ -216,6 +228,11 @@ def _read(path: Path) -> Policy:
             raise ConfigError(f"unknown rule {name!r}", place=place, hint=hint) from error
         told = f"{first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r:.80}"
         raise ConfigError(told, place=place, hint=f"{name}: {Policy.model_fields[name].description}") from error
-    if not said.model_fields_set:
+    missing = [name for name in Policy.model_fields if name not in document.data]
+    if len(missing) == len(Policy.model_fields):
         raise ConfigError("no rule stands in the policy of this site, so it answers nothing", place=str(path), hint=_RESTORE)
-    return CAREFUL.model_copy(update={name: getattr(said, name) for name in said.model_fields_set})
+    if missing:
+        which = f"rule {missing[0]} does" if len(missing) == 1 else f"rules {', '.join(missing)} do"
+        hint = f"{_RESTORE}, or add what is missing: `pppml site init` in an empty folder shows all rules with what they mean"
+        raise ConfigError(f"{which} not stand in {POLICY_FILE}, so this site answers nothing", place=str(path), hint=hint)
+    return said

@@ -71,8 +71,8 @@ def _roster(folder: Path) -> str:
 
 
 def _policy(folder: Path) -> str:
-    held = sorted(load_policy(folder).model_fields_set)
-    return f"{len(held)} rules in it: {', '.join(held)}; every other one has its careful value"
+    idle = [name for name, value in load_policy(folder) if value is None]
+    return f"every rule stands in it{'; null, so nothing is asked: ' if idle else ''}{', '.join(idle)}"
 
 
 def _site_file(folder: Path) -> str:

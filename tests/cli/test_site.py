@@ -17,6 +17,7 @@ from pppml_core import cli
 from pppml_core.federation.home import policy_template
 from pppml_core.federation.identity import fingerprint, load_identity, load_roster
 from pppml_core.federation.policy import Policy, load_policy
+from pppml_core.testing.policies import insist
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "identities.md"
 
@@ -64,7 +65,7 @@ def test_init_keeps_what_is_there(pppml: Go, tmp_path: Path) -> None:
     assert "there is a home already" in err
     # Interrupted after the key was made: the same call finishes it, with the same key and the edited policy.
     (tmp_path / "a/identity.pub").unlink()
-    (tmp_path / "a/policy.yaml").write_text("min_cohort: 4\n")
+    insist(tmp_path / "a", "min_cohort: 4", careful=True)
     code, _, err = pppml("site show --home a")
     assert code == 2
     assert "the home is not finished" in err
@@ -97,12 +98,13 @@ def test_the_template_of_a_policy_names_every_rule(tmp_path: Path, careful: bool
     choices = {name: field.json_schema_extra["careful"] for name, field in Policy.model_fields.items()}
     in_force = {name: value for name, value in choices.items() if value is not None}
     assert held.model_dump() == Policy(**(in_force if careful else {})).model_dump()
-    looser = {name for name, value in in_force.items() if value != Policy.model_fields[name].default}
-    assert held.model_fields_set == (set(in_force) if careful else looser)
+    assert held.model_fields_set == set(Policy.model_fields) - (set() if careful else {"max_colluders"})
     may_be_null = {name for name, field in Policy.model_fields.items() if field.default is None}
     assert may_be_null == set(Policy.model_fields) - set(in_force), "what no hospital can do without has a value"
-    (tmp_path / "policy.yaml").write_text(re.sub(r"^# (\w+: \S.*)$", r"\1", text, flags=re.MULTILINE))
-    assert load_policy(tmp_path).model_fields_set == set(Policy.model_fields), "every line can be put in force as it stands"
+    shown = yaml.safe_load("\n".join(re.findall(r"^# for example (.*)$", text, re.MULTILINE)))
+    assert set(shown) == may_be_null
+    insist(tmp_path, yaml.safe_dump(shown), careful=careful)
+    assert load_policy(tmp_path).model_dump(mode="json", exclude_none=True, include=set(shown)) == shown, "what is shown can stand there"
 
 
 def test_show_prints_who_this_is_and_whom_it_trusts(pppml: Go, tmp_path: Path) -> None:
@@ -215,5 +217,5 @@ def test_the_page_does_what_it_says(pppml: Go, tmp_path: Path) -> None:
     assert all(set(roster) == {"clinic_north", "clinic_south", "clinic_east", "server"} for roster in rosters.values())
     assert len({json.dumps({k: v.hex() for k, v in sorted(roster.items())}) for roster in rosters.values()}) == 1, "all trust the same keys"
     (policy,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    (tmp_path / "policy.yaml").write_text(policy)
+    insist(tmp_path, policy, careful=True)
     assert load_policy(tmp_path).model_dump(include=yaml.safe_load(policy).keys()) == yaml.safe_load(policy)

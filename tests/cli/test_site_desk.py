@@ -58,6 +58,7 @@ def test_a_home_in_order(pppml: Go, home: Path) -> None:
     said = rows(out)
     assert list(said) == ["identity", "roster", "policy", "site.yaml", "account", "audit log", "witnesses"]
     assert {mark for mark, _ in said.values()} == {"ok"}
+    assert said["policy"][1].startswith("every rule stands in it; null, so nothing is asked: ")
     assert said["roster"][1] == "3 other parties pinned: server, site_2, site_3"
 
 
@@ -68,6 +69,7 @@ def test_a_home_in_order(pppml: Go, home: Path) -> None:
         (lambda home: (home / "roster.json").unlink(), "roster", "no coordinator is pinned"),
         (lambda home: (home / "policy.yaml").write_text("min_cohrt: 3"), "policy", "did you mean 'min_cohort'"),
         (lambda home: (home / "policy.yaml").write_text(""), "policy", "restore policy.yaml"),
+        (lambda home: (home / "policy.yaml").write_text("min_cohort: 3"), "policy", "rules plain_updates, max_colluders, min_honest, "),
         (lambda home: (home / "policy.yaml").unlink(), "policy", "restore policy.yaml"),
         (lambda home: (home / "site.yaml").write_text("data: /nowhere\n"), "site.yaml", "there is nothing at /nowhere"),
         (lambda home: (home / "site.yaml").write_text("engine: nobodys\n"), "site.yaml", "there is no engine 'nobodys'"),

@@ -173,37 +173,79 @@ def test_a_site_that_an_engine_starts_on_one_machine_needs_no_file(tmp_path):
         load_policy(tmp_path, Policy())
 
 
-def test_a_file_is_read_and_what_it_does_not_say_is_careful(tmp_path):
-    said = {"min_cohort": 5, "max_epsilon": 8.0, "max_colluders": 2, "min_honest": 3, "min_degree": 4}
-    (tmp_path / "policy.yaml").write_text("".join(f"{name}: {value}\n" for name, value in said.items()))
-    held = load_policy(tmp_path)
-    assert held.model_fields_set == set(said)
-    careful = {"plain_updates": False, "metrics": "sum", "fewest_patients": 10, "own_data": True, "python": [], "same_versions": True}
-    assert held.model_dump(include=said.keys() | careful.keys()) == said | careful
+#: every rule as strict as no hospital begins.
+STRICT = {
+    "min_cohort": "50",
+    "plain_updates": "false",
+    "max_colluders": "20",
+    "min_honest": "20",
+    "min_degree": "20",
+    "hand_on": "false",
+    "components": "[unet, secagg-plus]",
+    "python": '["study.nets:Net"]',
+    "own_data": "true",
+    "code": '{pppml-core: {version: "0.1.0"}}',
+    "same_versions": "true",
+    "models": f'["{"0" * 64}"]',
+    "mechanisms": "[dp-sgd]",
+    "placements": "[local]",
+    "privacy_unit": "patient",
+    "max_epsilon": "0.25",
+    "total_epsilon": "0.25",
+    "total_delta": "1.0e-7",
+    "metrics": "none",
+    "fewest_patients": "50",
+    "hours": '"07:00-19:00"',
+    "max_rounds_per_day": "10",
+    "vet_weights": "true",
+    "record_secrets": "false",
+}
 
 
-def test_no_loss_of_text_makes_a_hospitals_policy_looser(tmp_path):
-    """Wherever a file was cut off, or a rule was lost: refused, or as careful as before."""
-    text = policy_template(careful=True)
+def written_out():
+    """As `pppml site init` orders the rules, each with its strict value."""
+    names = re.findall(r"^(\w+): ", policy_template(careful=True), re.MULTILINE)
+    return [f"{name}: {STRICT[name]}\n" for name in names]
+
+
+def test_no_loss_of_text_makes_a_policy_looser(tmp_path):
+    """Wherever the file was cut off: refused, or the same."""
+    text = "".join(written_out())
     (tmp_path / "policy.yaml").write_text(text)
-    whole, read = load_policy(tmp_path), 0
-    for end in range(0, len(text), 7):
+    whole, read = load_policy(tmp_path), []
+    assert whole.model_fields_set == set(Policy.model_fields)
+    assert {name for name, value in whole if value == getattr(Policy(), name)} == {"same_versions", "vet_weights", "record_secrets"}
+    for end in range(len(text)):
         (tmp_path / "policy.yaml").write_text(text[:end])
         try:
             held = load_policy(tmp_path)
         except ConfigError:
             continue
-        read += 1
-        other = {name for name, value in held.model_dump().items() if value != getattr(whole, name)}
-        assert other <= {"fewest_patients", "total_delta"}, "a number that was cut within"
-    assert read > 100
+        read.append(end)
+        assert held == whole
+    assert read == [len(text) - 1], "without the end of its last line"
+
+
+@pytest.mark.parametrize("name", Policy.model_fields)
+def test_a_rule_that_is_lost_is_named(tmp_path, name):
+    kept = [line for line in written_out() if not line.startswith(f"{name}:")]
+    (tmp_path / "policy.yaml").write_text("".join(kept))
+    with pytest.raises(ConfigError, match=rf"yaml: rule {name} does not stand in policy\.yaml, so this site answers nothing") as caught:
+        load_policy(tmp_path)
+    assert "pppml site init" in caught.value.hint
+
+
+def test_all_rules_that_are_lost_are_named_at_once(tmp_path):
+    (tmp_path / "policy.yaml").write_text("".join(written_out()[:-3]))
+    with pytest.raises(ConfigError, match="rules max_rounds_per_day, vet_weights, record_secrets do not stand in"):
+        load_policy(tmp_path)
 
 
 def test_homes_of_one_person_have_the_rules_of_a_simulation_written_out(tmp_path):
     acquaint(tmp_path, ("site_1", "server"))
     held = load_policy(tmp_path / "site_1")
     assert held.model_dump() == Policy().model_dump()
-    assert held.model_fields_set == {"min_cohort", "plain_updates", "own_data", "metrics", "fewest_patients"}, "what is not as careful"
+    held.check(terms(coalition_curious=0))  # null: as if it were not said
 
 
 @pytest.mark.parametrize(
@@ -235,13 +277,14 @@ def test_a_policy_that_cannot_be_read_is_no_permission(tmp_path, what):
     elif what == "dangling":
         (tmp_path / "policy.yaml").symlink_to(tmp_path / "not-mounted")
     else:
-        (tmp_path / "policy.yml").write_text("min_cohort: 3\n")
+        insist(tmp_path)
+        (tmp_path / "policy.yaml").rename(tmp_path / "policy.yml")
     with pytest.raises(ConfigError, match="policy"):
         load_policy(tmp_path)
 
 
 def test_others_must_not_write_the_policy(tmp_path):
-    (tmp_path / "policy.yaml").write_text("min_cohort: 3\n")
+    insist(tmp_path, "min_cohort: 3")
     (tmp_path / "policy.yaml").chmod(0o666)
     assert load_policy(tmp_path).min_cohort == 3, "nobody else gets into this folder"
     tmp_path.chmod(0o755)
@@ -278,6 +321,8 @@ def terms(sees=(), **promised):
         (Policy(), terms(coalition_curious=0), False),
         (Policy(max_colluders=1), terms((SERVER,), coalition_curious=0), False),
         (Policy(max_colluders=1), terms(coalition_curious=0), True),
+        (Policy(max_colluders=None), terms(coalition_curious=0), False),
+        (Policy(max_colluders=None, plain_updates=False), terms(coalition_curious=0), True),
         (Policy(max_colluders=2), terms(coalition_curious=1), True),
         (Policy(max_colluders=2), terms(coalition_curious=2), False),
         (Policy(plain_updates=False), terms(coalition_curious=0), True),
