@@ -29,7 +29,7 @@ from pppml_nvflare.calls import Caller
 from pppml_nvflare.forms import read_walk, write_walk
 from pppml_nvflare.lodging import Gone
 from pppml_nvflare.site import Door
-from pppml_nvflare.works import KEPT, Works
+from pppml_nvflare.works import KEPT, PEERS, Works
 
 RUN = b"r" * 16
 
@@ -152,6 +152,24 @@ def test_a_site_cannot_say_that_it_was_never_handed_a_letter():
 def test_an_aborted_job_ends_the_run():
     with pytest.raises(RunFailed, match="aborted"):
         caller(a=Site(RunAborted("run is aborted"))).ask("a", b"frame")
+
+
+def test_what_a_relay_came_to_is_asked_for_again_however_long_the_site_before_it_took(no_waiting):
+    """The last site was heard of before the others of the ring trained: its silence begins with the call."""
+    a = Site(b"", write_walk(Walk("a", b"")), None, GOOD)
+    asks = caller(a=a)
+    asks.ask("a", b"frame")
+    no_waiting[0] += 1000.0
+    assert asks._fetch("a", "0" * 64) == Walk("a", b"reply")
+    assert [list(r) for r in a.requests[-2:]] == [["ended"], ["ended"]]
+
+
+def test_a_site_that_stays_silent_has_not_given_what_a_relay_came_to(no_waiting):
+    asks, began = caller(a=Site(None)), no_waiting[0]
+    loss = asks._fetch("a", "0" * 64)
+    assert isinstance(loss, Loss)
+    assert loss.reason.startswith("no sign of life for 1 seconds")
+    assert 1 < no_waiting[0] - began < 5
 
 
 # -- the door ---------------------------------------------------------------------------------------------------------------------------
@@ -312,9 +330,9 @@ def test_another_site_waits_for_nothing_and_of_the_coordinators_calls_one(door):
     assert {door(request(b"p" * 16), by="c") for _ in range(30)} == {b""}
     coordinators = [threading.Thread(target=door, args=(request(b"s" * 16, letter=b"x"),), daemon=True)]
     coordinators[0].start()
-    while not door.door._coordinators.find(b"s" * 16, SERVER):
+    while not door.door._works_of(SERVER).find(b"s" * 16, SERVER):
         pass
-    while not door.door._coordinators.find(b"s" * 16, SERVER)._waited_for.locked():
+    while not door.door._works_of(SERVER).find(b"s" * 16, SERVER)._waited_for.locked():
         pass
     assert {door(request(b"s" * 16)) for _ in range(30)} == {b""}
     assert time.monotonic() - began < 3
@@ -336,7 +354,25 @@ def test_a_peer_whose_work_does_not_end_does_not_hold_up_the_coordinators(door):
     while not (answer := door(request(b"s" * 16))):
         assert time.monotonic() - began < 5
     assert read_walk(answer).reply == b"reply"
+    # Nor what another site hands in, which in a ring is the one before this.
+    door(request(b"b" * 16, letter=letter("b")), by="b")
+    while not (answer := door(request(b"b" * 16), by="b")):
+        assert time.monotonic() - began < 5
+    assert read_walk(answer) == Walk("a", b"")
     silent.set()
+
+
+def test_a_peer_with_as_many_letters_as_it_likes_takes_no_other_sites_place(door):
+    answers = [door(request(b"c%15d" % i, letter=letter("c")), by="c") for i in range(4)]
+    assert [answer == b"" for answer in answers] == [True, True, False, False], "one at work, and one that waits"
+    assert door(request(b"b" * 16, letter=letter("b")), by="b") == b""
+    door.site.free.set()
+    while not (answer := door(request(b"b" * 16), by="b")):
+        pass
+    for i in range(4, 40):  # nor pushes out what it has not fetched yet
+        while not door(request(b"c%15d" % i, letter=letter("c")), by="c"):
+            pass
+    assert door(request(b"b" * 16), by="b") == answer == write_walk(Walk("a", b""))
 
 
 def test_a_ticket_belongs_to_one_letter_and_one_caller(door):
@@ -355,10 +391,10 @@ def test_a_ticket_belongs_to_one_letter_and_one_caller(door):
 
 
 def test_a_site_at_work_holds_so_much_and_no_more(door, home):
-    """Three hundred calls of a peer and of the coordinator: two threads, KEPT letters and half as many; those are answered."""
+    """Three hundred calls of a peer and of the coordinator: two threads, KEPT letters and a few; those are answered."""
     before = threading.active_count()
     answers = [door(request(b"p%15d" % i, letter=letter("c")), by="c") for i in range(150)]
-    assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(KEPT // 2))
+    assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(PEERS))
     answers = [door(request(b"s%15d" % i, letter=b"%d" % i)) for i in range(150)]
     assert [i for i, answer in enumerate(answers) if answer == b""] == list(range(KEPT))
     assert threading.active_count() == before + 2
@@ -370,7 +406,7 @@ def test_a_site_at_work_holds_so_much_and_no_more(door, home):
         assert read_walk(answer) == Walk("a", b"reply to %d" % i)
     assert len(told(home)) == 1  # of equal losses one is a line at once, the others are counted
     door.leave()
-    assert [count for _, _, count in told(home)] == [1, 300 - KEPT - KEPT // 2 - 1]
+    assert [count for _, _, count in told(home)] == [1, 300 - KEPT - PEERS - 1]
 
 
 def test_what_was_begun_is_finished_before_what_came_meanwhile():

@@ -69,14 +69,16 @@ class Caller:
         return self._answer(site, {"ticket": ticket, "letter": data}, {"ticket": ticket}, self.timeout * (1 + hops))
 
     def _answer(self, site: str, first: dict[str, Any], again: dict[str, Any], timeout: float) -> Walk | Loss:
-        """What a site answers to a request, and to another one for as long as it answers nothing."""
-        deadline, pause, request = time.monotonic() + timeout, PAUSE, encode(first)
+        """What a site answers to a request, and to another one for as long as it answers nothing. Its silence begins here at the
+        earliest: who was not asked owed no sign of life.
+        """
+        asked, pause, request = time.monotonic(), PAUSE, encode(first)
         while True:
             began = time.monotonic()
             try:
                 answer = self._call(site, request, turn(self.silence) + self.silence)
             except CollabCallError as error:
-                if time.monotonic() - self._heard.get(site, 0.0) > self.silence:
+                if time.monotonic() - max(asked, self._heard.get(site, asked)) > self.silence:
                     return Loss(f"no sign of life for {self.silence:g} seconds ({_said(error)})", handed=True)
                 time.sleep(1.0)
                 answer = b""
@@ -89,7 +91,7 @@ class Caller:
                 if isinstance(found.reply, Loss) and found.at == site:
                     return replace(found, reply=Loss(found.reply.reason, handed=True))
                 return found
-            if time.monotonic() > deadline:
+            if time.monotonic() > asked + timeout:
                 return Loss(f"no answer within {self.timeout:g} seconds", handed=True)
             request = encode(again)
             time.sleep(max(0.0, pause - (time.monotonic() - began)))

@@ -31,7 +31,7 @@ from pppml_nvflare.forms import write_walk
 from pppml_nvflare.homes import own_home
 from pppml_nvflare.lodging import Gone, Lodging
 from pppml_nvflare.processes import do_without_torch
-from pppml_nvflare.works import KEPT, Works
+from pppml_nvflare.works import KEPT, PEERS, Works
 
 _log = logging.getLogger("pppml.nvflare")
 #: what may be asked: names and types.
@@ -54,7 +54,8 @@ class Door:
         self._lodging: Lodging | None = None
         self._lock = threading.Lock()
         self._words = Words(write=write_apart)
-        self._coordinators, self._others = Works(KEPT), Works(KEPT // 2)
+        #: of each site that called; NVFlare knows them, so they are those of the job.
+        self._works: dict[str, Works] = {}
         #: of the last relay of each site that ended here: the hash of the frame it handed on, and what came of it.
         self._ended: dict[str, tuple[str, Walk]] = {}
         do_without_torch()  # the site lives in a process of its own
@@ -73,7 +74,7 @@ class Door:
             asked = _read(request)
             if "ended" in asked:
                 return self._what_came(asked["ended"], caller)
-            works, patience = (self._coordinators, turn(self.silence)) if caller == SERVER else (self._others, 0.0)
+            works, patience = self._works_of(caller), turn(self.silence) if caller == SERVER else 0.0
             if (work := works.find(asked["ticket"], caller)) is None:
                 letter = _letter(asked, caller)
                 if caller == SERVER:
@@ -88,12 +89,17 @@ class Door:
     @collab.final  # type: ignore[untyped-decorator]
     def leave(self) -> None:
         """The job is over."""
-        self._coordinators.end()
-        self._others.end()
+        with self._lock:
+            for works in self._works.values():
+                works.end()
         self._ended = {}
         if self._lodging is not None:
             self._lodging.close()
         self._words.end()
+
+    def _works_of(self, caller: str) -> Works:
+        with self._lock:
+            return self._works.setdefault(caller, Works(KEPT if caller == SERVER else PEERS))
 
     def lodging(self, own: str) -> Lodging:
         """Where the site lives."""

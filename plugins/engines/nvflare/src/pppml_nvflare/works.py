@@ -1,6 +1,7 @@
 """What a site was handed over Collab and has not answered yet, or has: so much of it and no more, done one after the other by a thread.
 
-Whoever may call a site could otherwise have it hold as many letters, and threads, as they like.
+Whoever may call a site could otherwise have it hold as many letters, and threads, as they like. Each caller has works of its own, so none
+takes another's place.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-#: letters of the coordinator's that wait or are at work, at most, and answers that are kept; all other sites together have half as many.
-KEPT = 8
+#: letters of the coordinator's that wait or are at work, at most, and answers that are kept; and of each other site, which has one relay at
+#: a time: one at work, and one that waits.
+KEPT, PEERS = 8, 2
 
 
 class Task(Protocol):
