@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import threading
+import time
 
 import pytest
 
@@ -21,7 +23,7 @@ from pppml_core.testing.plugin_suite import PluginSuite
 from pppml_core.testing.residents import ResidentsTransport
 from pppml_core.wire.codec import decode, encode
 from pppml_nvflare import conducting
-from pppml_nvflare.bridge import LONGEST, Bridge, serve
+from pppml_nvflare.bridge import LONGEST, STALE, Bridge, serve
 from pppml_nvflare.config import NvflareConfig
 from pppml_nvflare.engine import NvflareEngine
 from pppml_nvflare.forms import read_walk, write_walk
@@ -232,6 +234,17 @@ def test_a_bridge_is_there_until_somebody_has_come(tmp_path):
     bridge.close()
     serving.join(10)
     assert not serving.is_alive()
+
+
+def test_a_bridge_that_was_left_by_a_killed_process_is_removed(tmp_path):
+    left, other = Bridge(tmp_path), Bridge(tmp_path)
+    left._listening.close()
+    os.utime(left.path.parent, (time.time() - STALE - 60,) * 2)
+    again = Bridge(tmp_path)
+    assert set(tmp_path.iterdir()) == {other.path.parent, again.path.parent}, "one that another run waits at stays"
+    other.close()
+    again.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bridge_whose_name_no_socket_may_have(tmp_path):

@@ -27,6 +27,8 @@ from pppml_nvflare.forms import read_walk, write_walk
 _ENDED = "the NVFlare job ended"
 #: bytes that the name of a Unix socket may have everywhere.
 LONGEST = 103
+#: seconds after which a bridge that still lies there is of a killed process: a job comes, or is given up, within a day (`start`).
+STALE = 2 * 86400.0
 
 
 class Bridge:
@@ -44,6 +46,8 @@ class Bridge:
         self._number = 0
         self._lock = threading.Lock()
         try:
+            if place is not None:
+                _clear(place)
             self._folder = Path(tempfile.mkdtemp(prefix="nv-", dir=place))
         except OSError as error:
             raise RunFailed(f"cannot be written: {error.strerror}", place=str(place)) from error
@@ -165,6 +169,14 @@ def serve(path: str, ask: Callable[[dict[str, Any]], Walk], over: Callable[[], b
                 pool.submit(do, decode(line.recv_bytes()))
     line.close()
     pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _clear(place: Path) -> None:
+    """Remove what was left of bridges whose process was killed before the job came."""
+    for left in place.glob("nv-*"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.lstat().st_mtime > STALE:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _dup(line: Connection) -> int:
