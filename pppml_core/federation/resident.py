@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -40,7 +41,7 @@ from pppml_core.federation.site_host import SiteHost
 from pppml_core.federation.site_ledger import Account
 from pppml_core.federation.site_log import SiteLog
 from pppml_core.federation.timetable import Rounds, check_timetable, hours, local_time
-from pppml_core.federation.witnesses import about_records, check_witnesses, refuse_older
+from pppml_core.federation.witnesses import check_witnesses, refuse_older, refuse_older_than_log
 from pppml_core.interfaces.engine import Job
 from pppml_core.registry import Registry
 from pppml_core.wire.codec import decode_message, encode_message
@@ -48,6 +49,7 @@ from pppml_core.wire.messages import SERVER, Body, Message
 
 _NO_AUDIT = "this site cannot write its audit log"
 _STRANGER = "this site answers letters that its pinned coordinator signed, and no others (pppml site show, pppml site trust)"
+_NOT_OPEN = "no attempt with you is open at this site"
 _TOO_FAST = "this site was asked too often; it answers again in a while"
 _log = logging.getLogger("pppml.site")
 
@@ -98,6 +100,8 @@ class Resident:
                 frame, about = self._answer(message, letter, skipped)
                 line = self._audit.note(frame, about)
             except Exception as error:
+                if message.kind == JOIN:
+                    self._lives.end_idle(message.run)  # it begins with a line about the join (`_living`)
                 self._journal.unwritable(error)
                 _log.error("nothing leaves this site: %s: %s", _NO_AUDIT, error)
                 return self._reply(message, "failed", {"reason": _NO_AUDIT})
@@ -119,7 +123,7 @@ class Resident:
         """
         now, life, peer = time.monotonic(), self._lives.of(message.run, self._stands()), letter.signer != SERVER
         if peer and (life is None or letter.signer not in life.site.cohort):
-            return _STRANGER
+            return _NOT_OPEN
         place = (message.round, message.attempt)
         if life is not None and not (peer and place != life.site.attempt) and life.steps.allows(letter.signer, *place):
             return None
@@ -149,12 +153,14 @@ class Resident:
                 about = self._join(message, letter)
                 return self._reply(message, "reply", {"joined": True}), about
             site = self._living(message.run)
+            if letter.signer == SERVER:
+                self._lives.use(message.run, time.monotonic())
             self._check_time(message)
             if letter.path:
                 site.check_path(message, letter.path)
             reply = site.receive(letter.frame)
-            about = about_records(self.home.folder, self.home.name, message.run)
-            return self._handed_on(message, reply, letter, skipped) if letter.path else reply, about
+            records = self._records(message.run)
+            return self._handed_on(message, reply, letter, skipped) if letter.path else reply, {"records": records}
         except PolicyRefusal as error:
             return self._reply(message, "refused", reason_of(error)), None
         except Exception as error:
@@ -177,6 +183,7 @@ class Resident:
             raise WireError("only the coordinator invites", place=self.home.name)
         asked = read_invitation(message, open_home(self.home.folder).pinned)
         joined, lives = self._joined(asked.run), self._lives.of(asked.run, self._stands()) is not None
+        new = joined.invitation() is None
         if lives and joined.invitation() == letter.frame:
             self._refuse_gone(asked.run)
             check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
@@ -189,10 +196,10 @@ class Resident:
         joined.refuse_other(asked)
         joined.refuse_other_data()
         check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
-        self._lives.refuse_full(asked.run, time.monotonic())
+        self._lives.refuse_full(asked.run, time.monotonic(), new=new)
         case = self._admit(asked, letter.frame)
         if not lives:  # what a site is in never ends by an invitation
-            self._live(case)
+            self._live(case, new=new)
         return about_run(case)
 
     def _check_time(self, message: Message) -> None:
@@ -210,29 +217,39 @@ class Resident:
 
     def _living(self, run: bytes) -> Site:
         """The site in a run that it has joined, brought to life where this process does not hold it, or where what this site insists on was
-        edited: then the run is looked at anew, and of an attempt that was open nothing is left.
+        edited: then the run is looked at anew, and of an attempt that was open nothing is left. Raises PolicyRefusal where what the home
+        holds of it is an older copy.
         """
-        now = time.monotonic()
         if (life := self._lives.of(run, self._stands())) is not None:
-            self._lives.use(run, now)
+            self._records(run)
             torch.set_num_threads(life.threads)
             return life.site
-        self._refuse_gone(run)
+        said = self._refuse_gone(run)
         if (frame := self._joined(run).invitation()) is None:
             raise WireError("this site has not joined this run", place=self.home.name)
-        self._lives.refuse_full(run, now)
+        self._lives.refuse_full(run, time.monotonic())
         self._joined(run).refuse_other_data()
-        return self._live(self._admit(read_invitation(decode_message(frame), open_home(self.home.folder).pinned)))
+        asked = decode_message(frame)
+        case = self._admit(read_invitation(asked, open_home(self.home.folder).pinned))
+        if not said and self._audit is not None:  # a crash came between the account and the log
+            self._audit.note(self._reply(asked, "reply", {"joined": True}), about_run(case))
+        return self._live(case)
 
-    def _refuse_gone(self, run: bytes) -> None:
-        """Raise PolicyRefusal where this run was accepted and what was held of it is not there any more.
+    def _records(self, run: bytes) -> Mapping[str, int]:
+        """How many entries the records of a run that lives have. Raises PolicyRefusal where they are fewer than this process saw before."""
+        life = self._lives[run]
+        life.records = refuse_older(self.home.folder, self.home.name, run, life.records)
+        return life.records
+
+    def _refuse_gone(self, run: bytes) -> bool:
+        """Raise PolicyRefusal where this run was accepted and what was held of it is not there any more. Whether the log tells of the join.
 
         With it went the record of attempts and releases, and the noise that was drawn: to begin anew under the same name would answer
         again, with other noise, and the account would count it once.
         """
         if not self._joined(run).whole() and self._account.holds(run):
             raise PolicyRefusal("joined: what this site held of this run is gone, so it takes part in it no more; begin a new run")
-        refuse_older(self.home.folder, self.home.name, self._identity.public, run)
+        return refuse_older_than_log(self.home.folder, self.home.name, self._identity.public, run)
 
     def _admit(self, asked: Invitation, frame: bytes = b"") -> Case:
         """Check the invitation, build the run's parts, enter the run into this site's account. The policy is read anew: it may have
@@ -262,7 +279,7 @@ class Resident:
             raise
         return case
 
-    def _live(self, case: Case) -> Site:
+    def _live(self, case: Case, *, new: bool = False) -> Site:
         host, run = case.host, case.asked.run
         assert host is not None
         threads = host.assembly.config.training.threads
@@ -270,7 +287,8 @@ class Resident:
         site = host.site(self.home.name, case.policy)
         site.before_training = partial(self._begin_training, run)
         rounds = host.assembly.config.run.rounds
-        self._lives.begin(run, Life(site, case.standing, threads, Steps(rounds), time.monotonic()))
+        records = refuse_older(self.home.folder, self.home.name, run, {})
+        self._lives.begin(run, Life(site, case.standing, threads, Steps(rounds), time.monotonic(), records), new=new)
         return site
 
     def _stands(self) -> tuple[bytes, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 from pppml_core.errors import CheckpointError, PolicyRefusal, WireError
 from pppml_core.federation.files import remove_unfinished, sync_folder, write_atomic
 from pppml_core.federation.ledger import Ledger
+from pppml_core.federation.starts import START_BYTES, STARTS_FILE
 from pppml_core.wire.codec import decode, encode
 
 #: rounds back from the present one that a resumed run may have to go.
@@ -171,6 +172,7 @@ class SiteStore:
     def records(self) -> dict[str, int]:
         """Entries of each record that only ever grows, by the name of its file. An entry is on the disk before what it is about leaves."""
         sizes = {"attempts": _ATTEMPT.size, "released": _RELEASE.size, "scored": _SCORED.size, "score-set": len(_digest(""))}
+        sizes[STARTS_FILE] = START_BYTES
         held = {name: path.stat().st_size // size for name, size in sizes.items() if (path := self.folder / name).exists()}
         if (ledger := self.folder / LEDGER).exists():
             held[LEDGER] = ledger.read_bytes().count(b"\n")

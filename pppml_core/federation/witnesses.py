@@ -4,8 +4,8 @@ A log that was changed is found by its own chain; one that was put back whole, o
 remembers. So both logs are there from the first day of a home: none at all is never how a home begins. Every run that was joined by
 the audit log, or begun by ``runs/``, must be in the account; one that was begun must have been joined by the audit log, and that must be as
 long as the account has seen it. What a run's folder holds of attempts, releases and charges must be all that the audit log has seen of it
-(:func:`refuse_older`): a copy of ``runs/`` from before would have the same attempt answered again, with other noise. Who puts all three
-back together is found by a noted head alone (:func:`.chain.read_chain`).
+(:func:`refuse_older_than_log`), and all that the process that answers has seen: a copy of ``runs/`` from before would have the same
+attempt answered again, with other noise. Who puts all three back together is found by a noted head alone (:func:`.chain.read_chain`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_witnesses(home: Path, site: str, public: bytes) -> None:
     """Raise ChainBroken where one of them tells of what another must know and does not."""
     lines, entries = read_audit(home, public)[0], read_account(home, public)
     entered = {entry["run"] for entry in entries}
-    joined = {line["run"] for line in lines if line["stage"] == JOIN and line["kind"] == "reply"}
+    joined = _joined(lines)
     begun = {path.parent.parent.name for path in (home / "runs").glob(f"*/{site}/attempts")}
     if unknown := sorted((joined | begun) - entered):
         text = f"it tells nothing of {len(unknown)} runs that this site took part in, first {unknown[0][:8]}: an older copy was put back"
@@ -47,16 +47,25 @@ def check_witnesses(home: Path, site: str, public: bytes) -> None:
         raise ChainBroken(text, place=AUDIT_FILE, hint="put the newest copy back")
 
 
-def about_records(home: Path, site: str, run: bytes) -> dict[str, Any]:
-    """What the audit log says beside an answer of this site in a run: how many entries its records there have by now."""
-    return {"records": _held(home, site, run.hex())}
-
-
-def refuse_older(home: Path, site: str, public: bytes, run: bytes) -> None:
-    """Raise PolicyRefusal where what is held of a run is older than what the audit log has seen of it; ChainBroken where that is broken."""
-    if short := _short(_held(home, site, run.hex()), _seen(read_audit(home, public)[0]).get(run.hex(), {})):
+def refuse_older(home: Path, site: str, run: bytes, seen: Mapping[str, int]) -> dict[str, int]:
+    """How many entries each record of a run has by now. Raises PolicyRefusal where one has fewer than it was ``seen`` with before."""
+    held = _held(home, site, run.hex())
+    if short := _short(held, seen):
         text = f"joined: what this site holds of run {run.hex()[:8]} is an older copy ({short}), so it takes part in it no more"
         raise PolicyRefusal(text, hint="begin a new run")
+    return held
+
+
+def refuse_older_than_log(home: Path, site: str, public: bytes, run: bytes) -> bool:
+    """Whether the audit log tells that a run was joined. Raises PolicyRefusal where what is held of it is older than what the log has
+    seen, or was begun and the log tells of no join; ChainBroken where that is broken.
+    """
+    lines = read_audit(home, public)[0]
+    held, said = refuse_older(home, site, run, _seen(lines).get(run.hex(), {})), run.hex() in _joined(lines)
+    if any(held.values()) and not said:
+        text = f"joined: the audit log does not tell of run {run.hex()[:8]}, which was begun here: an older copy of it was put back"
+        raise PolicyRefusal(text, hint="put the newest copy back")
+    return said
 
 
 def check_runs(home: Path, site: str, public: bytes) -> None:
@@ -65,6 +74,10 @@ def check_runs(home: Path, site: str, public: bytes) -> None:
         if (home / "runs" / run).is_dir() and (short := _short(_held(home, site, run), seen)):
             hint = "put the newest copy back; where it is lost, remove this folder and begin new runs only: this one is over here"
             raise ChainBroken(f"an older copy was put back, or files of it are gone: {short}", place=f"runs/{run}", hint=hint)
+
+
+def _joined(lines: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {line["run"] for line in lines if line["stage"] == JOIN and line["kind"] == "reply"}
 
 
 def _held(home: Path, site: str, run: str) -> dict[str, int]:

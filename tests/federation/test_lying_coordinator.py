@@ -15,6 +15,7 @@ from pppml_core.api import Experiment
 from pppml_core.discovery import from_objects
 from pppml_core.errors import PolicyRefusal
 from pppml_core.federation import resident as resident_module
+from pppml_core.federation.audit import Audit
 from pppml_core.federation.evaluation import SUM_IN_CLEAR, announced_share
 from pppml_core.federation.letter import frame_in
 from pppml_core.federation.policy import Policy
@@ -237,21 +238,26 @@ def test_a_run_of_which_something_is_gone_is_over_for_this_site(tmp_path: Path, 
     assert refused(desk.invite("site_1", b"another run....."), "total_epsilon")
 
 
-RECORDS = ["older runs", "files of the run", "ledger and contribution", "attempts"]
+RECORDS = ["older runs", "files of the run", "ledger and contribution", "attempts", "starts"]
 
 
+@pytest.mark.parametrize("restarted", [True, False])
 @pytest.mark.parametrize("how", RECORDS)
-def test_older_records_of_a_run_are_found_by_the_audit_log(tmp_path: Path, how: str) -> None:
-    """Else letters that were recorded are answered again with other noise, by whoever hands them in, and the account says once."""
+def test_older_records_of_a_run_are_found(tmp_path: Path, how: str, restarted: bool) -> None:
+    """By the audit log, or by the process that saw the newer ones. Else letters that were recorded are answered again with other noise, by
+    whoever hands them in, and the account says once.
+    """
     desk = Desk(tmp_path, DP, "plain_updates: true\ntotal_epsilon: 8.0")
     home, other = desk.homes / "site_1", b"another run....."
     runs = home / "runs"
     desk.invite("site_1")
     shutil.copytree(runs, tmp_path / "old")
+    assert desk.ask("site_1", "hello", "hello", {"start": b"1" * 16}, 0).kind == "reply"
     desk.open("site_1")
     assert desk.ask("site_1", "session", "contribute", {}).kind == "reply"
     own = runs / RUN.hex() / "site_1"
-    gone = {"ledger and contribution": ("ledger.jsonl", "contribution-update"), "attempts": ("attempts",)}.get(how)
+    files = {"ledger and contribution": ("ledger.jsonl", "contribution-update"), "attempts": ("attempts",), "starts": ("starts",)}
+    gone = files.get(how)
     if how == "older runs":
         shutil.rmtree(runs)
         shutil.copytree(tmp_path / "old", runs)
@@ -259,8 +265,10 @@ def test_older_records_of_a_run_are_found_by_the_audit_log(tmp_path: Path, how: 
         if gone is None or path.name in gone:
             path.unlink()
     for _ in range(2):
-        desk.restart("site_1")
-        for reply in (desk.open("site_1"), desk.open("site_1", 1, 2), desk.invite("site_1")):
+        if restarted:
+            desk.restart("site_1")
+        asked = [desk.ask("site_1", "hello", "hello", {"start": b"1" * 16}, 0), desk.ask("site_1", "session", "contribute", {})]
+        for reply in (*asked, desk.open("site_1"), desk.open("site_1", 1, 2), desk.invite("site_1")):
             assert refused(reply, f"joined: what this site holds of run {RUN.hex()[:8]} is an older copy", "begin a new run")
     (row,) = [row for row in check_home(home) if row.what == "witnesses"]
     assert (row.ok, f"runs/{RUN.hex()}" in row.says, "begin new runs only" in row.says) == (False, True, True)
@@ -312,6 +320,43 @@ def test_a_run_that_was_written_down_and_not_yet_entered_is_entered(tmp_path: Pa
     desk.restart("site_1")
     assert desk.open("site_1").kind == "reply"
     assert [entry["epsilon"] for entry in read_account(home, desk.key("site_1").public)] == [4.0]
+
+
+@pytest.mark.parametrize("restarted", ["at once", "after a round was opened", "never"])
+def test_a_join_that_the_log_could_not_take_is_written_down_before_anything_else_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: str
+) -> None:
+    """Else the log would not tell of a run that was begun, as if an older one had been put back, and nothing would be joined ever after."""
+
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    desk = Desk(tmp_path, DP, "plain_updates: true\ntotal_epsilon: 100.0")
+    with monkeypatch.context() as patched:
+        patched.setattr(Audit, "note", full)
+        assert desk.invite("site_1").kind == "failed"
+    if restarted == "at once":
+        desk.restart("site_1")
+    assert desk.open("site_1").kind == "reply"
+    if restarted == "after a round was opened":
+        desk.restart("site_1")
+    assert desk.invite("site_1", b"another run.....").body == {"joined": True}
+    assert desk.invite("site_1").body == {"joined": True}
+    told = [(line["run"] == RUN.hex(), line["stage"]) for line in desk.logged("site_1")]
+    assert told == [(True, "join"), (True, "open"), (False, "join"), (True, "join")]
+    assert desk.logged("site_1")[0]["about"]["epsilon"] == pytest.approx(4.0, rel=0.01)
+
+
+def test_a_run_that_was_begun_and_of_which_the_log_does_not_tell_is_not_gone_on_with(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, DP, "plain_updates: true")
+    names = [desk.homes / "site_1" / name for name in ("audit.jsonl", "audit.jsonl.head")]
+    kept = [path.read_bytes() for path in names]
+    desk.invite("site_1")
+    desk.open("site_1")
+    for path, text in zip(names, kept, strict=True):
+        path.write_bytes(text)
+    desk.restart("site_1")
+    assert refused(desk.open("site_1", 1, 2), "the audit log does not tell of run", "put the newest copy back")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pppml_core.discovery import from_objects
 from pppml_core.federation import resident as resident_module
 from pppml_core.federation.invitation import JOIN, invitation_to
 from pppml_core.federation.letter import written
-from pppml_core.federation.lives import FORGOTTEN, RUNS_AT_ONCE
+from pppml_core.federation.lives import FORGOTTEN, RUNS_AT_ONCE, SILENT
 from pppml_core.federation.pace import ATTEMPTS, BURST, MESSAGES, Pace, Steps
 from pppml_core.registry import Registry
 from pppml_core.testing.desk import RUN, Desk
@@ -82,7 +82,7 @@ def test_another_site_has_no_run_looked_at_and_no_line_written(made: Callable[..
     looked, lines = At.looked, len(at.logged(SITE))
     for run in (*RUNS[:3], b"nobody's..........")[:4] * 5:
         reply = at.peer(run[:16])
-        assert (reply.kind, "its pinned coordinator signed" in reply.body["reason"]) == ("refused", True)
+        assert (reply.kind, reply.body["reason"]) == ("refused", "no attempt with you is open at this site")
     assert At.looked == looked
     assert len(at.logged(SITE)) == lines + 1, "counted"
     assert at.ask(SITE, "session", "ring", {}, attempt=2, run=RUNS[3]).kind == "reply", "the attempt stayed open"
@@ -101,7 +101,7 @@ def test_another_site_is_heard_where_it_takes_part(made: Callable[..., At]) -> N
 # -- how many runs ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_no_open_attempt_gives_way_to_another_run(made: Callable[..., At], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_open_attempt_gives_way_to_another_run(made: Callable[..., At]) -> None:
     at = made()
     *busy, one_more, last = RUNS
     for run in busy:
@@ -122,9 +122,55 @@ def test_no_open_attempt_gives_way_to_another_run(made: Callable[..., At], monke
     assert at.invite(SITE, last).kind == "refused"
     for run in busy[1:]:
         assert at.first_stage(run).kind == "reply", "none of them was thrown away"
-    later = resident_module.time.monotonic() + FORGOTTEN + 1
-    monkeypatch.setattr(resident_module.time, "monotonic", lambda: later)
-    assert at.invite(SITE, last).body == {"joined": True}, "their coordinator is gone"
+
+
+@pytest.fixture
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Seconds go by."""
+    real, passed = resident_module.time.monotonic, [0.0]
+    monkeypatch.setattr(resident_module.time, "monotonic", lambda: real() + sum(passed))
+    return passed.append
+
+
+def _busy(at: At) -> None:
+    for run in RUNS[:RUNS_AT_ONCE]:
+        at.invite(SITE, run)
+        assert at.open(SITE, run=run).kind == "reply"
+
+
+def test_runs_that_were_given_up_give_way_to_a_new_one_within_the_hour(made: Callable[..., At], pass_time: Callable[[float], None]) -> None:
+    """The one that was silent longest; what another site says keeps none of them."""
+    at = made()
+    _busy(at)
+    new, newer = RUNS[RUNS_AT_ONCE:]
+    pass_time(SILENT / 2)
+    assert at.first_stage(RUNS[0]).kind == "reply"
+    assert at.peer(RUNS[1]).kind in ("reply", "failed")
+    pass_time(SILENT / 2 - 10)
+    assert "busy" in at.invite(SITE, new).body["reason"]
+    pass_time(20)
+    assert at.invite(SITE, new).body == {"joined": True}
+    assert at.open(SITE, run=new).kind == "reply"
+    for run in (RUNS[0], *RUNS[2:4]):
+        assert at.first_stage(run).kind == "reply", "one gave way, the least recent"
+    assert "busy" in at.invite(SITE, newer).body["reason"]
+
+
+def test_a_recorded_letter_ends_no_attempt_that_was_silent_for_an_hour(made: Callable[..., At], pass_time: Callable[[float], None]) -> None:
+    at = made()
+    old = RUNS[RUNS_AT_ONCE]
+    join, hello = (
+        at.letter(JOIN, JOIN, invitation_to(at.job(old), at.parts).body(at.key(SERVER)), run=old),
+        at.letter("hello", "hello", {"start": FIRST}, run=old),
+    )
+    assert at.hand(join).body == {"joined": True}
+    assert at.hand(hello).kind == "reply"
+    _busy(at)
+    pass_time(SILENT + 1)
+    for letter in (join, hello):
+        assert "busy" in at.hand(letter).body["reason"]
+    pass_time(FORGOTTEN - SILENT)
+    assert at.hand(hello).kind == "reply", "their coordinator is gone"
 
 
 def _last(at: At) -> dict[str, Any]:

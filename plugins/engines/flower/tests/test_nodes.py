@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import socket
 
 import pytest
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 
 from pppml_core.engines.words import Words
 from pppml_core.errors import RunFailed, WireError
@@ -15,9 +16,10 @@ from pppml_core.federation.identity import Identity, load_identity, load_roster,
 from pppml_core.federation.resident import Resident
 from pppml_core.randomness import Secret
 from pppml_core.wire.codec import decode, encode
+from pppml_flower.client import answer
 from pppml_flower.grid import GridPost, pack, unpack
 from pppml_flower.introduction import Directory, challenge_to, introduce
-from pppml_flower.keeper import ADDRESS, answer_of, ask, kept
+from pppml_flower.keeper import ADDRESS, UNKEPT, Unkept, answer_of, ask, kept
 from pppml_flower.post import CHALLENGE, INTRODUCTION
 
 RUN = bytes(range(16))
@@ -84,6 +86,29 @@ def test_questions_without_number_are_counted(homes):
         assert [line["count"] for line in lines] == [1]
     lines = read_audit(there["a"], load_identity(there["a"]).public)[0]
     assert [line["count"] for line in lines] == [1, 19]
+
+
+@pytest.mark.parametrize("left", ["its address", "its address and the door"])
+def test_a_keeper_that_was_killed_leaves_a_home_that_answers_nobody(homes, tmp_path, left):
+    """And writes nothing: a line for each message would fill the disk."""
+    there = homes(("a",))
+    (there["a"] / ADDRESS).write_text(str(tmp_path / "door"))
+    if left == "its address and the door":
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(str(tmp_path / "door"))
+    asked = challenge_to(101, RUN, bytes(32), load_identity(there["server"]))
+    for _ in range(3):
+        with pytest.raises(Unkept):
+            ask(there["a"], CHALLENGE, asked, 101)
+    reply = answer(_message(CHALLENGE, asked), Context(1, 101, {"home": str(there["a"])}, RecordDict(), {}, 0))
+    assert reply.error.reason == UNKEPT
+    assert read_audit(there["a"], load_identity(there["a"]).public)[0] == []
+
+
+def _message(kind, data):
+    message = Message(pack(kind, data), 101, "train.pppml")
+    message.metadata.__dict__["_message_id"] = "a letter"
+    return message
 
 
 def test_a_node_that_claims_another_name_is_passed_over(homes, grid_of):

@@ -1,7 +1,8 @@
 """The ClientApp: what runs at a site for each message. It finds the home of its node, and lets the keeper there answer.
 
 Nothing of a site is in Flower's hands: no ``context.state``, and no words about an error but that there was one. That is in the audit log
-of the home, as every answer; its keeper writes it, and this process only where the keeper has gone. A home without one is not touched.
+of the home, as every answer; its keeper writes it, and this process only where the keeper goes in the middle of an answer. A home without
+one is not touched.
 """
 
 from __future__ import annotations

@@ -56,12 +56,14 @@ def answer_of(home: Path, kind: str, data: bytes, node: int, resident: Resident,
 
 
 def ask(home: Path, kind: str, data: bytes, node: int) -> tuple[str, bytes]:
-    """The keeper's answer to one message, or :data:`NONE`. Raises Unkept where there is no keeper; OSError or EOFError where it is gone."""
+    """The keeper's answer to one message, or :data:`NONE`. Raises Unkept where there is no keeper, or one that was killed left its address;
+    OSError or EOFError where it goes meanwhile.
+    """
     try:
-        address = (home / ADDRESS).read_text()
-    except FileNotFoundError as error:
+        line = Client((home / ADDRESS).read_text(), family="AF_UNIX")
+    except (FileNotFoundError, ConnectionRefusedError) as error:
         raise Unkept("no process of pppml lives in this home", place=str(home), hint="pppml site run") from error
-    with Client(address, family="AF_UNIX") as line:
+    with line:
         for part in (kind.encode(), str(node).encode(), data):
             line.send_bytes(part)
         return line.recv_bytes().decode(), line.recv_bytes()
