@@ -1,4 +1,4 @@
-"""What a site gives out to open sums: each sum once, over enough sites, and noted on the disk before anything leaves."""
+"""What a site gives out to open sums: each once, over enough sites (scores: over all), and noted on the disk before anything leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pppml_core.errors import PolicyRefusal
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.store import SiteStore, sites_digest
-from pppml_core.federation.terms import ONE_SET, RELEASED
+from pppml_core.federation.terms import RELEASED
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ class Releases:
         site: its name.
         store: where the record is.
         policy: what the site insists on.
+        sites: all sites of the run, as this one knows them: from its own configuration, or the invitation it joined by.
         min_survivors: over how many sites a sum of updates has noise enough, :attr:`.PrivacyPlan.min_survivors`.
     """
 
-    def __init__(self, site: str, store: SiteStore, policy: Policy, min_survivors: int) -> None:
-        self._site, self._store, self._policy, self._min_survivors = site, store, policy, min_survivors
+    def __init__(self, site: str, store: SiteStore, policy: Policy, sites: Iterable[str], min_survivors: int) -> None:
+        self._site, self._store, self._policy, self._sites, self._min_survivors = site, store, policy, set(sites), min_survivors
 
     def policy(self, kind: str) -> Policy:
         """The site's policy for one kind of sum: noise that is a share for so many sites is released in no sum over fewer."""
@@ -61,7 +62,10 @@ class Releases:
         return self._policy.model_copy(update={"min_cohort": fewest})
 
     def held(self, opening: Opening) -> dict[str, bytes]:
-        """What this attempt released of it: name -> digest of the sites. Raises PolicyRefusal where another attempt released any of it."""
+        """What this attempt released of it: name -> digest of the sites. Raises PolicyRefusal where another attempt released any of it,
+        or where it is of scores and the attempt is not over all sites.
+        """
+        self._refuse_part(opening.kind, opening.cohort)
         here, found = (opening.round, opening.attempt), dict[str, tuple[int, int, bytes]]()
         for name in opening.once_a_round:
             if (in_round := self._store.released(opening.round, name)) is not None:
@@ -81,22 +85,20 @@ class Releases:
             raise PolicyRefusal("a sum over sites that are not of this attempt", place=self._site)
         if len(distinct) < (fewest := self.policy(opening.kind).min_cohort):
             raise PolicyRefusal(f"min_cohort: a sum over {len(distinct)} sites, at least {fewest} required", place=self._site)
+        self._refuse_part(opening.kind, distinct)
         held = self.held(opening)
         if any(sites_of != sites_digest(distinct) for sites_of in held.values()):
             raise PolicyRefusal(f"{RELEASED} over other sites in this attempt", place=self._site)
-        if opening.kind == "metrics":
-            self._keep_to_one_set(distinct)
         for name in (*opening.once_a_round, *opening.once_a_run):
             if name not in held:
                 self._store.save_release(opening.round, opening.attempt, name, distinct)
 
-    def _keep_to_one_set(self, sites: Iterable[str]) -> None:
-        """Refuse a sum of scores over other sites than the first one of the run, whatever model it is of.
+    def _refuse_part(self, kind: str, sites: Iterable[str]) -> None:
+        """Refuse scores in a sum over some sites of the run only.
 
-        A server can ask for two sums of scores of nearly one model, over all sites and over all but one: the difference is that one's. More
-        of them tell more, also by those that a site has no part in. So there is one set a run.
+        Of two sums of nearly one model, over all sites and over all but one, the difference is that one's; more sums tell more, also by
+        those that a site has no part in. All sums of a run over the same sites tell nothing of fewer.
         """
-        if (first := self._store.score_set()) is None:
-            self._store.save_score_set(sites)
-        elif first != sites_digest(sites):
-            raise PolicyRefusal(f"{ONE_SET}, and this one is over others", place=self._site)
+        if kind == "metrics" and (lacking := self._sites - set(sites)):
+            text = f"metrics: scores leave in a sum over all {len(self._sites)} sites of the run, and this one is without {min(lacking)}"
+            raise PolicyRefusal(text, place=self._site)

@@ -11,7 +11,7 @@ import torch
 
 from pppml_core.errors import InconsistentModel, PlanRefused, PluginError, RoundLost, TooFewSurvivors
 from pppml_core.federation.server import Server
-from pppml_core.federation.terms import ONE_SET, RELEASED, binding, binding_of_sum
+from pppml_core.federation.terms import RELEASED, binding, binding_of_sum
 from pppml_core.interfaces.aggregation import Coordinator, ServerContext, Session, Sum
 from pppml_core.learning.arrays import clamp_variances, to_torch
 from pppml_core.values import rms
@@ -63,13 +63,8 @@ def draw_cohort(server: Server, round: int) -> tuple[str, ...]:
     return tuple(server.sites[i] for i in sorted(picked))
 
 
-def announce(
-    server: Server, round: int, cohort: tuple[str, ...], weights: Mapping[str, torch.Tensor], *, trains: bool = True
-) -> ServerContext:
-    """Announce terms and model until every announced site has accepted: terms name the cohort, so a smaller one is announced anew.
-
-    ``trains=False``: for a sum of scores, which is no new start of the round.
-    """
+def announce(server: Server, round: int, cohort: tuple[str, ...], weights: Mapping[str, torch.Tensor]) -> ServerContext:
+    """Announce terms and model until every announced site has accepted: terms name the cohort, so a smaller one is announced anew."""
     config = server.parts.config
     lost: dict[str, str] = {}
     while True:
@@ -78,26 +73,33 @@ def announce(
             text = f"{len(cohort)} sites accepted, at least {max(1, config.run.min_cohort)} are needed"
             raise TooFewSurvivors(text + told, place=f"round {round}")
         attempt = server.new_attempt(round)
-        if trains:
-            server.emit({"event": "round-started", "round": round, "attempt": attempt, "cohort": list(cohort)})
+        server.emit({"event": "round-started", "round": round, "attempt": attempt, "cohort": list(cohort)})
         try:
-            terms = server.terms(round, cohort)
+            ctx, lost = open_attempt(server, round, attempt, cohort, weights)
         except PlanRefused as error:
             # The whole cohort was planned for: what is left of it is too small for this sum.
             raise TooFewSurvivors(f"{error.misfits[0]}{told}", place=f"round {round}") from error
-        replies, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, weights)
         if not lost:
-            bound = binding(server.run, round, attempt, server.sha256(weights), terms)
-            roster = {party: server.roster[party] for party in (*cohort, SERVER)}
-            remember = partial(server.remember, round, attempt)
-            return ServerContext(server.run, round, attempt, cohort, bound, roster, server.identity.sign, remember)
-        cohort = tuple(s for s in cohort if s in replies)
+            return ctx
+        cohort = tuple(s for s in cohort if s not in lost)
+
+
+def open_attempt(
+    server: Server, round: int, attempt: int, cohort: tuple[str, ...], weights: Mapping[str, torch.Tensor]
+) -> tuple[ServerContext, dict[str, str]]:
+    """Announce terms and model to the cohort: what its sessions are held with, and why each site is lost that did not accept."""
+    terms = server.terms(round, cohort)
+    _, lost = server.broadcast("open", cohort, round, attempt, {"terms": terms}, weights)
+    bound = binding(server.run, round, attempt, server.sha256(weights), terms)
+    roster = {party: server.roster[party] for party in (*cohort, SERVER)}
+    remember = partial(server.remember, round, attempt)
+    return ServerContext(server.run, round, attempt, cohort, bound, roster, server.identity.sign, remember), lost
 
 
 def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext, about: Mapping[str, Any] | None = None) -> Sum:
     """Drive the session's coordinator to its sum. Whatever happens, the generator is closed and with it its secrets.
 
-    ``about``: of a sum of scores, what was asked for.
+    ``about``: of a sum of scores, what was asked for. It is over the whole cohort, so it ends with the first site that is lost.
 
     Raises RoundLost as soon as a site says that it released this sum before: then no other one over other sites may be made of it.
     """
@@ -109,11 +111,15 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
             _refuse_undeclared(operation, session)
             outcome = server.perform(_of_kind(operation, kind), ctx.round, ctx.attempt, manifest)
             _refuse_second_sum(outcome, ctx)
+            for part in _parts(outcome) if kind == "metrics" else ():
+                refuse_missing(part.lost, ctx.round)
             operation = coordinator.send(outcome)
     except StopIteration as stop:
         summed: Sum = stop.value
     finally:
         coordinator.close()
+    if kind == "metrics":
+        refuse_missing({site: "it is not in the sum" for site in ctx.cohort if site not in summed.survivors}, ctx.round)
     unknown = set(summed.survivors) - set(ctx.cohort)
     fewest = max(server.parts.config.run.min_cohort, server.privacy.min_survivors if kind == "session" else 1)
     if unknown or len(summed.survivors) < fewest:
@@ -123,19 +129,22 @@ def hold_session(server: Server, session: Session, kind: str, ctx: ServerContext
     return summed
 
 
+def refuse_missing(lost: Mapping[str, str], round: int) -> None:
+    """Raise TooFewSurvivors, with the first site that is missing, where any is."""
+    for site, reason in lost.items():
+        raise TooFewSurvivors(f"{site} is missing: {reason}", place=f"round {round}")
+
+
 def _refuse_second_sum(outcome: Any, ctx: ServerContext) -> None:
-    for part in outcome if isinstance(outcome, Sequence) else (outcome,):
+    for part in _parts(outcome):
         for site, reason in part.lost.items():
-            if ONE_SET in reason:
-                text = f"{ONE_SET}; {site} gave out one over others before, so there are no scores now"
-                raise RoundLost(text, place=f"round {ctx.round}")
             if RELEASED in reason:
                 text = f"{site} gave out what opens this sum in an earlier attempt, of which nothing is left here; it cannot be held again"
                 raise RoundLost(text, place=f"round {ctx.round}")
 
 
 def _refuse_undeclared(operation: Any, session: Session) -> None:
-    for part in operation if isinstance(operation, Sequence) else (operation,):
+    for part in _parts(operation):
         if isinstance(part, Relay) and part.stage not in session.relays:
             hint = f'relays = ("{part.stage}",) in {type(session).__name__}'
             raise PluginError(f"stage {part.stage!r} is a relay that its session does not declare, so no site takes it", hint=hint)
@@ -143,3 +152,8 @@ def _refuse_undeclared(operation: Any, session: Session) -> None:
 
 def _of_kind(operation: Any, kind: str) -> Any:
     return [replace(op, kind=kind) for op in operation] if isinstance(operation, Sequence) else replace(operation, kind=kind)
+
+
+def _parts(given: Any) -> Sequence[Any]:
+    """Operations, or outcomes, that are asked for side by side; or the one."""
+    return given if isinstance(given, Sequence) else (given,)

@@ -1,4 +1,4 @@
-"""A run from first round to last: rounds, evaluation, selection, early stopping, checkpoints, resume, result."""
+"""A run from first round to last: rounds with their retries, checkpoints, resume, result."""
 
 from __future__ import annotations
 
@@ -6,28 +6,25 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from pppml_core.errors import BudgetSpent, CheckpointError, RoundAborted, RoundLost, RunFailed
-from pppml_core.federation import checkpoint, evaluation
-from pppml_core.federation.evaluation import Scores, weight_kinds
+from pppml_core.federation import checkpoint
+from pppml_core.federation.evaluation import Scores
 from pppml_core.federation.files import remove_unfinished, write_atomic
 from pppml_core.federation.ledger import Ledger
-from pppml_core.federation.round import announce, hold_round, hold_session
+from pppml_core.federation.round import hold_round
 from pppml_core.federation.rundir import RunDir
+from pppml_core.federation.scoring import Scoring
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
 from pppml_core.federation.starts import new_start
-from pppml_core.federation.terms import about_scores
 from pppml_core.interfaces.privacy import CONDITIONS, plain_epsilon
-from pppml_core.learning.arrays import sha256_of_state, to_numpy, to_torch
+from pppml_core.learning.arrays import sha256_of_state, to_torch
 from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
 
 Emit = Callable[[Mapping[str, Any]], None]
-T = TypeVar("T")
 
 
 class Conductor:
@@ -39,8 +36,7 @@ class Conductor:
         self._spec = server.parts.spec
         self._metric = (self._config.run.stop and self._config.run.stop.metric) or self._spec.primary_metric
         self._ledger = Ledger(folder.path / "ledger.jsonl")
-        #: whether the final scores are a sum that can never be had again.
-        self._final_lost = False
+        self._scoring = Scoring(server, folder, self._metric, emit)
 
     def run(self) -> dict[str, Any]:
         """All rounds that are still to be held, then the result. Raises what stopped it; what was done can be resumed."""
@@ -69,11 +65,11 @@ class Conductor:
         metrics: Mapping[str, float] = {}
         lost: RunFailed | None = None
         try:
-            metrics = self._insist(round, lambda: hold_round(self._server, round)) or {}
+            metrics = self._insist(round)
             self._watch(round, metrics)
             due = round % run.evaluate_every == 0 or round == run.rounds
             if due and run.metrics != "none" and state.survivors[str(round)]:
-                self._evaluate(round)
+                self._scoring.validate(round)
         except RunFailed as error:
             if not isinstance(error.__cause__, RoundLost):
                 raise
@@ -85,30 +81,27 @@ class Conductor:
         if lost is not None:
             raise lost
 
-    def _insist(self, round: int, attempt: Callable[[], T], *, final: bool = False) -> T | None:
-        """What an attempt gives, repeated as ``run.on_abort`` says; None where it is skipped. Raises RunFailed where the run stops.
+    def _insist(self, round: int) -> Mapping[str, float]:
+        """What the round gives, held again as ``run.on_abort`` says; nothing where it is skipped. Raises RunFailed where the run stops.
 
-        A lost sum is never tried again: the run goes on without it, or stops with ``on_abort: stop``. A ``final`` one stops no run, since
-        resuming it would not bring the sum back.
+        A lost sum is never tried again: the run goes on without it, or stops with ``on_abort: stop``.
         """
         run = self._config.run
         for left in reversed(range(1 + (run.retries if run.on_abort == "retry" else 0))):
             try:
-                return attempt()
+                return hold_round(self._server, round)
             except RoundAborted as error:
                 lost = isinstance(error, RoundLost)
-                skips = run.on_abort == "skip" or (lost and (final or run.on_abort == "retry"))
-                following = "retry" if left and not lost else "skip" if skips else "stop"
+                following = "stop" if run.on_abort == "stop" else "skip" if lost or run.on_abort == "skip" else "retry" if left else "stop"
                 event = {"event": "round-aborted", "round": round, "attempt": self._server.attempts.get(round, 0), "reason": str(error)}
                 self._emit({**event, "next": following, "lost": lost})
                 if following == "stop":
                     what = "the next round follows" if lost else "what was done so far is kept"
                     hint = f"{what}: resume with --resume {self._folder.path}"
                     raise RunFailed(f"the round ended without a sum: {error.message}", place=f"round {round}", hint=hint) from error
-                if lost:
-                    self._final_lost = final
+                if following == "skip":
                     break
-        return None
+        return {}
 
     def _charge(self, round: int) -> None:
         """Stop before a round that would exceed the budget; note the public charge before anything noisy is asked for."""
@@ -145,77 +138,6 @@ class Conductor:
         if saturated > 0:
             text = f"round {round}: about {100 * saturated:.1g} % of the update's coordinates were beyond their range and were cut"
             self._emit({"event": "warning", "round": round, "text": f"{text}; raise encoding.range or encoding.start"})
-
-    def _evaluate(self, round: int) -> None:
-        """Validation scores of the weights after this round; selection and early stopping look at nothing else."""
-        scores, missing = self._scores(round, round, self._server.state.weights, ("validation",), final=False)
-        state, run = self._server.state, self._config.run
-        value = evaluation.mean_of(scores, "validation", self._metric)
-        state.validation[str(round)] = _number(value)
-        if missing:
-            # A mean over other sites is no comparison: such a round is neither the best nor one without improvement.
-            text = f"round {round}: {', '.join(missing)} did not send scores; the round is left out of selection and early stopping"
-            self._emit({"event": "warning", "round": round, "text": text})
-            return
-        better = -1.0 if self._metric in self._spec.lower_is_better else 1.0
-        if not math.isnan(value) and (state.best_value is None or better * value > better * state.best_value):
-            state.best_round, state.best_value, state.stale = round, value, 0
-            if run.select == "best-validation":
-                checkpoint.save_best(self._folder.checkpoints, round, to_numpy(state.weights))
-        else:
-            state.stale += 1
-        if run.stop is not None and state.stale >= run.stop.patience:
-            state.stopped = f"{self._metric} on validation data did not improve for {state.stale} evaluations"
-
-    def _scores(
-        self, round: int, of: int, weights: Mapping[str, torch.Tensor], splits: tuple[str, ...], *, final: bool
-    ) -> tuple[Scores, list[str]]:
-        """Ask the sites for scores of the weights after round ``of`` and write what arrives; also which sites sent none, however asked."""
-        server = self._server
-        body = {"state": of, "splits": list(splits), "final": final}
-        share = self._config.run.metrics
-        scores: Scores = {}
-        kinds = weight_kinds(server.parts.personalization)
-        if share == "sum":
-            scores, answered = self._insist(round, lambda: self._summed(round, body, weights), final=final) or ({}, ())
-            missing = [s for s in server.sites if s not in answered]
-        else:
-            replies: dict[str, Any] = {}
-            missing = list(server.sites)
-            for _ in range(1 + (self._config.run.retries if self._config.run.on_abort == "retry" else 0)):
-                replies |= server.broadcast("evaluate", missing, round, server.attempts.get(round, 1), body, weights)[0]
-                missing = [s for s in server.sites if s not in replies]
-                if not missing:
-                    break
-            for site in server.sites if share == "per-site" else ():
-                # A site speaks for itself; only where training is pooled for others too.
-                own = server.evaluated if self._config.pool else [site]
-                scores |= evaluation.from_wire(replies.get(site, {}).get("scores", {}), self._spec, own, splits, kinds)
-        if scores:
-            rows = evaluation.rows(of, scores)
-            self._folder.append("metrics.jsonl", rows)
-            self._emit({"event": "metrics", "round": of, "rows": rows})
-        return scores, missing
-
-    def _summed(self, round: int, body: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> tuple[Scores, tuple[str, ...]]:
-        """Scores that leave only in a sum: an attempt of its own, since a site answers each stage once an attempt."""
-        server, splits = self._server, body["splits"]
-        kinds = weight_kinds(server.parts.personalization)
-        which = "-".join(("metrics", *splits))
-        summed = server.kept_sum(which, round, weights)
-        if summed is None:
-            ctx = announce(server, round, tuple(server.state.scored or server.sites), weights, trains=False)
-            server.broadcast("evaluate", ctx.cohort, round, ctx.attempt, body, weights)
-            _, fixed = evaluation.sum_layout(self._spec, splits, kinds)
-            session = server.parts.aggregator.plan(fixed.spec, ctx.cohort)
-            about = about_scores({**body, "sha256": server.sha256(weights)})
-            summed = hold_session(server, session, "metrics", ctx, about)
-            if not session.repeatable:
-                server.keep_sum(which, round, weights, summed)
-                server.state.scored = server.state.scored or list(summed.survivors)
-        else:
-            server.state.scored = server.state.scored or list(summed.survivors)
-        return evaluation.from_sum(summed.total, self._spec, splits, kinds), summed.survivors
 
     def _checkpoint(self, round: int) -> None:
         began = time.perf_counter()
@@ -285,13 +207,7 @@ class Conductor:
         full = {**server.parts.initial_state, **weights}
         if server.parts.personalization.shares:  # else there is no model but each site's own
             write_atomic(self._folder.path / "model.safetensors", save({n: t.contiguous() for n, t in full.items()}))
-        scores, missing = self._scores(last, chosen, weights, ("test",), final=True)
-        if missing:
-            text = f"{', '.join(missing)} did not send final scores: the means are over {len(server.sites) - len(missing)} sites"
-            self._emit({"event": "warning", "round": last, "text": text})
-        if run.metrics != "none" and len(missing) == len(server.sites) and not self._final_lost:
-            hint = f"the model is written; resume with --resume {self._folder.path} to score it"
-            raise RunFailed("no site sent final scores", place=f"round {last}", hint=hint)
+        scores, missing = self._scoring.final(last, chosen, weights)
         digest = sha256_of_state(full) if server.parts.personalization.shares else self._sites_digest()
         result = self._result(chosen, last, digest, scores, missing)
         self._folder.write_json("result.json", result)

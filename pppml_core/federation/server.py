@@ -50,8 +50,6 @@ class ServerState:
     #: round -> mean validation value of the watched metric (None where it was undefined).
     validation: dict[str, float | None] = field(default_factory=dict)
     stopped: str | None = None
-    #: the sites of the first sum of scores: sites give out no others (:mod:`.releases`). Empty before.
-    scored: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Site:
             hint = "restore identity.key or roster.json from a backup"
             raise ConfigError("this home pins another identity for itself", place=str(home), hint=hint)
         self._store = SiteStore(host.job.folder / name)
-        self._releases = Releases(name, self._store, policy, host.privacy.min_survivors)
+        self._releases = Releases(name, self._store, policy, host.job.sites, host.privacy.min_survivors)
         self._trainer = Trainer(host.assembly, name, self._store, host.privacy, host.clock)
         #: the open attempt: round, attempt, terms, weights (hash). Empty before the first.
         self._open: dict[str, Any] = {}
@@ -185,7 +185,7 @@ class Site:
     def _side(self, kind: str) -> SessionSide:
         if kind not in self._sides:
             opening = self._opening(kind)
-            self._releases.held(opening)  # refuses before anything is made for a sum that another attempt released
+            self._releases.held(opening)  # refuses before anything is made for a sum that will not be opened
             ctx = Context(
                 site=self.name,
                 run=self._host.job.run,

@@ -39,7 +39,7 @@ _FAR = 2**30
 
 
 class SiteStore:
-    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``, ``released``, ``scored``, ``score-set``."""
+    """Files under ``folder``: ``state-R``, ``contribution-NAME`` (of one round), ``attempts``, ``released``, ``scored``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,6 @@ class SiteStore:
             raise CheckpointError(text, place=str(ledger.path), hint=_REMEDY)
         self.attempts()
         self._releases()
-        self.score_set()
 
     def state(self, round: int) -> Mapping[str, Any] | None:
         """The site's state after a round: that of the newest round up to it in which the site took part; None where there is none."""
@@ -151,19 +150,6 @@ class SiteStore:
             raise PolicyRefusal(f"{most} models were scored in this run, more than its rounds need")
         self._append("scored", _SCORED.pack(*new))
 
-    def score_set(self) -> bytes | None:
-        """A digest of the sites over which sums of scores are released in this run; None before the first."""
-        path = self.folder / "score-set"
-        held = path.read_bytes() if path.exists() else None
-        if held is not None and len(held) != len(_digest("")):
-            raise CheckpointError("the site's record of whose scores it helped to sum is damaged", place=str(path), hint=_REMEDY)
-        return held
-
-    def save_score_set(self, sites: Iterable[str]) -> None:
-        """Remember it, before anything of the first sum leaves."""
-        self._make_folder()
-        write_atomic(self.folder / "score-set", sites_digest(sites))
-
     def save_release(self, round: int, attempt: int, which: str, sites: Iterable[str]) -> None:
         """Remember a release, before anything of it leaves. :meth:`released` says whether there was one."""
         fields = (round, attempt, _digest(which), sites_digest(sites))
@@ -171,7 +157,7 @@ class SiteStore:
 
     def records(self) -> dict[str, int]:
         """Entries of each record that only ever grows, by the name of its file. An entry is on the disk before what it is about leaves."""
-        sizes = {"attempts": _ATTEMPT.size, "released": _RELEASE.size, "scored": _SCORED.size, "score-set": len(_digest(""))}
+        sizes = {"attempts": _ATTEMPT.size, "released": _RELEASE.size, "scored": _SCORED.size}
         sizes[STARTS_FILE] = START_BYTES
         held = {name: path.stat().st_size // size for name, size in sizes.items() if (path := self.folder / name).exists()}
         if (ledger := self.folder / LEDGER).exists():

@@ -30,8 +30,6 @@ ROUND_FIELDS = (
 
 #: how the refusal of a site begins that has given out what opens this sum: the server then knows that the round is lost.
 RELEASED = "this sum was released before"
-#: how a site says that a sum of scores is over other sites than those before.
-ONE_SET = "all sums of scores of a run are over the sites of the first"
 
 
 def round_terms(

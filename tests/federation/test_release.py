@@ -254,10 +254,9 @@ class ShareOfThree(PrivacyMechanism):
 
 
 def test_a_sum_over_fewer_than_the_noise_is_sized_for_is_not_released(desk):
-    """Whatever the policy allows and whatever the session promised; scores have no noise to be sized."""
-    desk = desk(live={"privacy": ShareOfThree()}, run={"metrics": "sum"})
+    """Whatever the policy allows and whatever the session promised."""
+    desk = desk(live={"privacy": ShareOfThree()})
     desk.open()
-    desk.ask("evaluate", {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["test"]})
     for again in (False, True):
         reply = desk.unlock(SITES[:2])
         assert reply.kind == "refused"
@@ -265,9 +264,35 @@ def test_a_sum_over_fewer_than_the_noise_is_sized_for_is_not_released(desk):
         assert desk.site._store.released(1, "session") is None, "and nothing was given out"
         if not again:
             desk.recreated()
-    assert desk.ask("metrics", {"sites": list(SITES[:2])}, stage="unlock").kind == "reply"
-    desk.open(attempt=2)
-    assert desk.unlock(attempt=2).kind == "reply"
+    assert desk.unlock().kind == "reply"
+
+
+@pytest.mark.parametrize("change", ["nothing", "an earlier sum", "another model", "a restart"])
+def test_scores_leave_in_a_sum_over_all_sites_of_the_run_or_not_at_all(desk, change):
+    """Whatever the policy allows, whatever was summed before: the difference of two sums over other sites would be a site's own."""
+    desk = desk(Policy(min_cohort=1), run={"metrics": "sum"})
+    body = {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["validation"]}
+    if change == "an earlier sum":
+        desk.open()
+        desk.ask("evaluate", body)
+        assert desk.ask("metrics", {"sites": list(SITES)}, stage="unlock").kind == "reply"
+    if change in ("an earlier sum", "another model"):  # a model is scored in one sum
+        desk.weights = {name: array + np.float32(1e-3) for name, array in desk.weights.items()}
+        body["sha256"] = sha256_of(desk.weights)
+    desk.open(round=2)
+    if change == "a restart":
+        desk.reborn()
+        desk.open(round=2, attempt=2)
+    place = {"round": 2, "attempt": desk.site.attempt[1]}
+    assert desk.ask("evaluate", body, **place).kind == "reply"
+    refused = desk.ask("metrics", {"sites": list(SITES[:2])}, stage="unlock", **place)
+    assert (refused.kind, "over all 3 sites of the run, and this one is without site_3" in refused.body["reason"]) == ("refused", True)
+    desk.open(round=3, cohort=SITES[:2])
+    desk.ask("evaluate", body, round=3)
+    refused = desk.ask("metrics", {}, stage="give", round=3)
+    assert (refused.kind, "this one is without site_3" in refused.body["reason"]) == ("refused", True), "nor is anything made for it"
+    assert desk.ask("session", {"sites": list(SITES[:2])}, stage="unlock", round=3).kind == "reply", "updates are another matter"
+    assert len((desk.host.job.folder / "site_2" / "released").read_bytes()) == 64 * (3 if change == "an earlier sum" else 1)
 
 
 def test_another_set_within_the_attempt_is_refused(desk):
@@ -299,13 +324,13 @@ def test_a_split_is_released_once_in_whatever_company(desk):
     desk = desk(run={"metrics": "sum"})
     scored = {"state": 1, "final": False, "sha256": sha256_of(desk.weights)}
 
-    def unlock(attempt, splits, cohort=SITES):
-        desk.open(attempt=attempt, cohort=cohort)
+    def unlock(attempt, splits):
+        desk.open(attempt=attempt)
         desk.ask("evaluate", {**scored, "splits": splits}, attempt=attempt)
-        return desk.ask("metrics", {"sites": list(cohort)}, stage="unlock", attempt=attempt)
+        return desk.ask("metrics", {"sites": list(SITES)}, stage="unlock", attempt=attempt)
 
     assert unlock(1, ["validation"]).kind == "reply"
-    assert RELEASED in unlock(2, ["validation", "test"], SITES[:2]).body["reason"], "the difference would be one site's scores"
+    assert RELEASED in unlock(2, ["validation", "test"]).body["reason"]
     assert unlock(3, ["test"]).kind == "reply"
 
 
@@ -344,10 +369,10 @@ def test_only_held_out_scores_of_the_opened_model_enter_a_sum(desk, spoil):
 def test_a_model_is_scored_in_one_sum_whatever_the_round(desk):
     desk = desk(run={"metrics": "sum"})
     body = {"state": 1, "final": False, "sha256": sha256_of(desk.weights), "splits": ["validation"]}
-    for round, cohort in ((1, SITES), (2, SITES[:2])):
-        desk.open(round=round, cohort=cohort)
+    for round in (1, 2):
+        desk.open(round=round)
         desk.ask("evaluate", body, round=round)
-        reply = desk.ask("metrics", {"sites": list(cohort)}, stage="unlock", round=round)
+        reply = desk.ask("metrics", {"sites": list(SITES)}, stage="unlock", round=round)
         assert reply.kind == ("reply" if round == 1 else "refused"), reply.body
 
 
@@ -610,7 +635,9 @@ def test_lost_final_scores_do_not_keep_a_run_from_its_end(opening, summed, tmp_p
     run = made.run(tmp_path / "r", report=False)
     assert run.result["model_sha256"] == summed.result["model_sha256"]
     assert run.result["not_evaluated"] == list(SITES)
-    assert any("final scores" in e["text"] for e in told(run, "warning"))
+    (warning,) = [e["text"] for e in told(run, "warning") if "no scores" in e["text"]]
+    assert warning.endswith("the result has no final scores")
+    assert "gave out what opens this sum in an earlier attempt" in warning
 
 
 def test_a_lost_round_is_never_tried_again(opening, tmp_path):
