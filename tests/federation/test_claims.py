@@ -354,7 +354,11 @@ def test_a_sum_over_fewer_than_the_noise_is_sized_for_is_no_sum(survived, needed
         perform=lambda *_: ExchangeOutcome({}, (), {}),
     )
     ctx = ServerContext(b"r" * 16, 1, 1, SITES, b"")
-    assert hold_session(server, Says(SITES[:survived]), "metrics", ctx).survivors == SITES[:survived], "scores have no noise to size"
+    if survived < len(SITES):
+        with pytest.raises(TooFewSurvivors, match=f"{SITES[survived]} is missing"):
+            hold_session(server, Says(SITES[:survived]), "metrics", ctx)  # scores are summed over all, whatever the noise
+    else:
+        assert hold_session(server, Says(SITES), "metrics", ctx).survivors == SITES
     if survived >= needed:
         assert hold_session(server, Says(SITES[:survived]), "session", ctx).survivors == SITES[:survived]
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from multiprocessing.connection import Listener
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -135,11 +137,13 @@ def test_something_else_is_a_loss(linked, content):
     assert loss.handed
 
 
-def test_what_leaves_in_place_of_an_answer_is_in_the_audit_log(linked):
-    """Here that of a home whose keeper has gone; nobody answers in its stead."""
+def test_what_leaves_in_place_of_an_answer_is_in_the_audit_log(linked, tmp_path):
+    """Here that of a home whose keeper dies at work; nobody answers in its stead."""
     _, transport, there = linked
-    (there["a"] / "keeper").write_text(str(there["a"] / "nobody"))
-    loss = _deliver(transport, ("a", _frame("a")))["a"]
+    with Listener(str(tmp_path / "door"), family="AF_UNIX") as dying:
+        threading.Thread(target=lambda: dying.accept().close(), daemon=True).start()
+        (there["a"] / "keeper").write_text(str(tmp_path / "door"))
+        loss = _deliver(transport, ("a", _frame("a")))["a"]
     line = read_audit(there["a"], load_identity(there["a"]).public)[0][-1]
     assert (line["kind"], f"Flower reports: {line['reason']}") == ("loss", loss.reason)
 
