@@ -70,8 +70,9 @@ def room(found: list[psutil.Process], bytes: int) -> None:
 
 
 def alive(process: psutil.Process) -> bool:
+    """Also one whose first thread has ended and others not yet: its parent cannot know so far."""
     with suppress(psutil.Error):
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running()) and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     return False
 
 
