@@ -45,8 +45,8 @@ def short():
 RUNS = [(engine, sum) for engine, sums in FAR_KILLS.items() for sum in sums]
 #: the site that is killed, or that has no room or no network: none that initiates a ring.
 SITE = "site_2"
-#: seconds after which a client or node whose network is mended has tried again, as seldom as engines do after some failures.
-AGAIN = 60
+#: seconds after which a client or node whose network is mended has tried again: gRPC waits two minutes at most between two tries.
+AGAIN = 150
 
 
 @pytest.mark.drill
