@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ import torch
 
 from pppml_core.errors import DataError, PolicyRefusal, PppmlError, WireError
 from pppml_core.federation.admission import Case, about_run, after_code, before_building, before_code
-from pppml_core.federation.audit import Audit, Strangers
+from pppml_core.federation.audit import Audit, Strangers, read_audit
 from pppml_core.federation.chain import ChainBroken
 from pppml_core.federation.checks import own_misfits
 from pppml_core.federation.home import open_home
@@ -184,15 +184,15 @@ class Resident:
         asked = read_invitation(message, open_home(self.home.folder).pinned)
         joined, lives = self._joined(asked.run), self._lives.of(asked.run, self._stands()) is not None
         new = joined.invitation() is None
-        if lives and joined.invitation() == letter.frame:
-            self._refuse_gone(asked.run)
+        if lives and joined.whole() and joined.invitation() == letter.frame:
+            self._records(asked.run)
             check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
             return None
         try:
-            check_witnesses(self.home.folder, self.home.name, self._identity.public)
+            lines = check_witnesses(self.home.folder, self.home.name, self._identity.public)
         except ChainBroken as error:
             raise PolicyRefusal(f"total_epsilon: this site's account cannot be relied on: {error.message}") from error
-        self._refuse_gone(asked.run)
+        self._refuse_gone(asked.run, lines)
         joined.refuse_other(asked)
         joined.refuse_other_data()
         check_timetable(load_policy(self.home.folder), self.home.folder, local_time())
@@ -204,10 +204,9 @@ class Resident:
 
     def _check_time(self, message: Message) -> None:
         """Raise PolicyRefusal where a round begins, or scores are asked for, at another time than this site works."""
-        policy = load_policy(self.home.folder)
         if message.kind == "open":
-            check_timetable(policy, self.home.folder, local_time(), f"{message.run.hex()} {message.round}")
-        elif message.kind == "evaluate" and (reason := hours(policy, local_time())) is not None:
+            check_timetable(load_policy(self.home.folder), self.home.folder, local_time(), f"{message.run.hex()} {message.round}")
+        elif message.kind == "evaluate" and (reason := hours(load_policy(self.home.folder), local_time())) is not None:
             raise PolicyRefusal(f"hours: {reason}")
 
     def _begin_training(self, run: bytes, round: int, model: bytes) -> None:
@@ -224,7 +223,7 @@ class Resident:
             self._records(run)
             torch.set_num_threads(life.threads)
             return life.site
-        said = self._refuse_gone(run)
+        said = self._refuse_gone(run, read_audit(self.home.folder, self._identity.public)[0])
         if (frame := self._joined(run).invitation()) is None:
             raise WireError("this site has not joined this run", place=self.home.name)
         self._lives.refuse_full(run, time.monotonic())
@@ -241,15 +240,16 @@ class Resident:
         life.records = refuse_older(self.home.folder, self.home.name, run, life.records)
         return life.records
 
-    def _refuse_gone(self, run: bytes) -> bool:
-        """Raise PolicyRefusal where this run was accepted and what was held of it is not there any more. Whether the log tells of the join.
+    def _refuse_gone(self, run: bytes, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """Raise PolicyRefusal where this run was accepted and what was held of it is not there any more. Whether the log tells of the join;
+        these are its lines.
 
         With it went the record of attempts and releases, and the noise that was drawn: to begin anew under the same name would answer
         again, with other noise, and the account would count it once.
         """
         if not self._joined(run).whole() and self._account.holds(run):
             raise PolicyRefusal("joined: what this site held of this run is gone, so it takes part in it no more; begin a new run")
-        return refuse_older_than_log(self.home.folder, self.home.name, self._identity.public, run)
+        return refuse_older_than_log(self.home.folder, self.home.name, lines, run)
 
     def _admit(self, asked: Invitation, frame: bytes = b"") -> Case:
         """Check the invitation, build the run's parts, enter the run into this site's account. The policy is read anew: it may have

@@ -18,9 +18,10 @@ from pppml_core.federation.rundir import RunDir
 from pppml_core.federation.scoring import Scoring
 from pppml_core.federation.server import Server, ServerState
 from pppml_core.federation.stageclock import StageClock
-from pppml_core.federation.starts import new_start
+from pppml_core.federation.terms import START_BYTES
 from pppml_core.interfaces.privacy import CONDITIONS, plain_epsilon
 from pppml_core.learning.arrays import sha256_of_state, to_torch
+from pppml_core.randomness import entropy
 from pppml_core.wire.messages import Exchange
 from pppml_core.wire.transcript import Transcript
 
@@ -157,7 +158,7 @@ class Conductor:
         server, folder = self._server, self._folder
         for place in (folder.path, folder.checkpoints):
             remove_unfinished(place)
-        hello = Exchange("hello", {s: {} for s in server.sites}, kind="hello", common={"start": new_start()})
+        hello = Exchange("hello", {s: {} for s in server.sites}, kind="hello", common={"start": entropy(START_BYTES)})
         outcome = server.perform(hello, 0, 1, server.manifest)
         for reply in outcome.replies.values():
             server.note_attempts(reply.get("attempts", {}))

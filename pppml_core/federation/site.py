@@ -24,7 +24,6 @@ from pppml_core.federation.releases import Opening, Releases
 from pppml_core.federation.secret_record import SECRETS, SecretRecord
 from pppml_core.federation.session_side import SessionSide
 from pppml_core.federation.site_context import Context
-from pppml_core.federation.starts import begins
 from pppml_core.federation.store import SiteStore
 from pppml_core.federation.terms import about_scores, binding, binding_of_sum, check_request, lasting
 from pppml_core.federation.trainer import Trainer
@@ -94,7 +93,7 @@ class Site:
         check_request(message.kind, message.body)
         if message.kind == "hello":
             self._store.check()
-            if begins(self._store.folder, message.body["start"]):
+            if self._store.begins(message.body["start"]):
                 # Begun anew: an attempt that was given up is not gone on with, and none of its secrets is kept.
                 self._open, self._sides, self._scores = {}, {}, {}
                 self._store.tidy()

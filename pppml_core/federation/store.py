@@ -18,7 +18,7 @@ from typing import Any
 from pppml_core.errors import CheckpointError, PolicyRefusal, WireError
 from pppml_core.federation.files import remove_unfinished, sync_folder, write_atomic
 from pppml_core.federation.ledger import Ledger
-from pppml_core.federation.starts import START_BYTES, STARTS_FILE
+from pppml_core.federation.terms import START_BYTES
 from pppml_core.wire.codec import decode, encode
 
 #: rounds back from the present one that a resumed run may have to go.
@@ -155,10 +155,24 @@ class SiteStore:
         fields = (round, attempt, _digest(which), sites_digest(sites))
         self._append("released", _RELEASE.pack(*fields, _release_check(*fields)))
 
+    def begins(self, start: bytes) -> bool:
+        """Whether the run begins, or begins anew, with this number of the coordinator's, which is then remembered; False where it has.
+
+        A message is signed and can be recorded: handed in again, one that says that the run begins must not end what the site is in. Raises
+        PolicyRefusal for an earlier start than the last one.
+        """
+        path = self.folder / "starts"
+        data = path.read_bytes() if path.exists() else b""
+        held = [data[at : at + START_BYTES] for at in range(0, len(data) - len(data) % START_BYTES, START_BYTES)]
+        if start in held[:-1]:
+            raise PolicyRefusal("this run was begun anew since this message was written")
+        if start not in held:
+            self._append("starts", start)
+        return start not in held
+
     def records(self) -> dict[str, int]:
         """Entries of each record that only ever grows, by the name of its file. An entry is on the disk before what it is about leaves."""
-        sizes = {"attempts": _ATTEMPT.size, "released": _RELEASE.size, "scored": _SCORED.size}
-        sizes[STARTS_FILE] = START_BYTES
+        sizes = {"attempts": _ATTEMPT.size, "released": _RELEASE.size, "scored": _SCORED.size, "starts": START_BYTES}
         held = {name: path.stat().st_size // size for name, size in sizes.items() if (path := self.folder / name).exists()}
         if (ledger := self.folder / LEDGER).exists():
             held[LEDGER] = ledger.read_bytes().count(b"\n")

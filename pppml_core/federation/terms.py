@@ -12,7 +12,6 @@ import numpy as np
 
 from pppml_core.errors import WireError
 from pppml_core.federation.reason import LENGTH
-from pppml_core.federation.starts import START_BYTES
 from pppml_core.interfaces.aggregation import Guarantees
 from pppml_core.interfaces.privacy import PrivacyStatement
 from pppml_core.wire.codec import sha256_of
@@ -28,6 +27,8 @@ ROUND_FIELDS = (
     WireField("refused or failed", "reason", "str", (), LENGTH, "in the clear", "why a site did not answer, in words"),
 )
 
+#: bytes of the number that each start of a run has, and no earlier one had.
+START_BYTES = 16
 #: how the refusal of a site begins that has given out what opens this sum: the server then knows that the round is lost.
 RELEASED = "this sum was released before"
 

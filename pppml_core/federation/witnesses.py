@@ -10,7 +10,7 @@ attempt answered again, with other noise. Who puts all three back together is fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def begin_logs(home: Path, identity: Identity) -> None:
             pass
 
 
-def check_witnesses(home: Path, site: str, public: bytes) -> None:
-    """Raise ChainBroken where one of them tells of what another must know and does not."""
+def check_witnesses(home: Path, site: str, public: bytes) -> list[dict[str, Any]]:
+    """The lines of the audit log. Raises ChainBroken where one of them tells of what another must know and does not."""
     lines, entries = read_audit(home, public)[0], read_account(home, public)
     entered = {entry["run"] for entry in entries}
     joined = _joined(lines)
@@ -45,6 +45,7 @@ def check_witnesses(home: Path, site: str, public: bytes) -> None:
     if (seen := max((int(entry.get("audit", 0)) for entry in entries), default=0)) > len(lines):
         text = f"line {len(lines) + 1} is missing: the account has seen {seen} lines of it, so an older copy was put back"
         raise ChainBroken(text, place=AUDIT_FILE, hint="put the newest copy back")
+    return lines
 
 
 def refuse_older(home: Path, site: str, run: bytes, seen: Mapping[str, int]) -> dict[str, int]:
@@ -56,11 +57,10 @@ def refuse_older(home: Path, site: str, run: bytes, seen: Mapping[str, int]) -> 
     return held
 
 
-def refuse_older_than_log(home: Path, site: str, public: bytes, run: bytes) -> bool:
-    """Whether the audit log tells that a run was joined. Raises PolicyRefusal where what is held of it is older than what the log has
-    seen, or was begun and the log tells of no join; ChainBroken where that is broken.
+def refuse_older_than_log(home: Path, site: str, lines: Sequence[Mapping[str, Any]], run: bytes) -> bool:
+    """Whether the audit log, of which these are the lines, tells that a run was joined. Raises PolicyRefusal where what is held of it is
+    older than what the log has seen, or was begun and the log tells of no join.
     """
-    lines = read_audit(home, public)[0]
     held, said = refuse_older(home, site, run, _seen(lines).get(run.hex(), {})), run.hex() in _joined(lines)
     if any(held.values()) and not said:
         text = f"joined: the audit log does not tell of run {run.hex()[:8]}, which was begun here: an older copy of it was put back"

@@ -21,7 +21,7 @@ from pppml_core.federation.policy import Policy
 from pppml_core.interfaces.aggregation import Aggregator, Coordinator, ServerContext, Session, Sum
 from pppml_core.interfaces.engine import Loss, Topology, Transport
 from pppml_core.randomness import Seeds
-from pppml_core.testing.parties import Contribution, Door, HarnessContext, HarnessSite, InProcess, ReleaseRecord, identity_of
+from pppml_core.testing.parties import Contribution, Door, HarnessSite, Header, InProcess, ReleaseRecord, harness_context, identity_of
 from pppml_core.testing.recording import Attempt, HarnessResult, Passage, Recording, exact_sum
 from pppml_core.values import ValueSpec
 from pppml_core.wire.codec import encode_message, sha256_of
@@ -187,14 +187,14 @@ class SessionHarness:
     def _attempt(self, courier: Courier, number: int, cohort: tuple[str, ...]) -> tuple[Sum | None, Attempt]:
         address, roster = Address(self._run, self._round, number), self.roster(cohort)
 
-        def header(party: str) -> tuple[bytes, int, int, tuple[str, ...], bytes, Mapping[str, bytes]]:
+        def header(party: str) -> Header:
             pinned = self._rosters.get(party, roster)
             bound = [self._run, self._round, number, list(cohort), self._models.get(party, b"model"), roster_hash(pinned, pinned)]
             return self._run, self._round, number, cohort, sha256_of(bound), pinned
 
         def site(s: str) -> HarnessSite:
             own = identity_of(f"not {s}" if s in self._impostors else s)
-            context = HarnessContext(s, *header(s), self._policies.get(s, Policy()), own, self.contributions[s], self._records[s])
+            context = harness_context(s, header(s), self._policies.get(s, Policy()), own, self.contributions[s], self._records[s])
             return HarnessSite(lambda: self.session(cohort), context, amnesia=self._amnesia, remember=self._remember)
 
         self._inner.sites = sites = {s: site(s) for s in cohort}

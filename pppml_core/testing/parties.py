@@ -17,6 +17,7 @@ from pppml_core.errors import PolicyRefusal, PppmlError, WireError
 from pppml_core.federation.identity import Identity
 from pppml_core.federation.policy import Policy
 from pppml_core.federation.session_side import SessionSide
+from pppml_core.federation.site_context import Context
 from pppml_core.interfaces.aggregation import Session
 from pppml_core.interfaces.engine import Loss
 from pppml_core.randomness import Secret
@@ -24,6 +25,8 @@ from pppml_core.wire.codec import decode, decode_message, encode_message
 from pppml_core.wire.messages import SERVER, Message
 
 Contribution = npt.NDArray[np.generic]
+#: of an attempt: run, round, number, cohort, binding, roster.
+Header = tuple[bytes, int, int, tuple[str, ...], bytes, Mapping[str, bytes]]
 
 _ACTING: ContextVar[str] = ContextVar("acting", default=SERVER)
 
@@ -66,42 +69,33 @@ class ReleaseRecord:
             self.entries.append((attempt, named))
 
 
-@dataclass
-class HarnessContext:
-    """A ``SiteContext`` whose contribution is given. The array is read-only: a session that writes to it fails loudly."""
+@dataclass(frozen=True)
+class HarnessContext(Context):
+    """That of a site, and everything drawn in this attempt, in order."""
 
-    site: str
-    run: bytes
-    round: int
-    attempt: int
-    cohort: tuple[str, ...]
-    binding: bytes
-    roster: Mapping[str, bytes]
-    policy: Policy
-    _identity: Identity = field(repr=False)
-    _contribution: Contribution = field(repr=False)
-    _releases: ReleaseRecord = field(repr=False)
-    #: everything drawn in this attempt, in order.
     drawn: list[bytes] = field(default_factory=list, repr=False)
-
-    def contribution(self) -> Contribution:
-        """What was given."""
-        return self._contribution
-
-    def sign(self, statement: bytes) -> bytes:
-        """With this site's identity."""
-        return self._identity.sign(statement)
-
-    def release(self, sites: Sequence[str]) -> None:
-        """As a real site: refused after another release, below the policy's ``min_cohort``, or for sites that are not of this attempt."""
-        if len(set(sites)) != len(sites) or not set(sites) <= set(self.cohort):
-            raise PolicyRefusal("a sum over sites that are not of this attempt", place=self.site)
-        self._releases.add(self.attempt, sites, self.policy.min_cohort)
 
     def entropy(self, length: int) -> bytes:
         """From the operating system, and noted down."""
-        self.drawn.append(os.urandom(length))
+        self.drawn.append(super().entropy(length))
         return self.drawn[-1]
+
+
+def harness_context(
+    site: str, header: Header, policy: Policy, identity: Identity, contribution: Contribution, releases: ReleaseRecord
+) -> HarnessContext:
+    """A context whose contribution is given. The array is read-only: a session that writes to it fails loudly.
+
+    It releases as a real site: refused after another release, below the policy's ``min_cohort``, or for sites that are not of this attempt.
+    """
+    attempt, cohort = header[2], header[3]
+
+    def note(sites: Sequence[str]) -> None:
+        if len(set(sites)) != len(sites) or not set(sites) <= set(cohort):
+            raise PolicyRefusal("a sum over sites that are not of this attempt", place=site)
+        releases.add(attempt, sites, policy.min_cohort)
+
+    return HarnessContext(site, *header, policy, identity, lambda: contribution, note)
 
 
 class HarnessSite:

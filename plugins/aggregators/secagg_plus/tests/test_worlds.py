@@ -10,7 +10,7 @@ import numpy as np
 
 from pppml_core.federation.policy import Policy
 from pppml_core.interfaces.aggregation import ServerContext, Sum
-from pppml_core.testing.parties import HarnessContext, ReleaseRecord, identity_of
+from pppml_core.testing.parties import ReleaseRecord, harness_context, identity_of
 from pppml_core.testing.worlds import distinguish
 from pppml_core.values import ValueSpec
 from pppml_core.wire.codec import encode
@@ -34,7 +34,7 @@ class Played:
         roster = {party: identity_of(party).public for party in (*SITES, "server")}
         header: Any = (b"r" * 16, 1, 1, SITES, os.urandom(32), roster)
         session = SecAggPlus(SecAggPlusConfig()).plan(VALUE, SITES)
-        ctx = {s: HarnessContext(s, *header, Policy(), identity_of(s), contributions[s], ReleaseRecord(s)) for s in SITES}
+        ctx = {s: harness_context(s, header, Policy(), identity_of(s), contributions[s], ReleaseRecord(s)) for s in SITES}
         state: dict[str, Any] = {s: session.open(ctx[s]) for s in SITES}
         self.held = {s: [state[s]] for s in SITES}
         self.sent: dict[tuple[str, str], Any] = {}

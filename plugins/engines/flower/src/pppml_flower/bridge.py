@@ -37,11 +37,11 @@ class BridgePost:
 
     def push(self, node: int, kind: str, data: bytes, ttl: float) -> str | None:
         """As :class:`.grid.GridPost`."""
-        return self._ask(do="push", node=str(node), kind=kind, data=data, ttl=ttl)["letter"] or None
+        return self._ask(do="push", node=str(node), kind=kind, data=data, ttl=ttl)["id"] or None
 
-    def pull(self, letters: Sequence[str]) -> list[Answer]:
+    def pull(self, ids: Sequence[str]) -> list[Answer]:
         """As :class:`.grid.GridPost`."""
-        return [(letter, kind, data) for letter, kind, data in self._ask(do="pull", letters=list(letters))["answers"]]
+        return [(message_id, kind, data) for message_id, kind, data in self._ask(do="pull", ids=list(ids))["answers"]]
 
     def _ask(self, **asked: Any) -> dict[str, Any]:
         self._number += 1

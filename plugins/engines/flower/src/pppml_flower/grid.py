@@ -1,4 +1,4 @@
-"""The post office over Flower's ``Grid``, and the bytes of a letter as Flower carries them.
+"""The post office over Flower's ``Grid``, and its bytes as Flower carries them.
 
 They lie in an array record: arrays travel in pieces, the bytes of a config record do not.
 """
@@ -49,20 +49,20 @@ class GridPost:
         return sorted(self._grid.get_node_ids())
 
     def push(self, node: int, kind: str, data: bytes, ttl: float) -> str | None:
-        """One letter at a time: one message in memory, and one that is not taken does not keep the others back."""
+        """One at a time: one message in memory, and one that is not taken does not keep the others back."""
         ids = list(self._grid.push_messages([Message(pack(kind, data), node, MESSAGE_TYPE, ttl=ttl)]))
         return ids[0] if ids and ids[0] else None
 
-    def pull(self, letters: Sequence[str]) -> list[Answer]:
+    def pull(self, ids: Sequence[str]) -> list[Answer]:
         """In one request."""
-        return [_answer(message) for message in self._grid.pull_messages(list(letters))]
+        return [_answer(message) for message in self._grid.pull_messages(list(ids))]
 
 
 def _answer(message: Message) -> Answer:
-    letter = message.metadata.reply_to_message_id
+    message_id = message.metadata.reply_to_message_id
     if message.has_error():
-        return letter, "", f"Flower reports: {message.error.reason or f'error {message.error.code}'}"[:500].encode()
+        return message_id, "", f"Flower reports: {message.error.reason or f'error {message.error.code}'}"[:500].encode()
     try:
-        return letter, *unpack(message.content)
+        return message_id, *unpack(message.content)
     except WireError as error:
-        return letter, "", f"its answer could not be read: {error.message}".encode()
+        return message_id, "", f"its answer could not be read: {error.message}".encode()

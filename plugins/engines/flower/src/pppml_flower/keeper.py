@@ -1,9 +1,9 @@
 """The keeper: one lasting process a site, which holds the resident; Flower's process of each message hands it on and takes the answer.
 
 Flower starts a fresh process for every message. Were the site made anew in each, two of them could answer for it at once, and every stage
-would pay for importing torch and building the parts. So the process of a message imports nothing of this kind and writes nothing, and what
-a site holds within an attempt never touches the disk. The door is a Unix socket in a folder that only this user may enter; the home says
-where it is. A home without a keeper answers nobody.
+would pay for importing torch and building the parts. So the process of a message imports nothing of this kind, and what a site holds within
+an attempt never touches the disk. The door is a Unix socket in a folder that only this user may enter; the home says where it is. A home
+without a keeper answers nobody.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,8 +118,9 @@ def _answer(line: Connection, home: Path, resident: Resident, words: Words) -> N
             LOG.exception("a message could not be handled")
             note_lost(home, words)
             kind, data = NONE, b""
-        line.send_bytes(kind.encode())
-        line.send_bytes(data)
+        with suppress(OSError):  # the process of the message may have been killed meanwhile
+            line.send_bytes(kind.encode())
+            line.send_bytes(data)
 
 
 def note_lost(home: Path, words: Words) -> None:

@@ -37,8 +37,8 @@ def _done(post: GridPost, asked: Mapping[str, Any]) -> dict[str, Any]:
         if asked["do"] == "nodes":
             return {"nodes": [str(node) for node in post.nodes()]}
         if asked["do"] == "push":
-            return {"letter": post.push(int(asked["node"]), asked["kind"], asked["data"], asked["ttl"]) or ""}
-        return {"answers": [list(answer) for answer in post.pull(asked["letters"])]}
+            return {"id": post.push(int(asked["node"]), asked["kind"], asked["data"], asked["ttl"]) or ""}
+        return {"answers": [list(answer) for answer in post.pull(asked["ids"])]}
     except Exception as error:
         # It is the other end's to decide what to make of it, as it would be with a grid of its own.
         return {"error": f"{type(error).__name__}: {error}"[:1000]}

@@ -1,4 +1,4 @@
-"""The post office: letters to nodes and the answers to them. Over a Flower ``Grid`` (:mod:`.grid`), or over a line to a process that has
+"""The post office: messages to nodes and the answers to them. Over a Flower ``Grid`` (:mod:`.grid`), or over a line to a process that has
 one (:mod:`.bridge`). Nothing of Flower is imported here, so a coordinator may do without it.
 """
 
@@ -10,7 +10,7 @@ from typing import Protocol
 #: what a message may hold: a frame of the run, a question who this node is, or the answer to it.
 FRAME, CHALLENGE, INTRODUCTION = "frame", "challenge", "introduction"
 
-#: letter, kind and bytes of its answer; or letter, an empty kind, and why there is none, in UTF-8.
+#: id of a message, kind and bytes of its answer; or the id, an empty kind, and why there is none, in UTF-8.
 Answer = tuple[str, str, bytes]
 
 
@@ -21,7 +21,7 @@ class Post(Protocol):
         """The nodes that are connected."""
 
     def push(self, node: int, kind: str, data: bytes, ttl: float) -> str | None:
-        """Send a letter; its id, or None where the SuperLink did not take it. Raises Exception where that is not known."""
+        """Send a message; its id, or None where the SuperLink did not take it. Raises Exception where that is not known."""
 
-    def pull(self, letters: Sequence[str]) -> list[Answer]:
-        """Answers that have come to these letters. May hold answers to others, and the same one twice."""
+    def pull(self, ids: Sequence[str]) -> list[Answer]:
+        """Answers that have come to these messages. May hold answers to others, and the same one twice."""

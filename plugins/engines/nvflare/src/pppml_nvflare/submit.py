@@ -68,7 +68,7 @@ def _session(kit: Path, deadline: float, unwanted: threading.Event) -> Any:
     while True:
         try:
             return new_secure_session(user, str(kit))
-        except Exception:
+        except Exception:  # NVFlare raises many things until its server answers; at the deadline the last of them goes on
             if time.monotonic() > deadline or unwanted.wait(POLL):
                 raise
 
