@@ -54,15 +54,21 @@ def test_the_search_ends_where_the_authors_end_it(lab):
     assert found.effort["evaluations"] < 100 * 21
 
 
-def test_pixels_are_found_in_the_units_of_the_task(lab):
-    """A task whose pixels lie in [-3, 5]: the search is the one on [0, 1], the answer in the task's units."""
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (3.0, 5.0)])
+def test_pixels_are_found_in_the_units_of_the_task(lab, low, high):
+    """Wherever a task's pixels lie, the search is the one on [0, 1] and the answer is in the task's units. A search may diverge, as in the
+    paper, and which one does depends on the processor's last bits: of five victims at least three are found.
+    """
     from dataclasses import replace
 
-    image = lab.picture(1, side=8)
-    view, ctx = lab.world(8 * image - 3, np.array([2]), classes=4, make=lab.small, seed=1)
-    ctx = replace(ctx, low=ctx.low - 3, high=ctx.high + 4)
-    found = IdlgPublished(IdlgPublishedConfig(steps=60)).run(view, lab.AMPLE, ctx)
-    assert np.mean(((found.guess["images"] + 3) / 8 - image) ** 2) < 1e-3
+    errors = []
+    for seed in range(1, 6):
+        image = lab.picture(seed, side=8)
+        view, ctx = lab.world((high - low) * image + low, np.array([2]), classes=4, make=lab.small, seed=seed)
+        ctx = replace(ctx, low=ctx.low + low, high=ctx.high - 1 + high)
+        found = IdlgPublished(IdlgPublishedConfig(steps=30)).run(view, lab.AMPLE, ctx)
+        errors.append(float(np.mean(((found.guess["images"] - low) / (high - low) - image) ** 2)))
+    assert sum(e < 1e-3 for e in errors) >= 3, errors
 
 
 def test_a_search_that_diverges_is_told(lab):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -148,16 +147,13 @@ def test_drawn_scanners_are_seeded_and_in_range() -> None:
     assert len(Phantom(LungLesionsConfig(sites=20)).sites()) == 20
 
 
-def test_the_default_phantom_is_fast_and_small() -> None:
+def test_the_default_phantom_is_small() -> None:
     source = Phantom(LungLesionsConfig())
     source.slices("scanner_1", "train", 0)  # imports scipy
     tracemalloc.start()
-    start = time.process_time()
     masks = [source.load(site).train.targets for site in source.scanners]
-    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 12  # about 2.3 s on one core without memory tracing
     assert peak < 60e6
     shares = [m.mean() for m in masks]
     assert 0.01 < min(shares) < max(shares) < 0.1
