@@ -16,7 +16,6 @@ from pppml_core.api import Experiment
 from pppml_core.errors import ConfigError, PlanRefused
 from pppml_core.federation.identity import provision
 from pppml_core.interfaces.reporter import Reporter
-from pppml_core.registry import Registry
 from pppml_core.testing.policies import insist
 
 SITES = ["site_1", "site_2", "site_3"]
@@ -77,25 +76,6 @@ def test_a_sum_of_several_stages_loses_who_was_killed_and_counts_the_others(tmp_
     reference = go(tmp_path / "l", engine={"use": "local", "faults": [{**strike, "do": "drop"} for strike in strikes]}, **sections)
     assert run.result["model_sha256"] == reference.result["model_sha256"]
     assert list(run.metrics) == list(reference.metrics)
-
-
-@pytest.mark.slow
-def test_secagg_plus_withstands_a_process_killed_at_any_of_its_stages(tmp_path):
-    """Four sites, one of which may vanish: each round another one is killed at another stage, and the sum is that of whom it counts."""
-    if "secagg-plus" not in {c.name for c in Registry.discover().components("aggregator")}:
-        pytest.skip("secagg-plus is not installed")
-    killed = {1: ("site_1", "advertise"), 2: ("site_2", "share"), 3: ("site_3", "mask"), 4: ("site_4", "agree"), 5: ("site_1", "unmask")}
-    strikes = [{"site": site, "stage": stage, "round": round, "do": "kill"} for round, (site, stage) in killed.items()]
-    sections = {"task": {"use": "tiny", "sites": 4}, "run": {"rounds": 5, "retries": 0}}
-    run = go(tmp_path / "r", aggregator="secagg-plus", engine={"use": "processes", "faults": strikes}, **sections)
-    # Until its masked values are there a site is left out of the sum; from then on it is in it.
-    out = {round: site for round, (site, stage) in killed.items() if stage in ("advertise", "share", "mask")}
-    everyone = [*SITES, "site_4"]
-    assert run.result["survivors"] == {str(r): [s for s in everyone if s != out.get(r)] for r in range(1, 6)}
-    assert told(run, "round-aborted") == []
-    drops = [{"site": site, "stage": "contribute", "round": round, "do": "drop"} for round, site in out.items()]
-    plain = go(tmp_path / "l", engine={"use": "local", "faults": drops}, **sections)
-    assert run.result["model_sha256"] == plain.result["model_sha256"]
 
 
 class Interrupt(Reporter):
