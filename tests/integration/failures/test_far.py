@@ -45,7 +45,8 @@ def short():
 RUNS = [(engine, sum) for engine, sums in FAR_KILLS.items() for sum in sums]
 #: the site that is killed, or that has no room or no network: none that initiates a ring.
 SITE = "site_2"
-#: seconds after which a client or node whose network is mended has tried again: gRPC waits two minutes at most between two tries.
+#: seconds after which a client or node whose network is mended has tried again: NVFlare's gRPC waits two minutes at most between two tries,
+#: a node that lost its SuperLink one minute.
 AGAIN = 150
 
 

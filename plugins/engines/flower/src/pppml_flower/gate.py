@@ -21,6 +21,8 @@ from pppml_core.engines.parties import end_with_parent
 
 #: environment variable: seconds between two questions for work.
 PATIENCE = "PPPML_FLOWER_PATIENCE"
+#: exit code of a node that was connected and whose connection Flower has given up.
+LOST = 75
 _CLIENT_APP = "flwr-clientapp"
 _OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
 _UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep it in bounds: use a tested version"
@@ -66,7 +68,11 @@ def _never(*given: Any, **settings: Any) -> None:
 
 
 def super_node() -> None:
-    """``flower-supernode``; it asks for work as often as it was told, and ends with the process that started it."""
+    """``flower-supernode``; it asks for work as often as it was told, and ends with the process that started it, or with its connection.
+
+    Flower tries a connection again and again, but gives it up for good where it was cut within a TLS handshake. Then its node asks nobody
+    any more, and its process stays, for a server of its own that nobody needs.
+    """
     commands = module_with("flwr.supercore.constant", "TASK_TYPE_TO_COMMAND").TASK_TYPE_TO_COMMAND
     if unknown := sorted(set(commands.values()) - {_CLIENT_APP, *_OTHERS}):
         sys.exit(_UNKNOWN.format(f"commands of its own, {', '.join(unknown)}"))
@@ -74,6 +80,8 @@ def super_node() -> None:
     end_with_parent()
     _ask_more_often()
     module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
+    sys.stderr.flush()
+    os._exit(LOST)
 
 
 def module_with(name: str, *needed: str) -> Any:

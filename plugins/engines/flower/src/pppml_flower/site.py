@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from pppml_core.engines.parties import HOME, end_with_parent
@@ -22,33 +24,56 @@ from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation.home import open_home
 from pppml_core.wire.messages import SERVER
 from pppml_flower.config import FlowerConfig
-from pppml_flower.gate import PATIENCE, refusals
+from pppml_flower.gate import LOST, PATIENCE, refusals
 from pppml_flower.keeper import kept
 
 #: seconds for a process of Flower to end by itself.
 END = 10.0
+#: seconds before a node that lost its SuperLink is started again: the first time, and at most.
+SOON, LATE = 2.0, 60.0
 
 
 def serve(home: Path, config: FlowerConfig) -> int:
-    """Be this party's process of Flower until interrupted; then 0. Raises RunFailed where it ends by itself."""
+    """Be this party's process of Flower until interrupted; then 0. Raises RunFailed where it ends by itself.
+
+    A node that was connected is started again for as long as its SuperLink is out of reach; whoever lives in the home lives on.
+    """
     home, own = home.resolve(), None
     name = open_home(home).name
-    command = superlink_command(home, config) if name == SERVER else node_command(home, config)
+    command = partial(superlink_command if name == SERVER else node_command, home, config)
+    command()  # what is wrong with the settings is told before anything is started
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, _interrupt)
     with nullcontext() if name == SERVER else kept(home), scratch() as folder:
         if name != SERVER:
             own = folder / "bin"
             refusals(own, python_of(config))
-        environment = flower_environment(folder, python_of(config), own)
-        process = subprocess.Popen(command, env={**environment, PATIENCE: str(config.patience), HOME: str(home)}, stdin=subprocess.DEVNULL)
+        environment = {**flower_environment(folder, python_of(config), own), PATIENCE: str(config.patience), HOME: str(home)}
         try:
-            code = process.wait()
+            code = _attend(lambda: subprocess.Popen(command(), env=environment, stdin=subprocess.DEVNULL), name)
         except KeyboardInterrupt:
             return 0
+    raise RunFailed(f"Flower's process ended (exit code {code})", place=name, hint="its last words are above")
+
+
+def _attend(start: Callable[[], subprocess.Popen[bytes]], name: str) -> int:
+    """The exit code with which a process ends for good. Once a node has lost its SuperLink, none is for good."""
+    lost, pause = False, SOON
+    while True:
+        process, began = start(), time.monotonic()
+        try:
+            code = process.wait()
         finally:
             end(process)
-    raise RunFailed(f"Flower's process ended (exit code {code})", place=name, hint="its last words are above")
+        lost = lost or code == LOST
+        if not lost:
+            return code
+        if time.monotonic() - began > LATE:
+            pause = SOON
+        say = f"{name}: the SuperLink is out of reach (exit code {code}); the node is started again in {pause:g} s"
+        print(say, file=sys.stderr, flush=True)
+        time.sleep(pause)
+        pause = min(2 * pause, LATE)
 
 
 def python_of(config: FlowerConfig) -> str:
