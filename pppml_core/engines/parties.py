@@ -59,9 +59,13 @@ def alone(home: Path, patience: float = 0.0) -> Iterator[None]:
         yield
 
 
-def end_with_parent() -> None:
-    """End this process (SIGTERM, and by force five seconds later) when the one that started it has ended, however that ended."""
-    parent = os.getppid()
+def end_with_parent(parent: int | None = None) -> None:
+    """End this process (SIGTERM, and by force five seconds later) when the one that started it has ended, however that ended.
+
+    Args:
+        parent: its process id, from itself: it may have ended already. Default: that of now.
+    """
+    parent = os.getppid() if parent is None else parent
 
     def watch() -> None:
         while os.getppid() == parent:

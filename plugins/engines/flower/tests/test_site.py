@@ -63,6 +63,31 @@ def test_a_node_that_was_never_connected_is_not(homes, nodes):
     assert len(told()) == 1
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before it began", "while it works"])
+def test_the_process_of_a_message_ends_with_its_node(before):
+    """However deaf it is, and also where the node was gone before it looked."""
+    line = """
+import signal, sys, threading
+from types import SimpleNamespace
+from pppml_flower import gate
+def deaf():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("works", flush=True)
+    threading.Event().wait()
+gate.module_with = lambda *names: SimpleNamespace(flwr_clientapp=deaf)
+gate.client_app()
+"""
+    node = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1], "--parent-pid", str(os.getpid())])
+time.sleep(float(sys.argv[2]))
+"""
+    command = [sys.executable, "-c", node, line, "0" if before else "3"]
+    # Its end is the end of what it prints: until then somebody could still write there.
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=30, check=True)
+    assert before or done.stdout == b"works\n"
+
+
 def test_a_node_that_gave_its_connection_up_ends(monkeypatch):
     """Flower's own function returns then, and a server of its own goes on."""
     line = """

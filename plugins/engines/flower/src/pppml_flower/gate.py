@@ -24,6 +24,8 @@ PATIENCE = "PPPML_FLOWER_PATIENCE"
 #: exit code of a node that was connected and whose connection Flower has given up.
 LOST = 75
 _CLIENT_APP = "flwr-clientapp"
+#: option with which Flower tells the process of a message who started it.
+_PARENT = "--parent-pid"
 _OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
 _UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep it in bounds: use a tested version"
 _COMMAND = """\
@@ -49,7 +51,11 @@ def refuse() -> None:
 
 
 def client_app() -> None:
-    """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run."""
+    """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run.
+
+    Flower's own interrupts itself when its node is gone, once; where that comes to nothing it asks for ever a server that is no more.
+    """
+    end_with_parent(int(sys.argv[sys.argv.index(_PARENT) + 1]) if _PARENT in sys.argv else None)
     runtime = module_with("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
     runtime.install_from_fab = lambda *given, **settings: None
     runtime.install_app_dependencies = _never
