@@ -8,6 +8,7 @@ from multiprocessing.connection import Listener
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from pppml_core.errors import WireError
 from pppml_core.federation.audit import read_audit
@@ -123,7 +124,7 @@ def test_an_error_is_a_loss_of_a_frame_that_was_handed_over(linked):
     assert _deliver(transport, ("a", _frame("a")))["a"] == Loss("Flower reports: boom", handed=True)
 
 
-@pytest.mark.parametrize("content", [RecordDict(), pack(CHALLENGE, b"who?"), RecordDict({"pppml": ConfigRecord({"frame": b"x"})})])
+@pytest.mark.parametrize("content", [RecordDict(), pack(CHALLENGE, b"who?"), RecordDict({"pppml": ConfigRecord({"frame": "x"})})])
 def test_something_else_is_a_loss(linked, content):
     grid, transport, _ = linked
 
@@ -196,13 +197,24 @@ def test_a_home_that_is_not_kept_answers_nobody(homes, kind):
     assert {path: path.read_bytes() for path in there["a"].iterdir() if path.is_file()} == before
 
 
-def test_bytes_survive_flowers_own_encoding():
+def test_many_bytes_survive_flowers_own_encoding():
     data = bytes(range(256)) * 50_000  # three pieces of an array
     content = pack(FRAME, data)
     array = content["pppml"]["frame"]
     pieces = dict(array.slice_array())
     assert len(pieces) > 1
     assert Array.inflate(array.deflate(), pieces).data == data
+    assert unpack(content) == (FRAME, data)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 4096], ids=len)
+def test_few_bytes_are_one_object_and_survive_flowers_own_encoding(data):
+    """Each object is a request of its own on each way of a message."""
+    content = pack(FRAME, data)
+    record = content["pppml"]
+    objects = get_all_nested_objects(content)
+    assert set(objects) == {content.object_id, record.object_id}
+    assert ConfigRecord.inflate(record.deflate())["frame"] == data
     assert unpack(content) == (FRAME, data)
 
 
@@ -219,3 +231,9 @@ def test_an_array_of_another_form_is_refused(array):
         unpack(RecordDict({"pppml": ArrayRecord({"frame": array})}))
     with pytest.raises(WireError):
         unpack(RecordDict({"pppml": ArrayRecord({"x": Array("uint8", (1,), "pppml.bytes", b"a")})}))
+
+
+@pytest.mark.parametrize("given", [{}, {"frame": "abc"}, {"frame": [b"abc"]}, {"x": b"abc"}, {"frame": b"a", "challenge": b"b"}])
+def test_a_config_record_of_another_form_is_refused(given):
+    with pytest.raises(WireError):
+        unpack(RecordDict({"pppml": ConfigRecord(given)}))

@@ -1,13 +1,14 @@
 """The post office over Flower's ``Grid``, and its bytes as Flower carries them.
 
-They lie in an array record: arrays travel in pieces, the bytes of a config record do not.
+Flower carries each object of a message by itself, in a request of its own on each of four ways; who asks for one too early rests a second.
+A few bytes lie in a config record, which is one object; many in an array record, which is three and more: arrays travel in pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from pppml_core.errors import WireError
@@ -18,24 +19,33 @@ ACTION = "pppml"
 MESSAGE_TYPE = f"train.{ACTION}"
 _RECORD = "pppml"
 _FORM = ("uint8", "pppml.bytes")
+#: bytes that travel in one piece.
+_FEW = 1 << 20
 
 
 def pack(kind: str, data: bytes) -> RecordDict:
-    """A message's content: one array of bytes under its kind."""
+    """A message's content: its bytes under its kind, in a config record where they are few, else as an array."""
+    if len(data) <= _FEW:
+        return RecordDict({_RECORD: ConfigRecord({kind: data})})
     dtype, serialization = _FORM
     return RecordDict({_RECORD: ArrayRecord({kind: Array(dtype, (len(data),), serialization, data)})})
 
 
 def unpack(content: RecordDict) -> tuple[str, bytes]:
     """Kind and bytes. Raises WireError for anything :func:`pack` does not make."""
-    if list(content.keys()) != [_RECORD] or not isinstance(record := content[_RECORD], ArrayRecord) or len(record) != 1:
-        raise WireError("a message must hold one array", place="Flower message")
-    ((kind, array),) = record.items()
-    if (array.dtype, array.stype) != _FORM or array.shape != (len(array.data),):
-        raise WireError("a message must hold bytes", place="Flower message")
+    record = content[_RECORD] if list(content.keys()) == [_RECORD] else None
+    if not isinstance(record, ArrayRecord | ConfigRecord) or len(record) != 1:
+        raise WireError("a message must hold one array or one string of bytes", place="Flower message")
+    ((kind, value),) = record.items()
     if kind not in (FRAME, CHALLENGE, INTRODUCTION):
         raise WireError(f"a message of an unknown kind: {kind!r:.40}", place="Flower message")
-    return kind, array.data
+    return kind, value if isinstance(value, bytes) else _bytes_of(value)
+
+
+def _bytes_of(array: object) -> bytes:
+    if not isinstance(array, Array) or (array.dtype, array.stype) != _FORM or array.shape != (len(array.data),):
+        raise WireError("a message must hold bytes", place="Flower message")
+    return array.data
 
 
 class GridPost:

@@ -36,7 +36,7 @@ _START = 120.0
 
 @contextmanager
 def local_federation(
-    homes: Mapping[str, Path], folder: Path | None = None, *, patience: float = 0.2, python: str | None = None
+    homes: Mapping[str, Path], folder: Path | None = None, *, patience: float = 0.5, python: str | None = None
 ) -> Iterator[LocalFederation]:
     """Start everything, and end it at the end.
 

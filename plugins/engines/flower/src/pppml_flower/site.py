@@ -146,7 +146,7 @@ def flower_environment(folder: Path, python: str = sys.executable, first: Path |
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     }
     path = [*([str(first)] if first else []), str(Path(python).parent), os.environ.get("PATH", "")]
     return {**os.environ, **own, "PATH": os.pathsep.join(path)}
