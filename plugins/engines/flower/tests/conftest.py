@@ -31,6 +31,8 @@ class FakeGrid(Grid):
         self.homes, self.app = dict(homes), app
         self.online = set(homes)
         self.waiting: dict[str, Message] = {}
+        #: all that were ever taken.
+        self.asked: dict[str, Message] = {}
         self.pushed = 0
         #: whether the SuperLink takes a message: node, kind, bytes.
         self.takes: Callable[[int, str, bytes], bool] = lambda node, kind, data: True
@@ -66,7 +68,7 @@ class FakeGrid(Grid):
                 continue
             letter = f"letter-{self.pushed}"
             message.metadata.__dict__["_message_id"] = letter
-            self.waiting[letter] = message
+            self.waiting[letter] = self.asked[letter] = message
             ids.append(letter)
         return ids
 

@@ -253,7 +253,7 @@ from unittest import mock
 import flwr.superlink.cli as cli, flwr.superlink.main as served
 from pppml_flower import superlink
 served.create_app = lambda *given, **settings: "bare"
-with mock.patch.object(cli, "flower_superlink") as start, mock.patch.object(superlink, "end_with_parent"):
+with mock.patch.object(cli, "flower_superlink") as start, mock.patch.object(superlink, "end_with_starter"):
     superlink.main()
 assert start.called
 command = sys.modules["flwr.superlink.cli.flower_superlink"]

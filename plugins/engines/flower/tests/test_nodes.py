@@ -7,7 +7,7 @@ import shutil
 import socket
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 
 from pppml_core.engines.words import Words
 from pppml_core.errors import RunFailed, WireError
@@ -16,6 +16,7 @@ from pppml_core.federation.identity import Identity, load_identity, load_roster,
 from pppml_core.federation.resident import Resident
 from pppml_core.randomness import Secret
 from pppml_core.wire.codec import decode, encode
+from pppml_flower import introduction
 from pppml_flower.client import answer
 from pppml_flower.grid import GridPost, pack, unpack
 from pppml_flower.introduction import Directory, challenge_to, introduce
@@ -186,3 +187,38 @@ def test_a_site_that_comes_back_with_another_node_is_found_again(homes, grid_of)
     grid.online.add(777)
     directory.look(5)
     assert directory.nodes == {"a": 777, "b": 102}
+
+
+def test_a_node_whose_connection_was_cut_is_asked_again(homes, grid_of):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+    answers = []
+
+    def cut(letter: str, reply: Message) -> list[Message]:
+        answers.append(letter)
+        return [Message(Error(2, "Node Unavailable"), reply_to=grid.asked[letter])] if len(answers) == 1 else [reply]
+
+    grid.meddle = cut
+    directory = _directory(there, grid)
+    directory.look(0)
+    assert "Node Unavailable" in directory.strange[101]
+    directory.look(0)
+    assert len(answers) == 2, "it is left alone for a while"
+    directory._asked[101] -= introduction._AGAIN
+    directory.look(5)
+    assert directory.nodes == {"a": 101, "b": 102}
+    assert not directory.strange
+
+
+def test_a_node_that_went_without_an_answer_is_asked_again_when_it_is_back(homes, grid_of):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+    grid.meddle = lambda letter, reply: []
+    directory = _directory(there, grid)
+    directory.look(0)
+    grid.online.clear()
+    directory.look(0)
+    grid.online |= {101, 102}
+    grid.meddle = lambda letter, reply: [reply]
+    directory.look(5)
+    assert directory.nodes == {"a": 101, "b": 102}

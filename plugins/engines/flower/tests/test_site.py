@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -40,7 +41,7 @@ sys.exit(int(end))
         monkeypatch.setattr(site, "node_command", lambda home, config: command)
         return lambda: told.read_text().split()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     monkeypatch.setattr(site, "SOON", 0.01)
     yield play
     for number, handler in before.items():
@@ -53,54 +54,171 @@ def test_a_node_that_lost_its_superlink_is_started_again_until_it_is_back(homes,
     assert site.serve(homes(("a",))["a"], INSECURE) == 0
     assert len(told()) == 4
     assert len(set(told())) == 1, "one keeper"
-    assert capfd.readouterr().err.count("out of reach") == 3
+    assert capfd.readouterr().err.count("a: the node has ended") == 3
 
 
-def test_a_node_that_was_never_connected_is_not(homes, nodes):
+def test_a_node_that_is_not_let_in_is_started_again_for_a_while(homes, nodes):
+    """A SuperLink holds one that ended without a word for connected, for a minute."""
+    told = nodes(1, 1, "stop")
+    assert site.serve(homes(("a",))["a"], INSECURE) == 0
+    assert len(told()) == 3
+
+
+def test_a_node_that_is_never_let_in_is_not(homes, nodes, monkeypatch):
     told = nodes(1)
+    monkeypatch.setattr(site, "HELD", 0)
     with pytest.raises(RunFailed, match="exit code 1"):
         site.serve(homes(("a",))["a"], INSECURE)
     assert len(told()) == 1
 
 
+def test_a_node_that_stops_by_itself_stays_so(homes, nodes):
+    """Its key is not known to the SuperLink any more; also where it was connected before."""
+    told = nodes(LOST, 0)
+    with pytest.raises(RunFailed, match="exit code 0"):
+        site.serve(homes(("a",))["a"], INSECURE)
+    assert len(told()) == 2
+
+
+class Clock:
+    """Time that passes where somebody sleeps, or works."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_node_that_lived(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(site, "time", clock)
+    lives = [1.0, 0, 0, 0, 0, 0, 0, 61.0, 0, None]
+
+    def run():
+        life = lives.pop(0)
+        if life is None:
+            return 0
+        clock.now += life
+        return -9 if life else 1
+
+    assert site._attend(run, "a") == 0
+    assert clock.slept == [2, 4, 8, 16, 32, 60, 60, 2, 4]
+
+
+def test_a_second_signal_does_not_break_off_what_the_first_began(homes):
+    """Whoever stops a federation tells every process of it, and a service manager tells whole groups."""
+    line = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from pppml_flower import site
+def end(process):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    before(process)
+before, site.end = site.end, end
+site.node_command = lambda home, config: [
+    sys.executable, "-c", "import os, signal; os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
+]
+print(site.serve(Path(sys.argv[1]), site.FlowerConfig(superlink="127.0.0.1:9", insecure=True)))
+"""
+    home = homes(("a",))["a"]
+    done = subprocess.run([sys.executable, "-c", line, str(home)], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert not (home / ADDRESS).exists()
+
+
+@pytest.mark.parametrize("command", ["client_app", "executor"])
 @pytest.mark.parametrize("before", [True, False], ids=["before it began", "while it works"])
-def test_the_process_of_a_message_ends_with_its_node(before):
+def test_a_process_of_a_node_ends_with_it(command, before, tmp_path):
     """However deaf it is, and also where the node was gone before it looked."""
     line = """
 import signal, sys, threading
+from pathlib import Path
 from types import SimpleNamespace
 from pppml_flower import gate
 def deaf():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
     print("works", flush=True)
+    Path(sys.argv[1]).touch()
     threading.Event().wait()
-gate.module_with = lambda *names: SimpleNamespace(flwr_clientapp=deaf)
-gate.client_app()
+gate.module_with = lambda *names: SimpleNamespace(flwr_clientapp=deaf, flower_superexec=deaf, pull_task_input=None)
+getattr(gate, sys.argv[2])()
 """
     node = """
 import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-c", sys.argv[1], "--parent-pid", str(os.getpid())])
-time.sleep(float(sys.argv[2]))
+from pathlib import Path
+place = Path(sys.argv[2])
+subprocess.Popen([sys.executable, "-c", sys.argv[1], str(place), sys.argv[3], "--parent-pid", str(os.getpid())])
+while sys.argv[4] == "wait" and not place.exists():
+    time.sleep(0.05)
 """
-    command = [sys.executable, "-c", node, line, "0" if before else "3"]
-    # Its end is the end of what it prints: until then somebody could still write there.
-    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=30, check=True)
-    assert before or done.stdout == b"works\n"
+    words = [line, str(tmp_path / "works"), command, "go" if before else "wait"]
+    began = subprocess.Popen([sys.executable, "-c", node, *words], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        # Its end is the end of what it prints: until then somebody could still write there.
+        told, _ = began.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(began.pid, signal.SIGKILL)
+    assert before or told == b"works\n"
 
 
-def test_a_node_that_gave_its_connection_up_ends(monkeypatch):
-    """Flower's own function returns then, and a server of its own goes on."""
+def test_a_message_that_cannot_be_read_ends_its_process():
+    """Nothing more is said to Flower's node, which takes it for killed and says so; of a failure it would say nothing."""
     line = """
-import threading
+import atexit, sys
+from types import SimpleNamespace
 from pppml_flower import gate
+def broken(client):
+    raise AttributeError("no such object")
+def work():
+    try:
+        runtime.pull_task_input("the node")
+    finally:
+        print("told the node")
+runtime = SimpleNamespace(pull_task_input=broken, flwr_clientapp=work)
+gate.module_with = lambda *names: runtime
+gate.client_app()
+"""
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no such object" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "pass",
+        "raise RuntimeError",
+        "threading.Thread(target=lambda: 1 / 0).start(); stay()",
+        "self.subprocess.Popen([sys.executable, '-c', 'pass']); stay()",
+    ],
+    ids=["it returns", "it raises", "a thread of it fails", "its executor ends"],
+)
+def test_a_node_that_flower_has_given_up_ends(fault):
+    """A server of its own would go on."""
+    line = f"""
+import sys, threading
+from pppml_flower import gate
+stay = threading.Event().wait
 class Flower:
-    TASK_TYPE_TO_COMMAND = {}
+    TASK_TYPE_TO_COMMAND = {{}}
+    subprocess = None
     def __getattr__(self, name):
         return None
     def flower_supernode(self):
-        threading.Thread(target=threading.Event().wait).start()
-gate.module_with = lambda *names: Flower()
+        threading.Thread(target=stay).start()
+        {fault}
+flower = Flower()
+gate.module_with = lambda *names: flower
+gate._GRACE = 0
 gate.super_node()
 """
-    done = subprocess.run([sys.executable, "-c", line], timeout=60, check=False, env=dict(os.environ))
+    done = subprocess.run([sys.executable, "-c", line], timeout=60, check=False)
     assert done.returncode == LOST

@@ -138,6 +138,60 @@ def test_something_else_is_a_loss(linked, content):
     assert loss.handed
 
 
+def _pulling(grid, what):
+    """A grid of which a request for one answer fails, once it was handed out."""
+    before = grid.pull_messages
+
+    def pull(ids):
+        assert len(ids) == 1
+        messages = before(ids)
+        if messages and messages[0].metadata.src_node_id == 101:
+            raise what
+        return messages
+
+    grid.pull_messages = pull
+
+
+def test_an_answer_that_flower_cannot_read_takes_no_other_along(linked):
+    """An item of a record that has no value passes Flower's check, and fails where it is read."""
+    grid, transport, _ = linked
+    _pulling(grid, AttributeError("NoneType"))
+    replies = _deliver(transport, ("a", _frame("a")), ("b", _frame("b")))
+    assert replies["a"] == Loss("its answer could not be read: AttributeError", handed=True)
+    assert decode_message(replies["b"]).sender == "b"
+
+
+def test_a_superlink_that_goes_in_between_loses_no_answer(linked):
+    grid, transport, _ = linked
+    before, tries = grid.pull_messages, []
+
+    def pull(ids):
+        tries.append(ids)
+        if len(tries) == 2:
+            raise ConnectionError
+        return before(ids)
+
+    grid.pull_messages = pull
+    replies = _deliver(transport, ("a", _frame("a")), ("b", _frame("b")))
+    assert {site: decode_message(reply).sender for site, reply in replies.items()} == {"a": "a", "b": "b"}
+
+
+def test_no_node_answers_for_another(linked):
+    """What an answer says it is an answer to is what its node says."""
+    grid, transport, _ = linked
+
+    def lie(letter, reply):
+        if reply.metadata.src_node_id == 101:
+            reply.metadata.__dict__["_reply_to_message_id"] = f"letter-{int(letter.rpartition('-')[2]) + 1}"
+            reply.content = RecordDict()
+        return [reply]
+
+    grid.meddle = lie
+    replies = _deliver(transport, ("a", _frame("a")), ("b", _frame("b")))
+    assert replies["a"] == Loss("no answer within 0.1 seconds", handed=True)
+    assert decode_message(replies["b"]).sender == "b"
+
+
 def test_what_leaves_in_place_of_an_answer_is_in_the_audit_log(linked, tmp_path):
     """Here that of a home whose keeper dies at work; nobody answers in its stead."""
     _, transport, there = linked

@@ -4,29 +4,44 @@ Flower's own node unpacks the app that comes with a run and imports it. Here the
 that stand before Flower's on its path: that of a ClientApp loads :mod:`.client` and leaves the app packed, those of every other kind of
 app refuse. This rests on names inside flwr, so each is looked for first, and a flwr without them is not started at all.
 
+Whatever in a node of Flower's may fail and leave the rest of it waiting for ever ends it here, so that it can be started again.
+
 Started as ``python -m pppml_flower.gate`` with the arguments of ``flower-supernode``; it ends when the process that started it ends.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import threading
 import time
+import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from pppml_core.engines.parties import end_with_parent
 
 #: environment variable: seconds between two questions for work.
 PATIENCE = "PPPML_FLOWER_PATIENCE"
-#: exit code of a node that was connected and whose connection Flower has given up.
+#: environment variable: number of the process that starts this one, from itself.
+STARTER = "PPPML_FLOWER_STARTER"
+#: exit code of a node that Flower has given up, or a part of it.
 LOST = 75
-_CLIENT_APP = "flwr-clientapp"
-#: option with which Flower tells the process of a message who started it.
+#: seconds for a node that is being stopped, whose parts may end before it.
+_GRACE = 5.0
+_CLIENT_APP, _EXECUTOR = "flwr-clientapp", "flower-superexec"
+#: option with which Flower tells a process who started it.
 _PARENT = "--parent-pid"
+_LOOP = "flwr.supernode.start_client_internal"
+#: the module of a process of a message, and what of it is replaced.
+_MESSAGE = "flwr.supernode.runtime.run_clientapp"
+_IN_MESSAGE = ("pull_task_input", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
 _OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+_OWN = {_CLIENT_APP: "client_app", _EXECUTOR: "executor"}
 _UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep it in bounds: use a tested version"
 _COMMAND = """\
 #!{python}
@@ -39,9 +54,9 @@ from pppml_flower.gate import {function}
 def refusals(folder: Path, python: str = sys.executable) -> None:
     """Write the commands that a node of ours finds before Flower's."""
     folder.mkdir(parents=True)
-    for name in (_CLIENT_APP, *_OTHERS):
+    for name in (_CLIENT_APP, _EXECUTOR, *_OTHERS):
         path = folder / name
-        path.write_text(_COMMAND.format(python=python, function="client_app" if name == _CLIENT_APP else "refuse"))
+        path.write_text(_COMMAND.format(python=python, function=_OWN.get(name, "refuse")))
         path.chmod(0o700)
 
 
@@ -51,16 +66,40 @@ def refuse() -> None:
 
 
 def client_app() -> None:
-    """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run.
-
-    Flower's own interrupts itself when its node is gone, once; where that comes to nothing it asks for ever a server that is no more.
-    """
-    end_with_parent(int(sys.argv[sys.argv.index(_PARENT) + 1]) if _PARENT in sys.argv else None)
-    runtime = module_with("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
+    """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run."""
+    _end_with_executor_or_node()
+    runtime = module_with(_MESSAGE, *_IN_MESSAGE)
+    runtime.pull_task_input = _or_end(runtime.pull_task_input)
     runtime.install_from_fab = lambda *given, **settings: None
     runtime.install_app_dependencies = _never
     runtime.get_load_client_app_fn = lambda **settings: _own_app
     module_with("flwr.supernode.cli", "flwr_clientapp").flwr_clientapp()
+
+
+def executor() -> None:
+    """``flower-superexec``, which starts the process of each message."""
+    _end_with_executor_or_node()
+    module_with("flwr.supercore.cli", "flower_superexec").flower_superexec()
+
+
+def _end_with_executor_or_node() -> None:
+    """Flower's processes interrupt themselves when who started them is gone, once, and may miss it; then they ask for ever."""
+    end_with_parent(int(sys.argv[sys.argv.index(_PARENT) + 1]) if _PARENT in sys.argv else None)
+
+
+def _or_end(pull: Callable[..., Any]) -> Callable[..., Any]:
+    """A message that cannot be read ends its process, as if it had been killed: Flower's node then answers that it is lost. Told politely
+    that it failed, it would answer nothing, and wait for that answer for ever.
+    """
+
+    def pulled(*given: Any) -> Any:
+        try:
+            return pull(*given)
+        except Exception:
+            traceback.print_exc()
+            _leave(1)
+
+    return pulled
 
 
 def _own_app(fab_id: str, fab_version: str, fab_hash: str) -> Any:
@@ -76,18 +115,66 @@ def _never(*given: Any, **settings: Any) -> None:
 def super_node() -> None:
     """``flower-supernode``; it asks for work as often as it was told, and ends with the process that started it, or with its connection.
 
-    Flower tries a connection again and again, but gives it up for good where it was cut within a TLS handshake. Then its node asks nobody
-    any more, and its process stays, for a server of its own that nobody needs.
+    Flower tries a connection again and again, but gives it up for good where it was cut within a TLS handshake, or the SuperLink answered
+    that it failed. Then its node asks nobody any more, and its process stays, for a server of its own that nobody needs.
     """
+    end_with_starter()
     commands = module_with("flwr.supercore.constant", "TASK_TYPE_TO_COMMAND").TASK_TYPE_TO_COMMAND
     if unknown := sorted(set(commands.values()) - {_CLIENT_APP, *_OTHERS}):
         sys.exit(_UNKNOWN.format(f"commands of its own, {', '.join(unknown)}"))
-    module_with("flwr.supernode.runtime.run_clientapp", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
-    end_with_parent()
+    module_with(_MESSAGE, *_IN_MESSAGE)
+    threading.excepthook = _end_with_a_thread
+    _end_with_the_executor()
     _ask_more_often()
-    module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
+    try:
+        module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
+    except Exception:
+        traceback.print_exc()
+    _leave(LOST)
+
+
+def end_with_starter() -> None:
+    """End with the process that started this one, which says its number in the environment: it may have ended before this looks."""
+    given = os.environ.pop(STARTER, None)
+    end_with_parent(int(given) if given else None)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once, whatever else this process waits for."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(LOST)
+    os._exit(code)
+
+
+def _leave_soon() -> None:
+    time.sleep(_GRACE)
+    _leave(LOST)
+
+
+def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """Without the thread of its heartbeats a node counts as gone after a minute, and asks for work nobody gives it."""
+    threading.__excepthook__(failed)
+    # A node whose key is not known any more (401) stops by itself, for good.
+    refused = getattr(getattr(failed.exc_value, "response", None), "status_code", None) == 401
+    if not refused and not issubclass(failed.exc_type, SystemExit):
+        _leave_soon()
+
+
+def _end_with_the_executor() -> None:
+    """Without it a node takes messages that nobody answers."""
+    loop = module_with(_LOOP, "subprocess")
+
+    def started(command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, **settings)
+
+        def watch() -> None:
+            print(f"{_EXECUTOR} has ended (exit code {process.wait()})", file=sys.stderr, flush=True)
+            _leave_soon()
+
+        threading.Thread(target=watch, name="pppml-executor", daemon=True).start()
+        return process
+
+    loop.subprocess = SimpleNamespace(Popen=started)
 
 
 def module_with(name: str, *needed: str) -> Any:
@@ -104,7 +191,7 @@ def module_with(name: str, *needed: str) -> Any:
 def _ask_more_often() -> None:
     """Flower's node rests three seconds whenever there was no work, which is most of the time of a short stage."""
     patience = float(os.environ.get(PATIENCE, "3"))
-    loop = import_module("flwr.supernode.start_client_internal")
+    loop = import_module(_LOOP)
     if hasattr(loop, "time"):
         loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, patience)))  # type: ignore[attr-defined]
 

@@ -1,6 +1,6 @@
 """The post office over Flower's ``Grid``, and its bytes as Flower carries them.
 
-Flower carries each object of a message by itself, in a request of its own on each of four ways; who asks for one too early rests a second.
+Flower carries each object of a message by itself, in a request of its own on each of six ways; who asks for one too early rests a second.
 A few bytes lie in a config record, which is one object; many in an array record, which is three and more: arrays travel in pieces.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from pppml_core.errors import WireError
 from pppml_flower.post import CHALLENGE, FRAME, INTRODUCTION, Answer
@@ -21,6 +22,8 @@ _RECORD = "pppml"
 _FORM = ("uint8", "pppml.bytes")
 #: bytes that travel in one piece.
 _FEW = 1 << 20
+#: what Flower raises where an answer has the form of its objects, and is none; no error of the way to the SuperLink is one of these.
+_UNREADABLE = (ArithmeticError, AttributeError, DecodeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def pack(kind: str, data: bytes) -> RecordDict:
@@ -32,7 +35,7 @@ def pack(kind: str, data: bytes) -> RecordDict:
 
 
 def unpack(content: RecordDict) -> tuple[str, bytes]:
-    """Kind and bytes. Raises WireError for anything :func:`pack` does not make."""
+    """Kind and bytes. Raises WireError for content of another form than :func:`pack` makes."""
     record = content[_RECORD] if list(content.keys()) == [_RECORD] else None
     if not isinstance(record, ArrayRecord | ConfigRecord) or len(record) != 1:
         raise WireError("a message must hold one array or one string of bytes", place="Flower message")
@@ -64,12 +67,31 @@ class GridPost:
         return ids[0] if ids and ids[0] else None
 
     def pull(self, ids: Sequence[str]) -> list[Answer]:
-        """In one request."""
-        return [_answer(message) for message in self._grid.pull_messages(list(ids))]
+        """Each in a request of its own: the SuperLink forgets what it hands out, and one answer that cannot be read would take all others
+        of its request with it.
+        """
+        answers: list[Answer] = []
+        for message_id in ids:
+            try:
+                answers += [
+                    _answer(message_id, message) for message in self._grid.pull_messages([message_id]) if _is_to(message_id, message)
+                ]
+            except _UNREADABLE as error:
+                answers.append((message_id, "", f"its answer could not be read: {type(error).__name__}".encode()))
+            except Exception:
+                # The SuperLink is away. What it has handed out already must not be lost.
+                if not answers:
+                    raise
+                break
+        return answers
 
 
-def _answer(message: Message) -> Answer:
-    message_id = message.metadata.reply_to_message_id
+def _is_to(message_id: str, message: Message) -> bool:
+    """Whether it answers this message: what it says of itself is what the node says."""
+    return message.metadata.reply_to_message_id == message_id
+
+
+def _answer(message_id: str, message: Message) -> Answer:
     if message.has_error():
         return message_id, "", f"Flower reports: {message.error.reason or f'error {message.error.code}'}"[:500].encode()
     try:

@@ -24,8 +24,8 @@ from pppml_flower.post import CHALLENGE, INTRODUCTION, Post
 
 _NONCE = 32
 _SIZES = {"run": 16, "nonce": _NONCE, "signature": SIGNATURE_BYTES}
-#: seconds between two looks for new nodes.
-_LOOK = 1.0
+#: seconds between two looks for new nodes, and before a node is asked again that could not answer.
+_LOOK, _AGAIN = 1.0, 15.0
 
 
 def introduce(home: Path, challenge: bytes, node: int) -> bytes:
@@ -79,8 +79,8 @@ class Directory:
         self.nodes: dict[str, int] = {}
         #: nodes that are connected, as of the last look.
         self.online: set[int] = set()
-        #: nodes that were asked; id of the message -> node and nonce.
-        self._asked: set[int] = set()
+        #: nodes that were asked -> when they may be asked again; id of the message -> node and nonce.
+        self._asked: dict[int, float] = {}
         self._open: dict[str, tuple[int, bytes]] = {}
         #: what nodes answered that are none of the sites, for people.
         self.strange: dict[int, str] = {}
@@ -100,6 +100,7 @@ class Directory:
         while True:
             if time.monotonic() - asked_at >= _LOOK:
                 self.online = set(self._post.nodes())
+                self._asked = {node: again for node, again in self._asked.items() if node in self.online}
                 if self.missing:
                     self._ask()
                 asked_at = time.monotonic()
@@ -110,18 +111,21 @@ class Directory:
             time.sleep(self._poll)
 
     def _ask(self) -> None:
-        for node in sorted(self.online - self._asked):
+        now = time.monotonic()
+        for node in sorted(node for node in self.online if self._asked.get(node, now) <= now):
             nonce = entropy(_NONCE)
             message_id = self._post.push(node, CHALLENGE, challenge_to(node, self._run, nonce, self._identity), self._ttl)
             if message_id is not None:
-                self._asked.add(node)
-                self._open[message_id] = node, nonce
+                self._asked[node] = float("inf")
+                self._open = {**{one: asked for one, asked in self._open.items() if asked[0] != node}, message_id: (node, nonce)}
 
     def _listen(self) -> None:
         for message_id, kind, data in self._post.pull(list(self._open)):
             if (asked := self._open.pop(message_id, None)) is None:
                 continue
             node, nonce = asked
+            if not kind:  # nobody lives there yet, or its connection was cut
+                self._asked[node] = time.monotonic() + _AGAIN
             try:
                 site = self._proven(kind, data, node, nonce)
             except WireError as error:
@@ -132,6 +136,7 @@ class Directory:
                 text = f"two nodes, {before} and {node}, hold the identity of {site}"
                 raise RunFailed(text, place="join", hint="a home belongs to one node: end one of them, and ask who copied the key")
             self.nodes[site] = node
+            self.strange.pop(node, None)
 
     def _proven(self, kind: str, data: bytes, node: int, nonce: bytes) -> str:
         if kind != INTRODUCTION:

@@ -12,6 +12,7 @@ folder, which is removed at the end, as all processes are.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pppml_core.errors import RunFailed
 from pppml_core.federation.files import write_atomic
 from pppml_flower.certificates import node_key, server_certificates
 from pppml_flower.config import FlowerConfig
-from pppml_flower.gate import PATIENCE
+from pppml_flower.gate import PATIENCE, STARTER
 from pppml_flower.site import end, flower_environment, free_port, node_command, scratch, superlink_command
 
 #: name of the connection in Flower's own configuration.
@@ -152,9 +153,10 @@ class LocalFederation:
         return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
     def _begin(self, command: list[str], log: str, more: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[bytes]:
+        environment = {**self._environment, STARTER: str(os.getpid()), **more}
         with open(self.folder / f"{log}.log", "ab") as file:
             return subprocess.Popen(
-                command, env={**self._environment, **more}, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+                command, env=environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
 
     def _answers(self) -> bool:

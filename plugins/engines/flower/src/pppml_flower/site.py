@@ -19,59 +19,71 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from pppml_core.engines.parties import HOME, end_with_parent
+from pppml_core.engines.parties import HOME
 from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation.home import open_home
 from pppml_core.wire.messages import SERVER
 from pppml_flower.config import FlowerConfig
-from pppml_flower.gate import LOST, PATIENCE, refusals
+from pppml_flower.gate import LOST, PATIENCE, STARTER, end_with_starter, refusals
 from pppml_flower.keeper import kept
 
 #: seconds for a process of Flower to end by itself.
 END = 10.0
-#: seconds before a node that lost its SuperLink is started again: the first time, and at most.
+#: seconds before a node is started again: the first time, and at most.
 SOON, LATE = 2.0, 60.0
+#: seconds in which a node may fail to connect: for a minute a SuperLink takes one for connected that ended without a word, and lets no
+#: other in under its key.
+HELD = 75.0
 
 
 def serve(home: Path, config: FlowerConfig) -> int:
     """Be this party's process of Flower until interrupted; then 0. Raises RunFailed where it ends by itself.
 
-    A node that was connected is started again for as long as its SuperLink is out of reach; whoever lives in the home lives on.
+    A node that Flower has given up, or that was killed, is started again; whoever lives in the home lives on.
     """
     home, own = home.resolve(), None
     name = open_home(home).name
     command = partial(superlink_command if name == SERVER else node_command, home, config)
     command()  # what is wrong with the settings is told before anything is started
-    for stop in (signal.SIGTERM, signal.SIGHUP):
+    for stop in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(stop, _interrupt)
     with nullcontext() if name == SERVER else kept(home), scratch() as folder:
         if name != SERVER:
             own = folder / "bin"
             refusals(own, python_of(config))
-        environment = {**flower_environment(folder, python_of(config), own), PATIENCE: str(config.patience), HOME: str(home)}
+        environment = flower_environment(folder, python_of(config), own)
+        environment |= {PATIENCE: str(config.patience), HOME: str(home), STARTER: str(os.getpid())}
+
+        def run() -> int:
+            process = subprocess.Popen(command(), env=environment, stdin=subprocess.DEVNULL)
+            try:
+                return process.wait()
+            finally:
+                end(process)
+
         try:
-            code = _attend(lambda: subprocess.Popen(command(), env=environment, stdin=subprocess.DEVNULL), name)
+            code = run() if name == SERVER else _attend(run, name)
         except KeyboardInterrupt:
             return 0
     raise RunFailed(f"Flower's process ended (exit code {code})", place=name, hint="its last words are above")
 
 
-def _attend(start: Callable[[], subprocess.Popen[bytes]], name: str) -> int:
-    """The exit code with which a process ends for good. Once a node has lost its SuperLink, none is for good."""
-    lost, pause = False, SOON
+def _attend(run: Callable[[], int], name: str) -> int:
+    """The exit code with which a node ends for good.
+
+    One that ended without a fault (0) was stopped, or its key is not known any more. One that fails before it was ever given up or killed
+    is tried for :data:`HELD` seconds. Once it was, whatever it fails of may pass.
+    """
+    begun, lost, pause = time.monotonic(), False, SOON
     while True:
-        process, began = start(), time.monotonic()
-        try:
-            code = process.wait()
-        finally:
-            end(process)
-        lost = lost or code == LOST
-        if not lost:
+        began = time.monotonic()
+        code = run()
+        lost = lost or code == LOST or code < 0
+        if code == 0 or (not lost and time.monotonic() - begun > HELD):
             return code
         if time.monotonic() - began > LATE:
             pause = SOON
-        say = f"{name}: the SuperLink is out of reach (exit code {code}); the node is started again in {pause:g} s"
-        print(say, file=sys.stderr, flush=True)
+        print(f"{name}: the node has ended (exit code {code}); it is started again in {pause:g} s", file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(2 * pause, LATE)
 
@@ -181,10 +193,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    """Once: a second signal would break off what the first began."""
+    for stop in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
     # For a federation on one machine; people call `pppml site run`, which reads the same settings from site.yaml.
-    end_with_parent()
+    end_with_starter()
     serve(Path(sys.argv[1]), FlowerConfig.model_validate_json(sys.argv[2]))

@@ -11,8 +11,7 @@ import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from pppml_core.engines.parties import end_with_parent
-from pppml_flower.gate import module_with
+from pppml_flower.gate import end_with_starter, module_with
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -46,10 +45,10 @@ def _is_here(scope: Scope) -> bool:
 
 def main() -> None:
     """Run it."""
+    end_with_starter()
     served = module_with("flwr.superlink.main", "create_app")
     whole = served.create_app
     served.create_app = lambda *given, **settings: guarded(whole(*given, **settings))
-    end_with_parent()
     module_with("flwr.superlink.cli", "flower_superlink").flower_superlink()
 
 

@@ -51,6 +51,7 @@ class FlowerTransport:
                 continue
             waiting[message_id] = site, time.monotonic() + self._timeout
         while waiting:
+            looked, before = time.monotonic(), len(waiting)
             for message_id, kind, data in self._pull(list(waiting)):
                 if (found := waiting.pop(message_id, None)) is not None:  # else late, or a second time
                     yield found[0], _reply(kind, data)
@@ -58,7 +59,9 @@ class FlowerTransport:
             for message_id in over:
                 yield waiting.pop(message_id)[0], Loss(f"no answer within {self._timeout:g} seconds", handed=True)
             if waiting:
-                time.sleep(self._poll)
+                # Looks for many sites take time, which is the SuperLink's too: at least as long it is left alone.
+                took = time.monotonic() - looked if len(waiting) == before else 0.0
+                time.sleep(max(self._poll, took))
 
     def _look_again(self) -> None:
         """Who is connected now; a site whose node is gone may have come back with another one."""
