@@ -168,10 +168,9 @@ def test_an_app_of_a_superlink_finds_our_commands_first(tmp_path):
     for command in TASK_TYPE_TO_COMMAND.values():
         found = tmp_path / "bin" / command
         assert stat.S_IMODE(found.stat().st_mode) == 0o700
-        if command != "flwr-clientapp":
-            done = subprocess.run([str(found), "--token", "x"], capture_output=True, text=True, check=False)
-            assert done.returncode == 1
-            assert "refused" in done.stderr
+        done = subprocess.run([str(found), "--token", "x"], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "refused" in done.stderr
 
 
 def test_a_message_runs_the_handler_that_is_installed_here():
@@ -180,9 +179,9 @@ def test_a_message_runs_the_handler_that_is_installed_here():
 import sys
 from unittest import mock
 import flwr.supernode.cli, flwr.supernode.runtime.run_clientapp as runtime
-from pppml_flower import gate
+from pppml_flower import executor
 with mock.patch.object(flwr.supernode.cli, "flwr_clientapp") as start:
-    gate.client_app()
+    executor.client_app(["flwr-clientapp"])
 assert start.called
 load = runtime.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
 from pppml_flower.client import app
@@ -202,11 +201,11 @@ assert "torch" not in sys.modules
 def test_another_flwr_is_not_trusted(monkeypatch):
     import flwr.supernode.runtime.run_clientapp as runtime
 
-    from pppml_flower import gate
+    from pppml_flower import executor
 
     monkeypatch.delattr(runtime, "install_from_fab")
     with pytest.raises(SystemExit, match="keep it in bounds"):
-        gate.client_app()
+        executor.look()
 
 
 def test_the_readme_of_the_app_says_how_to_start(tmp_path):

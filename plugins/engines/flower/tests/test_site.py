@@ -132,33 +132,33 @@ print(site.serve(Path(sys.argv[1]), site.FlowerConfig(superlink="127.0.0.1:9", i
     assert not (home / ADDRESS).exists()
 
 
-@pytest.mark.parametrize("command", ["client_app", "executor"])
 @pytest.mark.parametrize("before", [True, False], ids=["before it began", "while it works"])
-def test_a_process_of_a_node_ends_with_it(command, before, tmp_path):
+def test_the_executor_of_a_node_ends_with_it(before, tmp_path):
     """However deaf it is, and also where the node was gone before it looked."""
     line = """
 import signal, sys, threading
 from pathlib import Path
 from types import SimpleNamespace
-from pppml_flower import gate
+from pppml_flower import executor
 def deaf():
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     print("works", flush=True)
     Path(sys.argv[1]).touch()
     threading.Event().wait()
-gate.module_with = lambda *names: SimpleNamespace(flwr_clientapp=deaf, flower_superexec=deaf, pull_task_input=None)
-getattr(gate, sys.argv[2])()
+executor.module_with = lambda *names: SimpleNamespace(flower_superexec=deaf)
+if __name__ == "__main__":
+    executor.executor()
 """
     node = """
 import os, subprocess, sys, time
 from pathlib import Path
 place = Path(sys.argv[2])
-subprocess.Popen([sys.executable, "-c", sys.argv[1], str(place), sys.argv[3], "--parent-pid", str(os.getpid())])
-while sys.argv[4] == "wait" and not place.exists():
+subprocess.Popen([sys.executable, "-c", sys.argv[1], str(place), "--parent-pid", str(os.getpid())])
+while sys.argv[3] == "wait" and not place.exists():
     time.sleep(0.05)
 """
-    words = [line, str(tmp_path / "works"), command, "go" if before else "wait"]
+    words = [line, str(tmp_path / "works"), "go" if before else "wait"]
     began = subprocess.Popen([sys.executable, "-c", node, *words], stdout=subprocess.PIPE, start_new_session=True)
     try:
         # Its end is the end of what it prints: until then somebody could still write there.
@@ -169,12 +169,40 @@ while sys.argv[4] == "wait" and not place.exists():
     assert before or told == b"works\n"
 
 
+def test_the_process_of_a_message_is_forked_and_ends_with_the_executor():
+    """It is Flower's own, and asks for ever a node that is not there."""
+    line = """
+import os, sys, threading
+from types import SimpleNamespace
+from flwr.supercore.superexec.executor import subprocess_executor as launching
+from pppml_flower import executor
+def work():
+    for _ in range(2):
+        launching.subprocess.Popen(["flwr-clientapp", "--runtime-api-address", "127.0.0.1:9", "--token", "x", "--insecure"])
+    threading.Event().wait()
+if __name__ == "__main__":
+    real, ours = executor.module_with, SimpleNamespace(flower_superexec=work)
+    executor.module_with = lambda name, *needed: ours if name == "flwr.supercore.cli" else real(name, *needed)
+    executor.executor()
+"""
+    began = subprocess.Popen([sys.executable, "-c", line], stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        assert began.stderr is not None
+        told = [began.stderr.readline() for _ in range(2)]
+        assert all(b"Start `flwr-clientapp` process" in one for one in told), told
+        began.kill()
+        began.communicate(timeout=60)  # the end of what it prints: nobody is left that could
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(began.pid, signal.SIGKILL)
+
+
 def test_a_message_that_cannot_be_read_ends_its_process():
     """Nothing more is said to Flower's node, which takes it for killed and says so; of a failure it would say nothing."""
     line = """
 import atexit, sys
 from types import SimpleNamespace
-from pppml_flower import gate
+from pppml_flower import executor
 def broken(client):
     raise AttributeError("no such object")
 def work():
@@ -183,8 +211,8 @@ def work():
     finally:
         print("told the node")
 runtime = SimpleNamespace(pull_task_input=broken, flwr_clientapp=work)
-gate.module_with = lambda *names: runtime
-gate.client_app()
+executor.module_with = lambda *names: runtime
+executor.client_app(["flwr-clientapp"])
 """
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -205,7 +233,7 @@ def test_a_node_that_flower_has_given_up_ends(fault):
     """A server of its own would go on."""
     line = f"""
 import sys, threading
-from pppml_flower import gate
+from pppml_flower import executor, gate
 stay = threading.Event().wait
 class Flower:
     TASK_TYPE_TO_COMMAND = {{}}
@@ -216,7 +244,7 @@ class Flower:
         threading.Thread(target=stay).start()
         {fault}
 flower = Flower()
-gate.module_with = lambda *names: flower
+gate.module_with = executor.module_with = lambda *names: flower
 gate._GRACE = 0
 gate.super_node()
 """

@@ -1,8 +1,8 @@
 """The gate: a SuperNode that runs this package's handler for every message, and no code that a SuperLink sends.
 
-Flower's own node unpacks the app that comes with a run and imports it. Here the process of a message is started through commands of ours
-that stand before Flower's on its path: that of a ClientApp loads :mod:`.client` and leaves the app packed, those of every other kind of
-app refuse. This rests on names inside flwr, so each is looked for first, and a flwr without them is not started at all.
+Flower's own node unpacks the app that comes with a run and imports it. Here commands of ours stand before Flower's on its path: that of
+the executor (:mod:`.executor`) starts :mod:`.client` for each message and leaves the app packed, those of every kind of app refuse. This
+rests on names inside flwr, so each is looked for first, and a flwr without them is not started at all.
 
 Whatever in a node of Flower's may fail and leave the rest of it waiting for ever ends it here, so that it can be started again.
 
@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,83 +32,34 @@ STARTER = "PPPML_FLOWER_STARTER"
 LOST = 75
 #: seconds for a node that is being stopped, whose parts may end before it.
 _GRACE = 5.0
-_CLIENT_APP, _EXECUTOR = "flwr-clientapp", "flower-superexec"
-#: option with which Flower tells a process who started it.
-_PARENT = "--parent-pid"
-_LOOP = "flwr.supernode.start_client_internal"
-#: the module of a process of a message, and what of it is replaced.
-_MESSAGE = "flwr.supernode.runtime.run_clientapp"
-_IN_MESSAGE = ("pull_task_input", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
+#: Flower's commands for a message and for what starts it; and those of other apps.
+CLIENT_APP, _EXECUTOR = "flwr-clientapp", "flower-superexec"
 _OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
-_OWN = {_CLIENT_APP: "client_app", _EXECUTOR: "executor"}
+_LOOP = "flwr.supernode.start_client_internal"
 _UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep it in bounds: use a tested version"
+# The fork server loads the script that it is started by, under another name.
 _COMMAND = """\
 #!{python}
-from pppml_flower.gate import {function}
+if __name__ == "__main__":
+    from pppml_flower.{module} import {function}
 
-{function}()
+    {function}()
 """
 
 
 def refusals(folder: Path, python: str = sys.executable) -> None:
     """Write the commands that a node of ours finds before Flower's."""
     folder.mkdir(parents=True)
-    for name in (_CLIENT_APP, _EXECUTOR, *_OTHERS):
+    for name in (_EXECUTOR, CLIENT_APP, *_OTHERS):
+        module, function = ("executor", "executor") if name == _EXECUTOR else ("gate", "refuse")
         path = folder / name
-        path.write_text(_COMMAND.format(python=python, function=_OWN.get(name, "refuse")))
+        path.write_text(_COMMAND.format(python=python, module=module, function=function))
         path.chmod(0o700)
 
 
 def refuse() -> None:
     """The command of an app that no site runs."""
     sys.exit("this site runs the handler of pppml-flower only; another kind of app was refused")
-
-
-def client_app() -> None:
-    """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run."""
-    _end_with_executor_or_node()
-    runtime = module_with(_MESSAGE, *_IN_MESSAGE)
-    runtime.pull_task_input = _or_end(runtime.pull_task_input)
-    runtime.install_from_fab = lambda *given, **settings: None
-    runtime.install_app_dependencies = _never
-    runtime.get_load_client_app_fn = lambda **settings: _own_app
-    module_with("flwr.supernode.cli", "flwr_clientapp").flwr_clientapp()
-
-
-def executor() -> None:
-    """``flower-superexec``, which starts the process of each message."""
-    _end_with_executor_or_node()
-    module_with("flwr.supercore.cli", "flower_superexec").flower_superexec()
-
-
-def _end_with_executor_or_node() -> None:
-    """Flower's processes interrupt themselves when who started them is gone, once, and may miss it; then they ask for ever."""
-    end_with_parent(int(sys.argv[sys.argv.index(_PARENT) + 1]) if _PARENT in sys.argv else None)
-
-
-def _or_end(pull: Callable[..., Any]) -> Callable[..., Any]:
-    """A message that cannot be read ends its process, as if it had been killed: Flower's node then answers that it is lost. Told politely
-    that it failed, it would answer nothing, and wait for that answer for ever.
-    """
-
-    def pulled(*given: Any) -> Any:
-        try:
-            return pull(*given)
-        except Exception:
-            traceback.print_exc()
-            _leave(1)
-
-    return pulled
-
-
-def _own_app(fab_id: str, fab_version: str, fab_hash: str) -> Any:
-    from pppml_flower.client import app
-
-    return app
-
-
-def _never(*given: Any, **settings: Any) -> None:
-    raise RuntimeError("a site installs nothing that a run asks for")
 
 
 def super_node() -> None:
@@ -120,9 +70,9 @@ def super_node() -> None:
     """
     end_with_starter()
     commands = module_with("flwr.supercore.constant", "TASK_TYPE_TO_COMMAND").TASK_TYPE_TO_COMMAND
-    if unknown := sorted(set(commands.values()) - {_CLIENT_APP, *_OTHERS}):
+    if unknown := sorted(set(commands.values()) - {CLIENT_APP, *_OTHERS}):
         sys.exit(_UNKNOWN.format(f"commands of its own, {', '.join(unknown)}"))
-    module_with(_MESSAGE, *_IN_MESSAGE)
+    import_module("pppml_flower.executor").look()
     threading.excepthook = _end_with_a_thread
     _end_with_the_executor()
     _ask_more_often()
@@ -130,7 +80,7 @@ def super_node() -> None:
         module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
     except Exception:
         traceback.print_exc()
-    _leave(LOST)
+    leave(LOST)
 
 
 def end_with_starter() -> None:
@@ -139,7 +89,7 @@ def end_with_starter() -> None:
     end_with_parent(int(given) if given else None)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End at once, whatever else this process waits for."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -148,7 +98,7 @@ def _leave(code: int) -> NoReturn:
 
 def _leave_soon() -> None:
     time.sleep(_GRACE)
-    _leave(LOST)
+    leave(LOST)
 
 
 def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
