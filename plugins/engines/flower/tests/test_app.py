@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.testing.policies import insist
 from pppml_flower.at_hand import using
 from pppml_flower.config import FlowerConfig
-from pppml_flower.gate import refusals
+from pppml_flower.gate import LOST
 from pppml_flower.grid import GridPost
 from pppml_flower.site import flower_environment, node_command, superlink_command
 from pppml_flower.superlink import guarded
@@ -158,19 +157,37 @@ def test_what_a_node_is_started_with(tmp_path):
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
 
 
-def test_an_app_of_a_superlink_finds_our_commands_first(tmp_path):
-    """Each kind of app that Flower's executor may start; that of agents could do anything."""
-    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+@pytest.mark.parametrize("command", ["flwr-agentapp", "flwr-serverapp", "flwr-anything"])
+def test_a_site_starts_no_app_but_its_own_handler(command, tmp_path):
+    """Though such a command is at hand: that of agents could do anything."""
+    (tmp_path / command).write_text("#!/bin/sh\necho it ran\n")
+    (tmp_path / command).chmod(0o700)
+    line = "import multiprocessing, sys; from pppml_flower import executor; executor._start(multiprocessing, [sys.argv[1]]); print('on')"
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "-c", line, command], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{command} was refused" in done.stderr
 
-    refusals(tmp_path / "bin")
-    path = flower_environment(tmp_path, first=tmp_path / "bin")["PATH"].split(os.pathsep)
-    assert path[0] == str(tmp_path / "bin")
-    for command in TASK_TYPE_TO_COMMAND.values():
-        found = tmp_path / "bin" / command
-        assert stat.S_IMODE(found.stat().st_mode) == 0o700
-        done = subprocess.run([str(found), "--token", "x"], capture_output=True, text=True, check=False)
-        assert done.returncode == 1
-        assert "refused" in done.stderr
+
+def test_the_executor_is_ours_whatever_lies_on_the_path_or_in_the_folder(tmp_path):
+    """Found by its name it would be Flower's, which runs what the SuperLink sends."""
+    (tmp_path / "flower-superexec").write_text("#!/bin/sh\necho it ran\n")
+    (tmp_path / "flower-superexec").chmod(0o700)
+    (tmp_path / "pppml_flower.py").write_text("print('it ran')")
+    line = """
+import time
+from flwr.supernode import start_client_internal as loop
+from pppml_flower import gate
+gate._with_an_executor_of_ours()
+loop.subprocess.Popen(["flower-superexec", "--help"])
+time.sleep(60)
+"""
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-P", "-c", line]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, timeout=120)
+    assert "it ran" not in done.stdout + done.stderr
+    assert "usage:" in done.stdout
+    assert done.returncode == LOST
 
 
 def test_a_message_runs_the_handler_that_is_installed_here():

@@ -66,18 +66,20 @@ def test_a_node_that_is_not_let_in_is_started_again_for_a_while(homes, nodes):
 
 def test_a_node_that_is_never_let_in_is_not(homes, nodes, monkeypatch):
     told = nodes(1)
-    monkeypatch.setattr(site, "HELD", 0)
+    monkeypatch.setattr(site, "HELD", -1)
     with pytest.raises(RunFailed, match="exit code 1"):
         site.serve(homes(("a",))["a"], INSECURE)
     assert len(told()) == 1
 
 
-def test_a_node_that_stops_by_itself_stays_so(homes, nodes):
-    """Its key is not known to the SuperLink any more; also where it was connected before."""
-    told = nodes(LOST, 0)
-    with pytest.raises(RunFailed, match="exit code 0"):
-        site.serve(homes(("a",))["a"], INSECURE)
-    assert len(told()) == 2
+def test_a_node_whose_signature_is_not_known_is_tried_again_later(homes, nodes, monkeypatch, capfd):
+    """Flower interrupts it then: its clock may be wrong for a while, or a proxy answered in the SuperLink's stead."""
+    told = nodes(0, 1, "stop")
+    monkeypatch.setattr(site, "HELD", -1)
+    monkeypatch.setattr(site, "LATE", 0.02)
+    assert site.serve(homes(("a",))["a"], INSECURE) == 0
+    assert len(told()) == 3
+    assert "(exit code 0); it is started again in 0.02 s" in capfd.readouterr().err
 
 
 class Clock:
@@ -97,17 +99,18 @@ class Clock:
 def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_node_that_lived(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(site, "time", clock)
-    lives = [1.0, 0, 0, 0, 0, 0, 0, 61.0, 0, None]
+    lives = [(1.0, -9), *[(0.0, 1)] * 6, (61.0, 1), (0.0, 1), (0.0, 0)]
 
     def run():
-        life = lives.pop(0)
-        if life is None:
-            return 0
+        if not lives:
+            raise KeyboardInterrupt
+        life, code = lives.pop(0)
         clock.now += life
-        return -9 if life else 1
+        return code
 
-    assert site._attend(run, "a") == 0
-    assert clock.slept == [2, 4, 8, 16, 32, 60, 60, 2, 4]
+    with pytest.raises(KeyboardInterrupt):
+        site._attend(run, "a")
+    assert clock.slept == [2, 4, 8, 16, 32, 60, 60, 2, 4, 60]
 
 
 def test_a_second_signal_does_not_break_off_what_the_first_began(homes):
@@ -188,8 +191,11 @@ if __name__ == "__main__":
     began = subprocess.Popen([sys.executable, "-c", line], stderr=subprocess.PIPE, start_new_session=True)
     try:
         assert began.stderr is not None
-        told = [began.stderr.readline() for _ in range(2)]
-        assert all(b"Start `flwr-clientapp` process" in one for one in told), told
+        started = 0
+        while started < 2:
+            line = began.stderr.readline()
+            assert line, "it has ended"
+            started += b"Start `flwr-clientapp` process" in line
         began.kill()
         began.communicate(timeout=60)  # the end of what it prints: nobody is left that could
     finally:
@@ -197,56 +203,111 @@ if __name__ == "__main__":
             os.killpg(began.pid, signal.SIGKILL)
 
 
-def test_a_message_that_cannot_be_read_ends_its_process():
+@pytest.mark.parametrize("what", ["pull_task_input", "push_message"])
+def test_a_message_that_cannot_be_read_or_answered_ends_its_process(what):
     """Nothing more is said to Flower's node, which takes it for killed and says so; of a failure it would say nothing."""
     line = """
-import atexit, sys
+import sys
 from types import SimpleNamespace
 from pppml_flower import executor
 def broken(client):
     raise AttributeError("no such object")
 def work():
     try:
-        runtime.pull_task_input("the node")
+        getattr(runtime, sys.argv[1])("the node")
     finally:
         print("told the node")
-runtime = SimpleNamespace(pull_task_input=broken, flwr_clientapp=work)
+runtime = SimpleNamespace(pull_task_input=broken, push_message=broken, register_signal_handlers=None, flwr_clientapp=work)
 executor.module_with = lambda *names: runtime
-executor.client_app(["flwr-clientapp"])
+executor.client_app(["flwr-clientapp", sys.argv[1]])
 """
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", line, what], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no such object" in done.stderr
 
 
+def test_a_process_of_a_message_that_is_told_to_stop_says_nothing_more():
+    """As if it had been killed; what Flower does at the end of one that is not, it does."""
+    line = """
+import os, signal
+from flwr.supercore.exit import exit_handler
+from flwr.supernode.runtime import run_clientapp as work
+import flwr.supernode.cli
+from pppml_flower import executor
+def started():
+    work.register_signal_handlers(event_type=None, exit_message="", exit_handlers=[lambda: print("told the node", flush=True)])
+    if os.fork() == 0:
+        exit_handler.trigger_exit_handlers(run_before_force_exit=False)
+        os._exit(0)
+    os.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+flwr.supernode.cli.flwr_clientapp = started
+executor.client_app(["flwr-clientapp"])
+"""
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "told the node\n"), done.stderr
+
+
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "code"),
     [
-        "pass",
-        "raise RuntimeError",
-        "threading.Thread(target=lambda: 1 / 0).start(); stay()",
-        "self.subprocess.Popen([sys.executable, '-c', 'pass']); stay()",
+        ("pass", LOST),
+        ("raise RuntimeError", 1),
+        ("sys.exit(3)", 3),
+        ("threading.Thread(target=lambda: 1 / 0).start(); stay()", LOST),
+        ("threading.Thread(target=sys.exit).start(); sys.exit(3)", 3),
+        ("threading.Thread(target=unknown).start(); sys.exit(3)", 3),
+        ("self.subprocess.Popen(['flower-superexec']); stay()", LOST),
+        ("self.subprocess.Popen(['flwr-agentapp'])", "does not know how to keep it in bounds"),
     ],
-    ids=["it returns", "it raises", "a thread of it fails", "its executor ends"],
+    ids=["it returns", "it raises", "it exits", "a thread fails", "a thread exits", "401", "its executor ends", "another command"],
 )
-def test_a_node_that_flower_has_given_up_ends(fault):
+def test_a_node_that_flower_has_given_up_ends(fault, code):
     """A server of its own would go on."""
     line = f"""
 import sys, threading
+from types import SimpleNamespace
 from pppml_flower import executor, gate
 stay = threading.Event().wait
+def unknown():
+    error = RuntimeError()
+    error.response = SimpleNamespace(status_code=401)
+    raise error
 class Flower:
-    TASK_TYPE_TO_COMMAND = {{}}
     subprocess = None
     def __getattr__(self, name):
         return None
     def flower_supernode(self):
-        threading.Thread(target=stay).start()
+        threading.Thread(target=stay, daemon={"exit" in fault}).start()
         {fault}
 flower = Flower()
 gate.module_with = executor.module_with = lambda *names: flower
-gate._GRACE = 0
+gate._GRACE, gate._OURS = 0, (sys.executable, "-c", "pass")
 gate.super_node()
 """
-    done = subprocess.run([sys.executable, "-c", line], timeout=60, check=False)
-    assert done.returncode == LOST
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    if isinstance(code, str):
+        assert code in done.stderr
+        assert done.returncode == 1
+    else:
+        assert done.returncode == code, done.stderr
+
+
+def test_a_node_that_is_stopped_takes_its_leave_whatever_else_it_is_told():
+    """A service manager tells the whole group, and the site tells its node."""
+    line = """
+import os, signal, sys, time
+from flwr.supercore.exit import register_signal_handlers
+from flwr.supernode import start_client_internal as loop
+from pppml_flower import gate
+def leave():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    print("took its leave", flush=True)
+gate._stop_once()
+loop.register_signal_handlers(event_type=None, exit_message="", exit_handlers=[leave])
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "took its leave\n"), done.stderr

@@ -1,4 +1,4 @@
-"""The executor of a node: it starts a process for each message, which runs the handler that is installed here.
+"""The executor of a node: it starts a process for each message, which runs the handler that is installed here, and nothing else.
 
 Flower's own starts an interpreter for every message, which loads Flower: 1.5 to 2.8 s of processor time. Here a fork server
 (:mod:`multiprocessing`) has loaded it already. It holds nothing of the site, and neither does the process of a message before it asks.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,25 +21,31 @@ from types import SimpleNamespace
 from typing import Any
 
 from pppml_core.engines.parties import end_with_parent
-from pppml_flower.gate import CLIENT_APP, leave, module_with
+from pppml_flower.gate import SIGNALS, leave, module_with
 
+#: Flower's command for a message.
+_CLIENT_APP = "flwr-clientapp"
 #: option with which Flower tells a process who started it.
 _PARENT = "--parent-pid"
 #: where Flower starts the process of a message, and its work in there; and what of both is replaced.
 _LAUNCH, _WORK = "flwr.supercore.superexec.executor.subprocess_executor", "flwr.supernode.runtime.run_clientapp"
-_IN_WORK = ("pull_task_input", "install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
+_AT_WORK = ("pull_task_input", "push_message", "register_signal_handlers")
+_NOT_DONE = ("install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
 
 
 def look() -> None:
-    """End where this flwr lacks a name that is needed here."""
+    """End where this flwr lacks a name that is needed here, or any user of the machine could speak to the fork server (CVE-2022-42919)."""
+    if sys.version_info < (3, 11, 1):
+        sys.exit("pppml-flower needs Python 3.11.1 or later")
     module_with(_LAUNCH, "subprocess")
-    module_with(_WORK, *_IN_WORK)
+    module_with(_WORK, *_AT_WORK, *_NOT_DONE)
 
 
 def executor() -> None:
     """``flower-superexec``, which ends with its node: by itself it interrupts itself once, may miss that, and then asks for ever."""
     end_with_parent(int(sys.argv[sys.argv.index(_PARENT) + 1]) if _PARENT in sys.argv else None)
     look()
+    os.chdir("/")  # each process of a message goes there, and who started the site may have been where its user may not
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_WORK, "flwr.supernode.cli", "pppml_flower.client", __name__])
     forkserver.ensure_running()
@@ -47,19 +54,23 @@ def executor() -> None:
 
 
 def _start(context: ForkServerContext, command: Sequence[str], **settings: Any) -> None:
-    """In place of a command: the process of a message is forked, and what else there is refuses."""
-    if command[0] == CLIENT_APP:
+    """In place of a command. Another kind of app ends the node: by itself it would wait for ever for what that app answers."""
+    if command[0] != _CLIENT_APP:
+        print(f"this site runs the handler of pppml-flower only; {command[0]} was refused", file=sys.stderr)
+        leave(1)
+    try:
         context.Process(target=client_app, args=(command,), daemon=True).start()
-    else:
-        subprocess.Popen(command, **settings)
+    except (OSError, EOFError):
+        traceback.print_exc()  # there is no room for a process; Flower's node has it started again
 
 
 def client_app(command: Sequence[str]) -> None:
     """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run. It ends with the executor."""
     threading.Thread(target=_end_with_the_executor, name="pppml-executor", daemon=True).start()
     sys.argv = list(command)
-    work = module_with(_WORK, *_IN_WORK)
-    work.pull_task_input = _or_end(work.pull_task_input)
+    work = module_with(_WORK, *_AT_WORK, *_NOT_DONE)
+    work.pull_task_input, work.push_message = _or_end(work.pull_task_input), _or_end(work.push_message)
+    work.register_signal_handlers = partial(_registered, work.register_signal_handlers)
     work.install_from_fab = lambda *given, **settings: None
     work.install_app_dependencies = _never
     work.get_load_client_app_fn = lambda **settings: _own_app
@@ -72,19 +83,26 @@ def _end_with_the_executor() -> None:
         os._exit(1)
 
 
-def _or_end(pull: Callable[..., Any]) -> Callable[..., Any]:
-    """A message that cannot be read ends its process, as if it had been killed: Flower's node then answers that it is lost. Told politely
-    that it failed, it would answer nothing, and wait for that answer for ever.
+def _or_end(work: Callable[..., Any]) -> Callable[..., Any]:
+    """A message that cannot be read, or answered, ends its process as if it had been killed: Flower's node then answers that it is lost.
+    Told politely that it failed, it would answer nothing, and wait for that answer for ever.
     """
 
-    def pulled(*given: Any) -> Any:
+    def done(*given: Any) -> Any:
         try:
-            return pull(*given)
+            return work(*given)
         except Exception:
             traceback.print_exc()
             leave(1)
 
-    return pulled
+    return done
+
+
+def _registered(register: Callable[..., None], **settings: Any) -> None:
+    """What Flower does at the end is done; a signal ends the process without a word, for the same reason."""
+    register(**settings)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _own_app(fab_id: str, fab_version: str, fab_hash: str) -> Any:

@@ -1,8 +1,8 @@
 """The gate: a SuperNode that runs this package's handler for every message, and no code that a SuperLink sends.
 
-Flower's own node unpacks the app that comes with a run and imports it. Here commands of ours stand before Flower's on its path: that of
-the executor (:mod:`.executor`) starts :mod:`.client` for each message and leaves the app packed, those of every kind of app refuse. This
-rests on names inside flwr, so each is looked for first, and a flwr without them is not started at all.
+Flower's own node unpacks the app that comes with a run and imports it. Here it starts an executor of ours (:mod:`.executor`), which runs
+:mod:`.client` for each message, leaves the app packed, and refuses every other kind of app. This rests on names inside flwr, so each is
+looked for first, and a flwr without them is not started at all.
 
 Whatever in a node of Flower's may fail and leave the rest of it waiting for ever ends it here, so that it can be started again.
 
@@ -12,13 +12,13 @@ Started as ``python -m pppml_flower.gate`` with the arguments of ``flower-supern
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -32,34 +32,14 @@ STARTER = "PPPML_FLOWER_STARTER"
 LOST = 75
 #: seconds for a node that is being stopped, whose parts may end before it.
 _GRACE = 5.0
-#: Flower's commands for a message and for what starts it; and those of other apps.
-CLIENT_APP, _EXECUTOR = "flwr-clientapp", "flower-superexec"
-_OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+#: those that end a process of Flower's.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+#: Flower's command that starts the processes of messages, and what is started in its place: never what is found by its name, nor anything
+#: that lies in the folder where the site was started.
+_EXECUTOR = "flower-superexec"
+_OURS = (sys.executable, "-P", "-c", "from pppml_flower.executor import executor; executor()")
 _LOOP = "flwr.supernode.start_client_internal"
 _UNKNOWN = "this version of flwr has {}, and pppml-flower does not know how to keep it in bounds: use a tested version"
-# The fork server loads the script that it is started by, under another name.
-_COMMAND = """\
-#!{python}
-if __name__ == "__main__":
-    from pppml_flower.{module} import {function}
-
-    {function}()
-"""
-
-
-def refusals(folder: Path, python: str = sys.executable) -> None:
-    """Write the commands that a node of ours finds before Flower's."""
-    folder.mkdir(parents=True)
-    for name in (_EXECUTOR, CLIENT_APP, *_OTHERS):
-        module, function = ("executor", "executor") if name == _EXECUTOR else ("gate", "refuse")
-        path = folder / name
-        path.write_text(_COMMAND.format(python=python, module=module, function=function))
-        path.chmod(0o700)
-
-
-def refuse() -> None:
-    """The command of an app that no site runs."""
-    sys.exit("this site runs the handler of pppml-flower only; another kind of app was refused")
 
 
 def super_node() -> None:
@@ -69,18 +49,24 @@ def super_node() -> None:
     that it failed. Then its node asks nobody any more, and its process stays, for a server of its own that nobody needs.
     """
     end_with_starter()
-    commands = module_with("flwr.supercore.constant", "TASK_TYPE_TO_COMMAND").TASK_TYPE_TO_COMMAND
-    if unknown := sorted(set(commands.values()) - {CLIENT_APP, *_OTHERS}):
-        sys.exit(_UNKNOWN.format(f"commands of its own, {', '.join(unknown)}"))
     import_module("pppml_flower.executor").look()
     threading.excepthook = _end_with_a_thread
-    _end_with_the_executor()
+    _with_an_executor_of_ours()
+    _stop_once()
     _ask_more_often()
     try:
         module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
     except Exception:
-        traceback.print_exc()
+        traceback.print_exc()  # before it was ever connected: what comes later it keeps to itself
+        leave(1)
     leave(LOST)
+
+
+def bare_node() -> None:
+    """Flower's own, which runs what is sent; it asks for work as often as ours. For a federation on one machine, to compare with."""
+    end_with_starter()
+    _ask_more_often()
+    module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
 
 
 def end_with_starter() -> None:
@@ -110,23 +96,6 @@ def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
         _leave_soon()
 
 
-def _end_with_the_executor() -> None:
-    """Without it a node takes messages that nobody answers."""
-    loop = module_with(_LOOP, "subprocess")
-
-    def started(command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(command, **settings)
-
-        def watch() -> None:
-            print(f"{_EXECUTOR} has ended (exit code {process.wait()})", file=sys.stderr, flush=True)
-            _leave_soon()
-
-        threading.Thread(target=watch, name="pppml-executor", daemon=True).start()
-        return process
-
-    loop.subprocess = SimpleNamespace(Popen=started)
-
-
 def module_with(name: str, *needed: str) -> Any:
     """A module inside flwr, which must have these names."""
     try:
@@ -136,6 +105,37 @@ def module_with(name: str, *needed: str) -> Any:
     if missing := [one for one in needed if not hasattr(module, one)]:
         sys.exit(_UNKNOWN.format(f"no {', '.join(missing)} in {name}"))
     return module
+
+
+def _with_an_executor_of_ours() -> None:
+    """In place of Flower's. A node whose executor has ended takes messages that nobody answers, so it ends too."""
+
+    def started(command: list[str]) -> None:
+        if command[0] != _EXECUTOR:
+            print(_UNKNOWN.format(f"a command of its own, {command[0]}"), file=sys.stderr)
+            leave(1)
+        process = subprocess.Popen([*_OURS, *command[1:]])
+
+        def watch() -> None:
+            print(f"{_EXECUTOR} has ended (exit code {process.wait()})", file=sys.stderr, flush=True)
+            _leave_soon()
+
+        threading.Thread(target=watch, name="pppml-executor", daemon=True).start()
+
+    module_with(_LOOP, "subprocess").subprocess = SimpleNamespace(Popen=started)
+
+
+def _stop_once() -> None:
+    """A second signal would kill a node that takes its leave of the SuperLink, which then held it for connected for a minute."""
+    loop = module_with(_LOOP, "register_signal_handlers")
+    register = loop.register_signal_handlers
+
+    def registered(**settings: Any) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # Flower puts back what it finds, when the first one comes
+        register(**settings)
+
+    loop.register_signal_handlers = registered
 
 
 def _ask_more_often() -> None:

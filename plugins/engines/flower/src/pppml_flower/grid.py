@@ -22,7 +22,7 @@ _RECORD = "pppml"
 _FORM = ("uint8", "pppml.bytes")
 #: bytes that travel in one piece.
 _FEW = 1 << 20
-#: what Flower raises where an answer has the form of its objects, and is none; no error of the way to the SuperLink is one of these.
+#: what Flower raises where an answer has the form of its objects, and is none; hardly an error of the way to the SuperLink is one of these.
 _UNREADABLE = (ArithmeticError, AttributeError, DecodeError, LookupError, RecursionError, TypeError, ValueError)
 
 

@@ -24,8 +24,8 @@ from pppml_flower.post import CHALLENGE, INTRODUCTION, Post
 
 _NONCE = 32
 _SIZES = {"run": 16, "nonce": _NONCE, "signature": SIGNATURE_BYTES}
-#: seconds between two looks for new nodes, and before a node is asked again that could not answer.
-_LOOK, _AGAIN = 1.0, 15.0
+#: seconds between two looks for new nodes; before a node is asked again that could not answer; and one that did not.
+_LOOK, _AGAIN, _SILENT = 1.0, 15.0, 60.0
 
 
 def introduce(home: Path, challenge: bytes, node: int) -> bytes:
@@ -116,16 +116,16 @@ class Directory:
             nonce = entropy(_NONCE)
             message_id = self._post.push(node, CHALLENGE, challenge_to(node, self._run, nonce, self._identity), self._ttl)
             if message_id is not None:
-                self._asked[node] = float("inf")
-                self._open = {**{one: asked for one, asked in self._open.items() if asked[0] != node}, message_id: (node, nonce)}
+                self._asked[node] = now + _SILENT
+                self._open[message_id] = node, nonce
 
     def _listen(self) -> None:
         for message_id, kind, data in self._post.pull(list(self._open)):
             if (asked := self._open.pop(message_id, None)) is None:
                 continue
             node, nonce = asked
-            if not kind:  # nobody lives there yet, or its connection was cut
-                self._asked[node] = time.monotonic() + _AGAIN
+            # Without an answer nobody lives there yet, or its connection was cut; with one, it will have no other.
+            self._asked[node] = float("inf") if kind else time.monotonic() + _AGAIN
             try:
                 site = self._proven(kind, data, node, nonce)
             except WireError as error:

@@ -24,7 +24,7 @@ from pppml_core.errors import ConfigError, RunFailed
 from pppml_core.federation.home import open_home
 from pppml_core.wire.messages import SERVER
 from pppml_flower.config import FlowerConfig
-from pppml_flower.gate import LOST, PATIENCE, STARTER, end_with_starter, refusals
+from pppml_flower.gate import LOST, PATIENCE, STARTER, end_with_starter
 from pppml_flower.keeper import kept
 
 #: seconds for a process of Flower to end by itself.
@@ -41,21 +41,20 @@ def serve(home: Path, config: FlowerConfig) -> int:
 
     A node that Flower has given up, or that was killed, is started again; whoever lives in the home lives on.
     """
-    home, own = home.resolve(), None
+    home = home.resolve()
     name = open_home(home).name
     command = partial(superlink_command if name == SERVER else node_command, home, config)
     command()  # what is wrong with the settings is told before anything is started
     for stop in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(stop, _interrupt)
+        if signal.getsignal(stop) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(stop, _interrupt)
     with nullcontext() if name == SERVER else kept(home), scratch() as folder:
-        if name != SERVER:
-            own = folder / "bin"
-            refusals(own, python_of(config))
-        environment = flower_environment(folder, python_of(config), own)
+        environment = flower_environment(folder, python_of(config))
         environment |= {PATIENCE: str(config.patience), HOME: str(home), STARTER: str(os.getpid())}
 
         def run() -> int:
-            process = subprocess.Popen(command(), env=environment, stdin=subprocess.DEVNULL)
+            # In a session of its own, it is told to stop once, by this process: so it takes its leave of the SuperLink.
+            process = subprocess.Popen(command(), env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
             try:
                 return process.wait()
             finally:
@@ -69,20 +68,21 @@ def serve(home: Path, config: FlowerConfig) -> int:
 
 
 def _attend(run: Callable[[], int], name: str) -> int:
-    """The exit code with which a node ends for good.
+    """The exit code with which a node ends for good: one that fails for :data:`HELD` seconds, and was never connected, as far as is known.
 
-    One that ended without a fault (0) was stopped, or its key is not known any more. One that fails before it was ever given up or killed
-    is tried for :data:`HELD` seconds. Once it was, whatever it fails of may pass.
+    One that was may have lost its network, its clock (0: the SuperLink did not know its signature) or its memory; all of that may pass.
     """
-    begun, lost, pause = time.monotonic(), False, SOON
+    begun, connected, pause = time.monotonic(), False, SOON
     while True:
         began = time.monotonic()
         code = run()
-        lost = lost or code == LOST or code < 0
-        if code == 0 or (not lost and time.monotonic() - begun > HELD):
+        connected = connected or code == LOST or code <= 0
+        if not connected and time.monotonic() - begun > HELD:
             return code
         if time.monotonic() - began > LATE:
             pause = SOON
+        if code == 0:
+            pause = LATE
         print(f"{name}: the node has ended (exit code {code}); it is started again in {pause:g} s", file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(2 * pause, LATE)
@@ -148,10 +148,9 @@ def _file(home: Path, config: FlowerConfig, name: str) -> str:
     return str(path)
 
 
-def flower_environment(folder: Path, python: str = sys.executable, first: Path | None = None) -> dict[str, str]:
-    """The environment of Flower's processes on this machine: files under ``folder``, no telemetry, no updates, no installing.
-
-    Flower finds commands by name: those in ``first``, then those of the interpreter.
+def flower_environment(folder: Path, python: str = sys.executable) -> dict[str, str]:
+    """The environment of Flower's processes on this machine: files under ``folder``, no telemetry, no updates, no installing; Flower's
+    commands are those of the interpreter.
     """
     own = {
         "FLWR_HOME": str(folder / "flwr"),
@@ -160,7 +159,7 @@ def flower_environment(folder: Path, python: str = sys.executable, first: Path |
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
     }
-    path = [*([str(first)] if first else []), str(Path(python).parent), os.environ.get("PATH", "")]
+    path = [str(Path(python).parent), os.environ.get("PATH", "")]
     return {**os.environ, **own, "PATH": os.pathsep.join(path)}
 
 

@@ -12,6 +12,8 @@ from pppml_flower.post import FRAME, Answer, Post
 
 #: seconds a message outlives its deadline: what comes later is nobody's, and the SuperLink need not keep it.
 MARGIN = 60.0
+#: seconds between two looks, at most: one that took longer met a SuperLink that was away.
+_REST = 2.0
 #: messages asked for at once: so many answers are in memory.
 _TOGETHER = 4
 
@@ -61,7 +63,7 @@ class FlowerTransport:
             if waiting:
                 # Looks for many sites take time, which is the SuperLink's too: at least as long it is left alone.
                 took = time.monotonic() - looked if len(waiting) == before else 0.0
-                time.sleep(max(self._poll, took))
+                time.sleep(max(self._poll, min(took, _REST)))
 
     def _look_again(self) -> None:
         """Who is connected now; a site whose node is gone may have come back with another one."""
