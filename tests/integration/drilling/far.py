@@ -140,18 +140,34 @@ def carrier(engine: str) -> list[psutil.Process]:
     return [p for one in found for p in (one, *one.children(recursive=True))]
 
 
-def restarter(engine: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], object]:
-    """Starts a killed site again. An NVFlare client does that by itself; a Flower node is started again by its people."""
+def restarter(engine: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """Starts a killed site again, and waits until it is connected. An NVFlare client does that by itself, before a round ends; a Flower
+    node is started again by its people, and while the SuperLink takes the killed one for connected it is let in after a minute only.
+    """
     if engine != "flower":
-        return lambda site: None
+        return lambda site: None, lambda site: None
     from pppml_flower import local_federation as module
 
     made: list[Any] = []
+    before: dict[str, int] = {}
     start = module.LocalFederation.start
 
     def noted(self: Any) -> None:
         made.append(self)
         start(self)
 
+    def connections(site: str) -> int:
+        return (made[-1].folder / f"{site}.log").read_text(errors="replace").count("SuperNode ID")
+
+    def restart(site: str) -> None:
+        before[site] = connections(site)
+        made[-1].start_node(site)
+
+    def back(site: str) -> None:
+        until = time.monotonic() + 150
+        while site in before and connections(site) <= before[site]:
+            assert time.monotonic() < until, made[-1].words(site)
+            time.sleep(0.1)
+
     monkeypatch.setattr(module.LocalFederation, "start", noted)
-    return lambda site: made[-1].start_node(site)
+    return restart, back

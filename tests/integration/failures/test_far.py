@@ -58,7 +58,7 @@ def test_a_site_is_lost_and_comes_back(check_rounds, monkeypatch, tmp_path, shor
     the table says that the next attempt is without it; else the last round is over all sites again.
     """
     needed(engine)
-    restart = restarter(engine, monkeypatch)
+    restart, back = restarter(engine, monkeypatch)
     stalled = drills(engine, sum, STALL)
     broken = [row for breaks in (SITE_KILLED, FULL_SITE, STALL, PARTITION) for row in drills(engine, sum, breaks)]
     rounds = {1: drills(engine, sum, NOTHING), **{round: [row] for round, row in enumerate(broken, 2)}}
@@ -84,6 +84,8 @@ def test_a_site_is_lost_and_comes_back(check_rounds, monkeypatch, tmp_path, shor
                 acts.append(at(mend, event="site-lost", round=round))
             if row.breaks == PARTITION:
                 acts.append(at(lambda: time.sleep(AGAIN), event="round-finished", round=round))
+            if row.breaks == SITE_KILLED and not gone:
+                acts.append(at(lambda: back(SITE), event="round-finished", round=round))
         run = disturbed(tmp_path / "r", tiny(count, last, aggregator=AGGREGATORS[sum], engine=settings, **own), *acts)
         check_rounds(run, rounds, dict.fromkeys(rounds, SITE))
     assert gone or run.survivors[last] == sites(count), "it is back"
