@@ -90,7 +90,7 @@ def _leave_soon() -> None:
 def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
     """Without the thread of its heartbeats a node counts as gone after a minute, and asks for work nobody gives it."""
     threading.__excepthook__(failed)
-    # A node whose key is not known any more (401) stops by itself, for good.
+    # A node whose signature is not known (401) is interrupted by Flower, and takes its leave.
     refused = getattr(getattr(failed.exc_value, "response", None), "status_code", None) == 401
     if not refused and not issubclass(failed.exc_type, SystemExit):
         _leave_soon()
