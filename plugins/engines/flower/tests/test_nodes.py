@@ -210,6 +210,20 @@ def test_a_node_whose_connection_was_cut_is_asked_again(homes, grid_of):
     assert not directory.strange
 
 
+def test_a_node_that_stays_silent_is_asked_again_and_one_that_answered_is_not(homes, grid_of):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+    asked: list[int] = []
+    grid.takes = lambda node, kind, data: asked.append(node) is None
+    grid.meddle = lambda letter, reply: [] if reply.metadata.src_node_id == 101 else [reply]
+    directory = _directory(there, grid)
+    directory.look(0)
+    for node in directory._asked:
+        directory._asked[node] -= introduction._SILENT
+    directory.look(0)
+    assert asked == [101, 102, 101]
+
+
 def test_a_node_that_went_without_an_answer_is_asked_again_when_it_is_back(homes, grid_of):
     there = homes(("a", "b"))
     grid = grid_of(there)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import ExitStack
 from typing import Any
@@ -39,9 +38,10 @@ class BridgePost:
         """As :class:`.grid.GridPost`."""
         return self._ask(do="push", node=str(node), kind=kind, data=data, ttl=ttl)["id"] or None
 
-    def pull(self, ids: Sequence[str]) -> list[Answer]:
+    def pull(self, message_id: str) -> Answer | None:
         """As :class:`.grid.GridPost`."""
-        return [(message_id, kind, data) for message_id, kind, data in self._ask(do="pull", ids=list(ids))["answers"]]
+        answer = self._ask(do="pull", id=message_id)["answer"]
+        return None if answer is None else (answer[0], answer[1])
 
     def _ask(self, **asked: Any) -> dict[str, Any]:
         self._number += 1

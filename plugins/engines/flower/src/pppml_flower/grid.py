@@ -6,8 +6,6 @@ A few bytes lie in a config record, which is one object; many in an array record
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
@@ -66,35 +64,23 @@ class GridPost:
         ids = list(self._grid.push_messages([Message(pack(kind, data), node, MESSAGE_TYPE, ttl=ttl)]))
         return ids[0] if ids and ids[0] else None
 
-    def pull(self, ids: Sequence[str]) -> list[Answer]:
-        """Each in a request of its own: the SuperLink forgets what it hands out, and one answer that cannot be read would take all others
-        of its request with it.
+    def pull(self, message_id: str) -> Answer | None:
+        """In a request of its own: the SuperLink forgets what it hands out, and one answer that cannot be read would take all others of its
+        request with it. What an answer says it answers, its node says.
         """
-        answers: list[Answer] = []
-        for message_id in ids:
-            try:
-                answers += [
-                    _answer(message_id, message) for message in self._grid.pull_messages([message_id]) if _is_to(message_id, message)
-                ]
-            except _UNREADABLE as error:
-                answers.append((message_id, "", f"its answer could not be read: {type(error).__name__}".encode()))
-            except Exception:
-                # The SuperLink is away. What it has handed out already must not be lost.
-                if not answers:
-                    raise
-                break
-        return answers
+        try:
+            for message in self._grid.pull_messages([message_id]):
+                if message.metadata.reply_to_message_id == message_id:
+                    return _answer(message)
+        except _UNREADABLE as error:
+            return "", f"its answer could not be read: {type(error).__name__}".encode()
+        return None
 
 
-def _is_to(message_id: str, message: Message) -> bool:
-    """Whether it answers this message: what it says of itself is what the node says."""
-    return message.metadata.reply_to_message_id == message_id
-
-
-def _answer(message_id: str, message: Message) -> Answer:
+def _answer(message: Message) -> Answer:
     if message.has_error():
-        return message_id, "", f"Flower reports: {message.error.reason or f'error {message.error.code}'}"[:500].encode()
+        return "", f"Flower reports: {message.error.reason or f'error {message.error.code}'}"[:500].encode()
     try:
-        return message_id, *unpack(message.content)
+        return unpack(message.content)
     except WireError as error:
-        return message_id, "", f"its answer could not be read: {error.message}".encode()
+        return "", f"its answer could not be read: {error.message}".encode()

@@ -120,10 +120,11 @@ class Directory:
                 self._open[message_id] = node, nonce
 
     def _listen(self) -> None:
-        for message_id, kind, data in self._post.pull(list(self._open)):
-            if (asked := self._open.pop(message_id, None)) is None:
+        for message_id, (node, nonce) in list(self._open.items()):
+            if (answer := self._post.pull(message_id)) is None:
                 continue
-            node, nonce = asked
+            del self._open[message_id]
+            kind, data = answer
             # Without an answer nobody lives there yet, or its connection was cut; with one, it will have no other.
             self._asked[node] = float("inf") if kind else time.monotonic() + _AGAIN
             try:

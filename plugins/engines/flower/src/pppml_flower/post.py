@@ -4,14 +4,13 @@ one (:mod:`.bridge`). Nothing of Flower is imported here, so a coordinator may d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 #: what a message may hold: a frame of the run, a question who this node is, or the answer to it.
 FRAME, CHALLENGE, INTRODUCTION = "frame", "challenge", "introduction"
 
-#: id of a message, kind and bytes of its answer; or the id, an empty kind, and why there is none, in UTF-8.
-Answer = tuple[str, str, bytes]
+#: kind and bytes of an answer; or an empty kind, and why there is none, in UTF-8.
+Answer = tuple[str, bytes]
 
 
 class Post(Protocol):
@@ -23,5 +22,5 @@ class Post(Protocol):
     def push(self, node: int, kind: str, data: bytes, ttl: float) -> str | None:
         """Send a message; its id, or None where the SuperLink did not take it. Raises Exception where that is not known."""
 
-    def pull(self, ids: Sequence[str]) -> list[Answer]:
-        """Answers that have come to these messages. May hold answers to others, and the same one twice."""
+    def pull(self, message_id: str) -> Answer | None:
+        """The answer to a message, once; None as long as there is none. Raises Exception where that is not known now."""

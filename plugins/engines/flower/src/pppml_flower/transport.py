@@ -14,8 +14,6 @@ from pppml_flower.post import FRAME, Answer, Post
 MARGIN = 60.0
 #: seconds between two looks, at most: one that took longer met a SuperLink that was away.
 _REST = 2.0
-#: messages asked for at once: so many answers are in memory.
-_TOGETHER = 4
 
 
 class FlowerTransport:
@@ -54,9 +52,8 @@ class FlowerTransport:
             waiting[message_id] = site, time.monotonic() + self._timeout
         while waiting:
             looked, before = time.monotonic(), len(waiting)
-            for message_id, kind, data in self._pull(list(waiting)):
-                if (found := waiting.pop(message_id, None)) is not None:  # else late, or a second time
-                    yield found[0], _reply(kind, data)
+            for message_id, answer in self._pull(list(waiting)):
+                yield waiting.pop(message_id)[0], _reply(*answer)
             over = [message_id for message_id, (_, deadline) in waiting.items() if time.monotonic() >= deadline]
             for message_id in over:
                 yield waiting.pop(message_id)[0], Loss(f"no answer within {self._timeout:g} seconds", handed=True)
@@ -74,13 +71,16 @@ class FlowerTransport:
         except Exception:
             pass
 
-    def _pull(self, message_ids: list[str]) -> Iterator[Answer]:
-        for start in range(0, len(message_ids), _TOGETHER):
+    def _pull(self, message_ids: list[str]) -> Iterator[tuple[str, Answer]]:
+        """Those that have come, one in memory at a time."""
+        for message_id in message_ids:
             try:
-                yield from self._post.pull(message_ids[start : start + _TOGETHER])
+                answer = self._post.pull(message_id)
             except Exception:
                 # The SuperLink is away or busy; it keeps the answers, and until the deadline it may come back.
                 return
+            if answer is not None:
+                yield message_id, answer
 
     def remarks(self) -> list[str]:
         """Nodes that were passed over."""
