@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -34,6 +34,8 @@ class FakeGrid(Grid):
         #: all that were ever taken.
         self.asked: dict[str, Message] = {}
         self.pushed = 0
+        #: whose answers were handed out.
+        self.forgotten: set[str] = set()
         #: whether the SuperLink takes a message: node, kind, bytes.
         self.takes: Callable[[int, str, bytes], bool] = lambda node, kind, data: True
         self.meddle: Meddle = lambda letter, reply: [reply]
@@ -73,9 +75,11 @@ class FakeGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Answers of nodes that are on."""
+        """Answers of nodes that are on, each once: who asks again is told that it is gone."""
         out: list[Message] = []
         for letter in message_ids:
+            if letter in self.forgotten:
+                out.append(Message(Error(4, "Message Unavailable"), reply_to=self.asked[letter]))
             message = self.waiting.get(letter)
             if message is None or (node := message.metadata.dst_node_id) not in self.online:
                 continue
@@ -83,7 +87,9 @@ class FakeGrid(Grid):
             context = Context(1, node, {"home": str(self.homes[node])}, RecordDict(), {}, 0)
             reply = self.app(message, context)
             assert not context.state  # nothing of a site is left with Flower
-            out += self.meddle(letter, reply)
+            if came := self.meddle(letter, reply):
+                self.forgotten.add(letter)
+            out += came
         return out
 
 

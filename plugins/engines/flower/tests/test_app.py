@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
@@ -25,7 +26,7 @@ from pppml_flower.config import FlowerConfig
 from pppml_flower.gate import LOST
 from pppml_flower.grid import GridPost
 from pppml_flower.site import flower_environment, node_command, superlink_command
-from pppml_flower.superlink import guarded
+from pppml_flower.superlink import HTTPException, answers_only, guarded
 
 CONFIG = {"task": {"use": "tiny", "sites": 2}, "run": {"rounds": 1, "name": "My_run"}}
 
@@ -139,6 +140,7 @@ def test_a_superlink_without_tls_must_be_asked_for(missing, tmp_path):
     whole = superlink_command(tmp_path, FlowerConfig(superlink="h:1", **files))
     assert "--enable-supernode-auth" in whole
     assert "--disable-runtime-dependency-installation" in whole
+    assert whole[1] == "-P", "nothing in the folder where it is started is taken for a module"
     with pytest.raises(ConfigError) as refused:
         superlink_command(tmp_path, FlowerConfig(superlink="h:1", **{**files, missing: None}))
     assert refused.value.place == f"engine.{missing}"
@@ -150,6 +152,7 @@ def test_what_a_node_is_started_with(tmp_path):
     safe = node_command(tmp_path, FlowerConfig(superlink="h:1", auth_key="key"))
     assert safe[safe.index("--auth-supernode-private-key") + 1] == str(tmp_path / "key")
     assert "--insecure" not in safe
+    assert safe[1] == "-P", "nothing in the folder where it is started is taken for a module"
     assert "--insecure" in node_command(tmp_path, FlowerConfig(superlink="h:1", insecure=True))
     environment = flower_environment(tmp_path)
     assert environment["FLWR_HOME"].startswith(str(tmp_path))
@@ -175,9 +178,11 @@ def test_the_executor_is_ours_whatever_lies_on_the_path_or_in_the_folder(tmp_pat
     (tmp_path / "flower-superexec").chmod(0o700)
     (tmp_path / "pppml_flower.py").write_text("print('it ran')")
     line = """
-import time
+import signal, time
 from flwr.supernode import start_client_internal as loop
 from pppml_flower import gate
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+gate._GRACE = 0
 gate._with_an_executor_of_ours()
 loop.subprocess.Popen(["flower-superexec", "--help"])
 time.sleep(60)
@@ -261,8 +266,25 @@ def test_only_nodes_call_a_superlink_from_elsewhere(client, path, answered):
     assert told == (["answered"] if answered else [403, None])
 
 
+@pytest.mark.parametrize(("source", "reply_to", "taken"), [(7, "letter-1", True), (8, "letter-1", False), (1, "", False), (7, "", False)])
+def test_a_node_hands_in_its_own_answers_and_nothing_else(source, reply_to, taken):
+    """Flower looks who calls, but not in whose name; what is addressed to the coordinator it hands out with every answer."""
+    metadata = [
+        SimpleNamespace(src_node_id=7, reply_to_message_id="letter-0"),
+        SimpleNamespace(src_node_id=source, reply_to_message_id=reply_to),
+    ]
+    request = SimpleNamespace(node=SimpleNamespace(node_id=7), messages_list=[SimpleNamespace(metadata=each) for each in metadata])
+    guard = answers_only(lambda request, state: ("stored", request, state))
+    if taken:
+        assert guard(request=request, state="state") == ("stored", request, "state")
+    else:
+        with pytest.raises(HTTPException) as refused:
+            guard(request=request, state="state")
+        assert refused.value.status_code == 400
+
+
 def test_the_superlink_of_this_flwr_is_guarded():
-    """The name that is replaced is the one that Flower's command calls."""
+    """The names that are replaced are those that Flower's command calls."""
     probe = """
 import sys
 from unittest import mock
@@ -277,5 +299,14 @@ with mock.patch("uvicorn.run") as run:
     command._run_superlink_http_api(mock.Mock())
 app = run.call_args.kwargs["app"]
 assert app.__qualname__.startswith("guarded"), app
+import flwr.superlink.routers.fleet.router
+from pppml_flower.superlink import HTTPException
+request = mock.Mock(messages_list=[mock.Mock()])
+try:
+    sys.modules["flwr.superlink.routers.fleet.router"].fleet_push_messages(request, mock.Mock())
+except HTTPException as error:
+    assert error.status_code == 400
+else:
+    sys.exit("it was taken")
 """
     subprocess.run([sys.executable, "-c", probe], check=True)

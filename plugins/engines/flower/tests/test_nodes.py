@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import socket
+import threading
+from multiprocessing.connection import Listener
 
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
@@ -222,6 +225,84 @@ def test_a_node_that_stays_silent_is_asked_again_and_one_that_answered_is_not(ho
         directory._asked[node] -= introduction._SILENT
     directory.look(0)
     assert asked == [101, 102, 101]
+
+
+@pytest.mark.parametrize("what", ["get_node_ids", "push_messages", "pull_messages"])
+def test_a_superlink_that_fails_once_is_asked_again(homes, grid_of, what):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+    before, tries = getattr(grid, what), []
+
+    def failing(*given):
+        tries.append(given)
+        if len(tries) == 1:
+            raise ConnectionError("500")
+        return before(*given)
+
+    setattr(grid, what, failing)
+    directory = _directory(there, grid)
+    directory.look(5)
+    assert directory.nodes == {"a": 101, "b": 102}
+    assert len(tries) > 1
+
+
+def test_what_fails_until_the_end_is_told(homes, grid_of):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+
+    def away():
+        raise ConnectionError("no way there")
+
+    grid.get_node_ids = away
+    directory = _directory(there, grid)
+    directory.look(0.05)
+    assert directory.missing == ["a", "b"]
+    assert directory.failed == "ConnectionError: no way there"
+
+
+def test_an_answer_that_cannot_be_read_keeps_no_other_from_being_heard(homes, grid_of):
+    there = homes(("a", "b"))
+    grid = grid_of(there)
+    before = grid.pull_messages
+
+    def pull(ids):
+        if grid.asked[ids[0]].metadata.dst_node_id == 101:
+            raise AttributeError("metadata")
+        return before(ids)
+
+    grid.pull_messages = pull
+    directory = _directory(there, grid)
+    directory.look(0)
+    assert directory.nodes == {"b": 102}
+    assert "metadata" in directory.failed
+
+
+def test_a_keeper_goes_on_where_a_caller_could_not_be_let_in(homes, monkeypatch):
+    """No file is left to be opened, or no thread."""
+    there = homes(("a",))
+    accept, start, tries = Listener.accept, threading.Thread.start, []
+
+    def accepting(listener):
+        tries.append("accept")
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(listener)
+
+    def starting(thread):
+        if thread.name == "pppml-message":
+            tries.append("start")
+            if tries.count("start") == 1:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(Listener, "accept", accepting)
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    asked = challenge_to(7, RUN, bytes(32), load_identity(there["server"]))
+    with kept(there["a"]):
+        with pytest.raises((OSError, EOFError)):
+            ask(there["a"], CHALLENGE, asked, 7)
+        assert ask(there["a"], CHALLENGE, asked, 7)[0] == INTRODUCTION
+    assert tries.count("start") == 2
 
 
 def test_a_node_that_went_without_an_answer_is_asked_again_when_it_is_back(homes, grid_of):

@@ -180,6 +180,7 @@ from types import SimpleNamespace
 from flwr.supercore.superexec.executor import subprocess_executor as launching
 from pppml_flower import executor
 def work():
+    executor._watch = lambda process: None
     for _ in range(2):
         launching.subprocess.Popen(["flwr-clientapp", "--runtime-api-address", "127.0.0.1:9", "--token", "x", "--insecure"])
     threading.Event().wait()
@@ -201,6 +202,62 @@ if __name__ == "__main__":
     finally:
         with suppress(ProcessLookupError):
             os.killpg(began.pid, signal.SIGKILL)
+
+
+def test_the_process_of_a_message_has_loaded_flower_before_it_begins(tmp_path):
+    """What cannot be loaded a fork server passes over in silence; an interpreter of its own takes 2 s a message."""
+    (tmp_path / "deed.py").write_text("""
+import os, sys
+loaded = set(sys.modules)
+def done(command):
+    needed = {"flwr.supernode.runtime.run_clientapp", "flwr.supernode.cli", "pppml_flower.client", "pppml_flower.executor"}
+    print(os.getppid(), sorted(needed - loaded), "torch" in loaded, flush=True)
+""")
+    line = """
+import os, sys, time
+from types import SimpleNamespace
+from flwr.supercore.superexec.executor import subprocess_executor as launching
+from pppml_flower import executor
+from deed import done
+def work():
+    server = executor.forkserver._forkserver._forkserver_pid
+    executor._watch = lambda process: process.join() or os.write(1, f"{server}".encode()) and os._exit(0)
+    launching.subprocess.Popen(["flwr-clientapp"])
+    time.sleep(60)
+if __name__ == "__main__":
+    executor.client_app = done
+    real, ours = executor.module_with, SimpleNamespace(flower_superexec=work)
+    executor.module_with = lambda name, *needed: ours if name == "flwr.supercore.cli" else real(name, *needed)
+    executor.executor()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False, env=environment)
+    told, server = done.stdout.splitlines()
+    assert told == f"{server} [] False", done.stderr
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)", "raise RuntimeError", "pass"])
+def test_an_executor_ends_with_a_process_of_a_message_that_did_not_come_to_its_end(end, tmp_path):
+    """It may have left Flower's node waiting for the rest of its answer; the node ends too then, and is started again."""
+    (tmp_path / "deed.py").write_text(f"import os, signal\ndef done(command):\n    {end}\n")
+    line = """
+import multiprocessing, sys, time
+from pppml_flower import executor
+from deed import done
+if __name__ == "__main__":
+    executor.client_app = done
+    context = multiprocessing.get_context("forkserver")
+    for _ in range(20):  # the others' ends are looked for while they come
+        executor._start(context, ["flwr-clientapp"])
+        time.sleep(0.01)
+    time.sleep(2)
+    print("goes on", flush=True)
+    sys.exit(7)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout) == ((7, "goes on\n") if end == "pass" else (1, "")), done.stderr
+    assert end == "pass" or "the process of a message has ended (exit code" in done.stderr
 
 
 @pytest.mark.parametrize("what", ["pull_task_input", "push_message"])
@@ -265,9 +322,10 @@ executor.client_app(["flwr-clientapp"])
 def test_a_node_that_flower_has_given_up_ends(fault, code):
     """A server of its own would go on."""
     line = f"""
-import sys, threading
+import signal, sys, threading
 from types import SimpleNamespace
 from pppml_flower import executor, gate
+signal.signal(signal.SIGTERM, lambda *told: sys.exit(0))
 stay = threading.Event().wait
 def unknown():
     error = RuntimeError()
@@ -291,6 +349,27 @@ gate.super_node()
         assert done.returncode == 1
     else:
         assert done.returncode == code, done.stderr
+
+
+def test_a_node_that_has_to_end_takes_its_leave():
+    """Of the SuperLink, which otherwise lets no other in under its key for a minute."""
+    line = """
+import sys, time
+from unittest import mock
+from flwr.supercore.exit import register_signal_handlers
+from flwr.supernode import start_client_internal as loop
+import flwr.supernode.cli
+from pppml_flower import gate
+def node():
+    loop.register_signal_handlers(event_type=None, exit_message="", exit_handlers=[lambda: print("took its leave", flush=True)])
+    loop.subprocess.Popen(["flower-superexec"])
+    time.sleep(30)
+flwr.supernode.cli.flower_supernode = node
+gate._OURS = (sys.executable, "-c", "pass")
+gate.super_node()
+"""
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (LOST, "took its leave\n"), done.stderr
 
 
 def test_a_node_that_is_stopped_takes_its_leave_whatever_else_it_is_told():

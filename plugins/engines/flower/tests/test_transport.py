@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 from multiprocessing.connection import Listener
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -22,7 +24,7 @@ from pppml_flower.grid import GridPost, pack, unpack
 from pppml_flower.introduction import Directory, challenge_to
 from pppml_flower.keeper import FAILED, kept
 from pppml_flower.post import CHALLENGE, FRAME
-from pppml_flower.transport import FlowerTransport
+from pppml_flower.transport import MARGIN, FlowerTransport
 
 RUN = bytes(range(16))
 
@@ -103,9 +105,14 @@ def test_a_late_answer_is_nobodys(linked):
 
 def test_a_second_answer_is_passed_over(linked):
     grid, transport, _ = linked
-    grid.meddle = lambda letter, reply: [reply, reply]
+
+    def twice(letter, reply):
+        second = Message(pack(FRAME, b"another"), reply_to=grid.asked[letter])
+        return [reply, second]
+
+    grid.meddle = twice
     answers = list(transport.deliver([("a", _frame("a")), ("b", _frame("b"))]))
-    assert sorted(site for site, _ in answers) == ["a", "b"]
+    assert sorted((site, decode_message(reply).sender) for site, reply in answers) == [("a", "a"), ("b", "b")]
 
 
 def test_an_error_is_a_loss_of_a_frame_that_was_handed_over(linked):
@@ -124,8 +131,15 @@ def test_an_error_is_a_loss_of_a_frame_that_was_handed_over(linked):
     assert _deliver(transport, ("a", _frame("a")))["a"] == Loss("Flower reports: boom", handed=True)
 
 
-@pytest.mark.parametrize("content", [RecordDict(), pack(CHALLENGE, b"who?"), RecordDict({"pppml": ConfigRecord({"frame": "x"})})])
-def test_something_else_is_a_loss(linked, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (RecordDict(), "could not be read"),
+        (pack(CHALLENGE, b"who?"), "something else than a frame"),
+        (RecordDict({"pppml": ConfigRecord({"frame": "x"})}), "could not be read"),
+    ],
+)
+def test_something_else_is_a_loss(linked, content, reason):
     grid, transport, _ = linked
 
     def other(letter: str, reply: Message) -> list[Message]:
@@ -136,6 +150,7 @@ def test_something_else_is_a_loss(linked, content):
     loss = _deliver(transport, ("a", _frame("a")))["a"]
     assert isinstance(loss, Loss)
     assert loss.handed
+    assert reason in loss.reason
 
 
 def _pulling(grid, what):
@@ -145,7 +160,7 @@ def _pulling(grid, what):
     def pull(ids):
         assert len(ids) == 1
         messages = before(ids)
-        if messages and messages[0].metadata.src_node_id == 101:
+        if messages and not messages[0].has_error() and messages[0].metadata.src_node_id == 101:
             raise what
         return messages
 
@@ -157,8 +172,68 @@ def test_an_answer_that_flower_cannot_read_takes_no_other_along(linked):
     grid, transport, _ = linked
     _pulling(grid, AttributeError("NoneType"))
     replies = _deliver(transport, ("a", _frame("a")), ("b", _frame("b")))
-    assert replies["a"] == Loss("its answer could not be read: AttributeError", handed=True)
+    assert replies["a"] == Loss("Flower reports: Message Unavailable", handed=True)
     assert decode_message(replies["b"]).sender == "b"
+
+
+def test_what_is_no_answer_keeps_nobody_from_answering(linked):
+    """Flower hands out what is addressed to the coordinator with any answer, and its client breaks off where it is no message."""
+    grid, transport, _ = linked
+    before, tries = grid.pull_messages, []
+
+    def pull(ids):
+        tries.append(ids)
+        if len(tries) == 1:
+            raise AttributeError("metadata")
+        return before(ids)
+
+    grid.pull_messages = pull
+    replies = _deliver(transport, ("a", _frame("a")), ("b", _frame("b")))
+    assert {site: decode_message(reply).sender for site, reply in replies.items()} == {"a": "a", "b": "b"}
+
+
+def test_a_message_outlives_its_deadline_by_a_minute(linked):
+    """Answers that are there by then, and those that are looked for behind others."""
+    grid, transport, _ = linked
+    _deliver(transport, ("a", _frame("a")))
+    questions, (frame,) = [message.metadata.ttl for message in grid.asked.values()][:2], list(grid.asked.values())[2:]
+    assert questions == [60.0, 60.0]
+    assert frame.metadata.ttl == pytest.approx(0.1 + MARGIN)
+
+
+class Slow:
+    """A post office whose looks take a while, at nodes that never answer."""
+
+    def __init__(self, seconds):
+        self.seconds, self.looks = seconds, []
+
+    def push(self, node, kind, data, ttl):
+        return "x"
+
+    def pull(self, message_id, seconds):
+        self.looks.append((time.monotonic(), seconds))
+        time.sleep(self.seconds)
+
+
+def test_a_superlink_is_left_alone_as_long_as_it_was_busy():
+    post = Slow(0.2)
+    directory = SimpleNamespace(nodes={"a": 1}, online={1}, look=lambda seconds: None)
+    (lost,) = FlowerTransport(post, directory, ("a",), timeout=1.1, poll=0.001).deliver([("a", b"")])
+    assert lost == ("a", Loss("no answer within 1.1 seconds", handed=True))
+    assert len(post.looks) <= 4
+    assert min(later - one for (one, _), (later, _) in pairwise(post.looks)) >= 0.4
+    assert all(seconds == 5 for _, seconds in post.looks), "for the rest of an answer that has begun"
+
+
+def test_nodes_that_were_passed_over_are_in_the_remarks(linked):
+    grid, _, there = linked
+    directory = Directory(
+        GridPost(grid), RUN, ("a",), {"a": load_roster(there["server"])["b"]}, load_identity(there["server"]), 0.001, 60.0
+    )
+    directory.look(0.05)
+    (first, second) = FlowerTransport(GridPost(grid), directory, ("a",), timeout=0.1, poll=0.01).remarks()
+    assert first.startswith("node 101 was passed over: ")
+    assert "none of the sites" in second
 
 
 def test_a_superlink_that_goes_in_between_loses_no_answer(linked):
@@ -188,7 +263,7 @@ def test_no_node_answers_for_another(linked):
 
     grid.meddle = lie
     replies = _deliver(transport, ("a", _frame("a")), ("b", _frame("b")))
-    assert replies["a"] == Loss("no answer within 0.1 seconds", handed=True)
+    assert replies["a"] == Loss("Flower reports: Message Unavailable", handed=True)
     assert decode_message(replies["b"]).sender == "b"
 
 

@@ -25,7 +25,9 @@ _START = 120.0
 
 
 class BridgePost:
-    """The post office at the other end of a line."""
+    """The post office at the other end of a line. Raises RunFailed where nobody is there any more, ConnectionError where the SuperLink is
+    away.
+    """
 
     def __init__(self, line: Line) -> None:
         self._line, self._number = line, 0
@@ -38,15 +40,22 @@ class BridgePost:
         """As :class:`.grid.GridPost`."""
         return self._ask(do="push", node=str(node), kind=kind, data=data, ttl=ttl)["id"] or None
 
-    def pull(self, message_id: str) -> Answer | None:
+    def pull(self, message_id: str, seconds: float) -> Answer | None:
         """As :class:`.grid.GridPost`."""
-        answer = self._ask(do="pull", id=message_id)["answer"]
+        answer = self._ask(do="pull", id=message_id, seconds=seconds)["answer"]
         return None if answer is None else (answer[0], answer[1])
 
     def _ask(self, **asked: Any) -> dict[str, Any]:
         self._number += 1
-        self._line.send(self._number, b"", encode(asked))
-        answer: dict[str, Any] = decode(self._line.receive()[2])
+        try:
+            self._line.send(self._number, b"", encode(asked))
+            number, _, told = self._line.receive()
+        except (OSError, EOFError) as error:
+            text = "Flower's process at the other end of the line has ended"
+            raise RunFailed(text, place="superlink", hint="pppml run --resume FOLDER") from error
+        if number != self._number:
+            raise RunFailed("an answer to another question came over the line", place="superlink")
+        answer: dict[str, Any] = decode(told)
         if "error" in answer:
             raise ConnectionError(answer["error"])
         return answer

@@ -92,6 +92,7 @@ def joined(job: Job, post: Post, config: FlowerConfig) -> Transport:
     directory.look(config.wait)
     if directory.missing and not job.resumed:
         passed = "".join(f"; node {node}: {reason}" for node, reason in directory.strange.items())
-        text = f"no node has shown to be {', '.join(directory.missing)} within {config.wait:g} seconds{passed}"
+        failed = f"; the SuperLink could not be asked: {directory.failed}" if directory.failed else ""
+        text = f"no node has shown to be {', '.join(directory.missing)} within {config.wait:g} seconds{passed}{failed}"
         raise RunFailed(text, place="join", hint="start them with `pppml site run`; look at their logs")
     return invite(job, FlowerTransport(post, directory, job.sites, config.timeout, config.poll), FlowerEngine.topology)

@@ -16,7 +16,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +33,8 @@ _PARENT = "--parent-pid"
 _LAUNCH, _WORK = "flwr.supercore.superexec.executor.subprocess_executor", "flwr.supernode.runtime.run_clientapp"
 _AT_WORK = ("pull_task_input", "push_message", "register_signal_handlers")
 _NOT_DONE = ("install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
+#: to start a process looks for others that have ended, and how one did can be read once.
+_STARTING = threading.Lock()
 
 
 def look() -> None:
@@ -58,10 +62,24 @@ def _start(context: ForkServerContext, command: Sequence[str], **settings: Any) 
     if command[0] != _CLIENT_APP:
         print(f"this site runs the handler of pppml-flower only; {command[0]} was refused", file=sys.stderr)
         leave(1)
+    process = context.Process(target=client_app, args=(command,), daemon=True)
     try:
-        context.Process(target=client_app, args=(command,), daemon=True).start()
+        with _STARTING:
+            process.start()
     except (OSError, EOFError):
         traceback.print_exc()  # there is no room for a process; Flower's node has it started again
+        return
+    threading.Thread(target=_watch, args=(process,), name="pppml-message", daemon=True).start()
+
+
+def _watch(process: BaseProcess) -> None:
+    """A process that did not come to its end may have left Flower's node waiting for the rest of an answer, which it would for ever."""
+    wait([process.sentinel])
+    with _STARTING:
+        code = process.exitcode
+    if code:
+        print(f"the process of a message has ended (exit code {code})", file=sys.stderr)
+        leave(1)
 
 
 def client_app(command: Sequence[str]) -> None:
@@ -84,8 +102,8 @@ def _end_with_the_executor() -> None:
 
 
 def _or_end(work: Callable[..., Any]) -> Callable[..., Any]:
-    """A message that cannot be read, or answered, ends its process as if it had been killed: Flower's node then answers that it is lost.
-    Told politely that it failed, it would answer nothing, and wait for that answer for ever.
+    """A message that cannot be read, or answered, ends its process as if it had been killed, and so the node (:func:`_watch`). Told
+    politely that it failed, Flower's node would answer nothing, and wait for that answer for ever.
     """
 
     def done(*given: Any) -> Any:

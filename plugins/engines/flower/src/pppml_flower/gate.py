@@ -30,8 +30,8 @@ PATIENCE = "PPPML_FLOWER_PATIENCE"
 STARTER = "PPPML_FLOWER_STARTER"
 #: exit code of a node that Flower has given up, or a part of it.
 LOST = 75
-#: seconds for a node that is being stopped, whose parts may end before it.
-_GRACE = 5.0
+#: seconds for a node to take its leave; after five Flower would end it, as if all were well.
+_GRACE = 4.0
 #: those that end a process of Flower's.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 #: Flower's command that starts the processes of messages, and what is started in its place: never what is found by its name, nor anything
@@ -56,6 +56,9 @@ def super_node() -> None:
     _ask_more_often()
     try:
         module_with("flwr.supernode.cli", "flower_supernode").flower_supernode()
+    except SystemExit:
+        if not _given_up.is_set():
+            raise
     except Exception:
         traceback.print_exc()  # before it was ever connected: what comes later it keeps to itself
         leave(1)
@@ -82,7 +85,13 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _leave_soon() -> None:
+_given_up = threading.Event()
+
+
+def _give_up() -> None:
+    """End this node. It takes its leave of the SuperLink where it can, which then lets another one in at once."""
+    _given_up.set()
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     leave(LOST)
 
@@ -93,7 +102,7 @@ def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
     # A node whose signature is not known (401) is interrupted by Flower, and takes its leave.
     refused = getattr(getattr(failed.exc_value, "response", None), "status_code", None) == 401
     if not refused and not issubclass(failed.exc_type, SystemExit):
-        _leave_soon()
+        _give_up()
 
 
 def module_with(name: str, *needed: str) -> Any:
@@ -118,7 +127,7 @@ def _with_an_executor_of_ours() -> None:
 
         def watch() -> None:
             print(f"{_EXECUTOR} has ended (exit code {process.wait()})", file=sys.stderr, flush=True)
-            _leave_soon()
+            _give_up()
 
         threading.Thread(target=watch, name="pppml-executor", daemon=True).start()
 

@@ -6,11 +6,15 @@ A few bytes lie in a config record, which is one object; many in an array record
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
 
 from pppml_core.errors import WireError
+from pppml_flower.gate import module_with
 from pppml_flower.post import CHALLENGE, FRAME, INTRODUCTION, Answer
 
 #: the one type of message: actions are bound when the app is loaded.
@@ -20,8 +24,8 @@ _RECORD = "pppml"
 _FORM = ("uint8", "pppml.bytes")
 #: bytes that travel in one piece.
 _FEW = 1 << 20
-#: what Flower raises where an answer has the form of its objects, and is none; hardly an error of the way to the SuperLink is one of these.
-_UNREADABLE = (ArithmeticError, AttributeError, DecodeError, LookupError, RecursionError, TypeError, ValueError)
+#: where Flower fetches the objects of an answer.
+_FETCHING = "flwr.superlink.grid.http_grid"
 
 
 def pack(kind: str, data: bytes) -> RecordDict:
@@ -54,6 +58,7 @@ class GridPost:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
+        module_with(_FETCHING, "pull_objects")
 
     def nodes(self) -> list[int]:
         """As the SuperLink knows them."""
@@ -64,17 +69,27 @@ class GridPost:
         ids = list(self._grid.push_messages([Message(pack(kind, data), node, MESSAGE_TYPE, ttl=ttl)]))
         return ids[0] if ids and ids[0] else None
 
-    def pull(self, message_id: str) -> Answer | None:
+    def pull(self, message_id: str, seconds: float) -> Answer | None:
         """In a request of its own: the SuperLink forgets what it hands out, and one answer that cannot be read would take all others of its
-        request with it. What an answer says it answers, its node says.
+        request with it. Asked for again, it is said to be gone. What an answer says it answers, its node says.
         """
-        try:
+        with _the_rest_within(seconds):
             for message in self._grid.pull_messages([message_id]):
                 if message.metadata.reply_to_message_id == message_id:
                     return _answer(message)
-        except _UNREADABLE as error:
-            return "", f"its answer could not be read: {type(error).__name__}".encode()
         return None
+
+
+@contextmanager
+def _the_rest_within(seconds: float) -> Iterator[None]:
+    """Flower waits for hours for the rest of an answer that has begun to arrive, and all others wait with it."""
+    fetching = module_with(_FETCHING, "pull_objects")
+    whole = fetching.pull_objects
+    fetching.pull_objects = partial(whole, max_time=seconds)
+    try:
+        yield
+    finally:
+        fetching.pull_objects = whole
 
 
 def _answer(message: Message) -> Answer:

@@ -11,10 +11,11 @@ answers is in its audit log.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from pppml_core.errors import RunFailed, WireError
+from pppml_core.errors import PppmlError, RunFailed, WireError
 from pppml_core.federation.home import open_home
 from pppml_core.federation.identity import SIGNATURE_BYTES, Identity, load_identity, statement, verify
 from pppml_core.randomness import entropy
@@ -26,6 +27,8 @@ _NONCE = 32
 _SIZES = {"run": 16, "nonce": _NONCE, "signature": SIGNATURE_BYTES}
 #: seconds between two looks for new nodes; before a node is asked again that could not answer; and one that did not.
 _LOOK, _AGAIN, _SILENT = 1.0, 15.0, 60.0
+#: seconds an answer that has begun to arrive has for the rest.
+_REST = 15.0
 
 
 def introduce(home: Path, challenge: bytes, node: int) -> bytes:
@@ -84,6 +87,8 @@ class Directory:
         self._open: dict[str, tuple[int, bytes]] = {}
         #: what nodes answered that are none of the sites, for people.
         self.strange: dict[int, str] = {}
+        #: what went wrong between here and the SuperLink in the last look, for people.
+        self.failed = ""
 
     @property
     def missing(self) -> list[str]:
@@ -99,9 +104,8 @@ class Directory:
         asked_at = float("-inf")
         while True:
             if time.monotonic() - asked_at >= _LOOK:
-                self.online = set(self._post.nodes())
-                self._asked = {node: again for node, again in self._asked.items() if node in self.online}
-                if self.missing:
+                self.failed = ""
+                with self._noted():
                     self._ask()
                 asked_at = time.monotonic()
             if self.missing:
@@ -110,7 +114,21 @@ class Directory:
                 return
             time.sleep(self._poll)
 
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Whatever Flower's client raises where the SuperLink is away or busy, or an answer cannot be read: the next look may be better."""
+        try:
+            yield
+        except PppmlError:
+            raise
+        except Exception as error:
+            self.failed = f"{type(error).__name__}: {error}"[:500]
+
     def _ask(self) -> None:
+        self.online = set(self._post.nodes())
+        self._asked = {node: again for node, again in self._asked.items() if node in self.online}
+        if not self.missing:
+            return
         now = time.monotonic()
         for node in sorted(node for node in self.online if self._asked.get(node, now) <= now):
             nonce = entropy(_NONCE)
@@ -121,7 +139,10 @@ class Directory:
 
     def _listen(self) -> None:
         for message_id, (node, nonce) in list(self._open.items()):
-            if (answer := self._post.pull(message_id)) is None:
+            answer = None
+            with self._noted():
+                answer = self._post.pull(message_id, _REST)
+            if answer is None:
                 continue
             del self._open[message_id]
             kind, data = answer

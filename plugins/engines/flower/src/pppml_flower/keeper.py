@@ -33,6 +33,8 @@ NONE = "none"
 FAILED = "the site could not handle the message; its own log says why"
 UNKEPT = "nobody lives at this node; its people start the site with: pppml site run"
 LOG = logging.getLogger("pppml.flower")
+#: seconds after a caller could not be let in.
+_REST = 0.5
 
 
 class Unkept(RunFailed):
@@ -87,25 +89,31 @@ def _kept(home: Path) -> Iterator[None]:
     resident = Resident(home)
     folder = Path(tempfile.mkdtemp(prefix="pppml-"))
     listener = Listener(str(folder / "door"), family="AF_UNIX", backlog=8)
-    words = Words()
-    threading.Thread(target=_listen, args=(listener, home, resident, words), name="pppml-keeper", daemon=True).start()
+    words, over = Words(), threading.Event()
+    threading.Thread(target=_listen, args=(listener, home, resident, words, over), name="pppml-keeper", daemon=True).start()
     write_atomic(home / ADDRESS, str(folder / "door").encode())
     try:
         yield
     finally:
         (home / ADDRESS).unlink(missing_ok=True)
+        over.set()
         listener.close()
         words.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(listener: Listener, home: Path, resident: Resident, words: Words) -> None:
-    while True:
+def _listen(listener: Listener, home: Path, resident: Resident, words: Words, over: threading.Event) -> None:
+    while not over.is_set():
         try:
             line = listener.accept()
         except OSError:
-            return
-        threading.Thread(target=_answer, args=(line, home, resident, words), name="pppml-message", daemon=True).start()
+            over.wait(_REST)  # no file is left to be opened, say: whoever is at the door waits
+            continue
+        try:
+            threading.Thread(target=_answer, args=(line, home, resident, words), name="pppml-message", daemon=True).start()
+        except RuntimeError:
+            LOG.exception("a message could not be handled")  # no thread is left: the other end hears that nobody is there
+            line.close()
 
 
 def _answer(line: Connection, home: Path, resident: Resident, words: Words) -> None:

@@ -38,7 +38,7 @@ def _done(post: GridPost, asked: Mapping[str, Any]) -> dict[str, Any]:
             return {"nodes": [str(node) for node in post.nodes()]}
         if asked["do"] == "push":
             return {"id": post.push(int(asked["node"]), asked["kind"], asked["data"], asked["ttl"]) or ""}
-        answer = post.pull(asked["id"])
+        answer = post.pull(asked["id"], asked["seconds"])
         return {"answer": None if answer is None else list(answer)}
     except Exception as error:
         # It is the other end's to decide what to make of it, as it would be with a grid of its own.

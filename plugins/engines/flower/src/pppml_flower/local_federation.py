@@ -95,8 +95,8 @@ class LocalFederation:
 
     def start_bare_node(self, name: str) -> None:
         """Start a node that runs what is sent, as Flower's own does, and asks for work as often as ours: to measure what Flower takes."""
-        python, _, _, *settings = node_command(self.folder, self._node(name))
-        command = [python, "-c", "from pppml_flower.gate import bare_node; bare_node()", *settings]
+        python, safe, _, _, *settings = node_command(self.folder, self._node(name))
+        command = [python, safe, "-c", "from pppml_flower.gate import bare_node; bare_node()", *settings]
         self.nodes[name] = self._begin(command, name, {PATIENCE: str(self._patience)})
 
     def _node(self, name: str) -> FlowerConfig:

@@ -20,7 +20,12 @@ class Post(Protocol):
         """The nodes that are connected."""
 
     def push(self, node: int, kind: str, data: bytes, ttl: float) -> str | None:
-        """Send a message; its id, or None where the SuperLink did not take it. Raises Exception where that is not known."""
+        """Send a message; its id, or None where the SuperLink did not take it. Raises Exception where that is not known;
+        PppmlError where nothing will be.
+        """
 
-    def pull(self, message_id: str) -> Answer | None:
-        """The answer to a message, once; None as long as there is none. Raises Exception where that is not known now."""
+    def pull(self, message_id: str, seconds: float) -> Answer | None:
+        """The answer to a message, once; None as long as there is none. One that has begun to arrive has so many seconds for the rest.
+
+        Raises Exception where it is not known now; PppmlError where it will not be.
+        """

@@ -34,6 +34,8 @@ SOON, LATE = 2.0, 60.0
 #: seconds in which a node may fail to connect: for a minute a SuperLink takes one for connected that ended without a word, and lets no
 #: other in under its key.
 HELD = 75.0
+#: how a module is run of which no part is found in the folder where the site was started.
+_MODULE = ("-P", "-m")
 
 
 def serve(home: Path, config: FlowerConfig) -> int:
@@ -50,7 +52,8 @@ def serve(home: Path, config: FlowerConfig) -> int:
             signal.signal(stop, _interrupt)
     with nullcontext() if name == SERVER else kept(home), scratch() as folder:
         environment = flower_environment(folder, python_of(config))
-        environment |= {PATIENCE: str(config.patience), HOME: str(home), STARTER: str(os.getpid())}
+        # Flower's processes leave folders behind where they are killed: so in this one, which goes.
+        environment |= {PATIENCE: str(config.patience), HOME: str(home), STARTER: str(os.getpid()), "TMPDIR": str(folder)}
 
         def run() -> int:
             # In a session of its own, it is told to stop once, by this process: so it takes its leave of the SuperLink.
@@ -95,7 +98,7 @@ def python_of(config: FlowerConfig) -> str:
 
 def node_command(home: Path, config: FlowerConfig) -> list[str]:
     """How the SuperNode of a home is started. Raises ConfigError where its settings are not safe and nobody asked for that."""
-    command = [python_of(config), "-m", "pppml_flower.gate", "--superlink", _address(config), "--port", str(free_port())]
+    command = [python_of(config), *_MODULE, "pppml_flower.gate", "--superlink", _address(config), "--port", str(free_port())]
     if config.insecure:
         _refuse_both(config, "auth_key", "root_certificates")
         command.append("--insecure")
@@ -112,7 +115,7 @@ def node_command(home: Path, config: FlowerConfig) -> list[str]:
 def superlink_command(home: Path, config: FlowerConfig) -> list[str]:
     """How the SuperLink beside the coordinator's home is started. Raises ConfigError as :func:`node_command` does."""
     host, _, port = _address(config).rpartition(":")
-    command = [python_of(config), "-m", "pppml_flower.superlink", "--host", host, "--port", port]
+    command = [python_of(config), *_MODULE, "pppml_flower.superlink", "--host", host, "--port", port]
     command += ["--disable-runtime-dependency-installation", "--database", str(home / "superlink.db")]
     if config.insecure:
         _refuse_both(config, "certificate", "certificate_key", "root_certificates")

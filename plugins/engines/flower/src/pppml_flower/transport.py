@@ -14,6 +14,8 @@ from pppml_flower.post import FRAME, Answer, Post
 MARGIN = 60.0
 #: seconds between two looks, at most: one that took longer met a SuperLink that was away.
 _REST = 2.0
+#: seconds that an answer which has begun to arrive has for the rest, at least: it may be looked for after its deadline, behind others.
+_LAST = 5.0
 
 
 class FlowerTransport:
@@ -34,7 +36,8 @@ class FlowerTransport:
     def deliver(self, frames: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes | Loss]]:
         """All sites at once; each reply or loss as it comes."""
         waiting: dict[str, tuple[str, float]] = {}
-        self._look_again()
+        # Who is connected now; a site whose node is gone may have come back with another one.
+        self._directory.look(0.0)
         for site, frame in frames:
             node = self._directory.nodes.get(site)
             if node is None or node not in self._directory.online:
@@ -42,6 +45,8 @@ class FlowerTransport:
                 continue
             try:
                 message_id = self._post.push(node, FRAME, frame, self._timeout + MARGIN)
+            except PppmlError:
+                raise
             except Exception as error:
                 # Whatever Flower's client raises when the SuperLink is away or slow: the message may have been taken.
                 yield site, Loss(f"the request could not be handed over: {type(error).__name__}", handed=True)
@@ -52,7 +57,7 @@ class FlowerTransport:
             waiting[message_id] = site, time.monotonic() + self._timeout
         while waiting:
             looked, before = time.monotonic(), len(waiting)
-            for message_id, answer in self._pull(list(waiting)):
+            for message_id, answer in self._pull({message_id: deadline for message_id, (_, deadline) in waiting.items()}):
                 yield waiting.pop(message_id)[0], _reply(*answer)
             over = [message_id for message_id, (_, deadline) in waiting.items() if time.monotonic() >= deadline]
             for message_id in over:
@@ -62,23 +67,16 @@ class FlowerTransport:
                 took = time.monotonic() - looked if len(waiting) == before else 0.0
                 time.sleep(max(self._poll, min(took, _REST)))
 
-    def _look_again(self) -> None:
-        """Who is connected now; a site whose node is gone may have come back with another one."""
-        try:
-            self._directory.look(0.0)
-        except PppmlError:
-            raise
-        except Exception:
-            pass
-
-    def _pull(self, message_ids: list[str]) -> Iterator[tuple[str, Answer]]:
+    def _pull(self, deadlines: Mapping[str, float]) -> Iterator[tuple[str, Answer]]:
         """Those that have come, one in memory at a time."""
-        for message_id in message_ids:
+        for message_id, deadline in deadlines.items():
             try:
-                answer = self._post.pull(message_id)
+                answer = self._post.pull(message_id, max(deadline - time.monotonic(), _LAST))
+            except PppmlError:
+                raise
             except Exception:
-                # The SuperLink is away or busy; it keeps the answers, and until the deadline it may come back.
-                return
+                # The SuperLink is busy, or this answer cannot be read: it is asked for until its deadline, and so are the others.
+                continue
             if answer is not None:
                 yield message_id, answer
 
