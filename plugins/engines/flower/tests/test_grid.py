@@ -59,9 +59,8 @@ def test_an_answer_that_is_whole_is_taken(reply):
     assert GridPost(_over(SuperLink(reply))).pull("letter", 0.0) == (FRAME, b"answer")
 
 
-def test_the_rest_of_an_answer_is_not_waited_for_for_hours(reply, monkeypatch):
+def test_the_rest_of_an_answer_is_not_waited_for_for_hours(reply):
     """All other sites wait meanwhile, and their answers are kept for a minute only."""
-    monkeypatch.setattr(http_grid.pull_objects, "__kwdefaults__", {**WHOLE.__kwdefaults__, "initial_backoff": 0.01, "backoff_cap": 0.02})
     began = time.monotonic()
     kind, reason = GridPost(_over(SuperLink(reply, missing=True))).pull("letter", 0.2)
     assert 0.2 <= time.monotonic() - began < 5

@@ -180,7 +180,7 @@ from types import SimpleNamespace
 from flwr.supercore.superexec.executor import subprocess_executor as launching
 from pppml_flower import executor
 def work():
-    executor._watch = lambda process: None
+    executor._watch = lambda heard: None
     for _ in range(2):
         launching.subprocess.Popen(["flwr-clientapp", "--runtime-api-address", "127.0.0.1:9", "--token", "x", "--insecure"])
     threading.Event().wait()
@@ -209,7 +209,7 @@ def test_the_process_of_a_message_has_loaded_flower_before_it_begins(tmp_path):
     (tmp_path / "deed.py").write_text("""
 import os, sys
 loaded = set(sys.modules)
-def done(command):
+def done(command, line):
     needed = {"flwr.supernode.runtime.run_clientapp", "flwr.supernode.cli", "pppml_flower.client", "pppml_flower.executor"}
     print(os.getppid(), sorted(needed - loaded), "torch" in loaded, flush=True)
 """)
@@ -219,9 +219,14 @@ from types import SimpleNamespace
 from flwr.supercore.superexec.executor import subprocess_executor as launching
 from pppml_flower import executor
 from deed import done
+def ended(heard):
+    try:
+        heard.recv_bytes()
+    except EOFError:
+        print(executor.forkserver._forkserver._forkserver_pid, flush=True)
+        os._exit(0)
 def work():
-    server = executor.forkserver._forkserver._forkserver_pid
-    executor._watch = lambda process: process.join() or os.write(1, f"{server}".encode()) and os._exit(0)
+    executor._watch = ended
     launching.subprocess.Popen(["flwr-clientapp"])
     time.sleep(60)
 if __name__ == "__main__":
@@ -236,28 +241,50 @@ if __name__ == "__main__":
     assert told == f"{server} [] False", done.stderr
 
 
-@pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)", "raise RuntimeError", "pass"])
-def test_an_executor_ends_with_a_process_of_a_message_that_did_not_come_to_its_end(end, tmp_path):
-    """It may have left Flower's node waiting for the rest of its answer; the node ends too then, and is started again."""
-    (tmp_path / "deed.py").write_text(f"import os, signal\ndef done(command):\n    {end}\n")
+@pytest.mark.parametrize(
+    ("end", "stays"),
+    [
+        ("os._exit(3)", True),
+        ("work.push_message('the node', 'pass'); os._exit(1)", True),
+        ("work.push_message('the node', 'pass'); os.kill(os.getpid(), signal.SIGINT)", True),
+        ("work.push_message('the node', 'os._exit(0)')", False),
+        ("work.push_message('the node', 'os.kill(os.getpid(), signal.SIGKILL)')", False),
+        ("work.push_message('the node', 'raise OSError')", False),
+    ],
+    ids=["before its answer", "after it", "by Flower after it", "in it", "killed in it", "it fails"],
+)
+def test_an_executor_ends_with_a_process_that_ended_in_the_middle_of_its_answer(end, stays, tmp_path):
+    """Flower's node would wait for the rest of it for ever; so the node ends too, and is started again. For nothing else: who has answered
+    is often interrupted by Flower then, and what a run asks that is not ours to answer is answered by an error.
+    """
+    (tmp_path / "deed.py").write_text(f"""
+import os, signal
+from types import SimpleNamespace
+from pppml_flower import executor
+def push(node, what):
+    exec(what)
+def done():
+    {end}
+work = SimpleNamespace(pull_task_input=None, push_message=push, register_signal_handlers=None, flwr_clientapp=done)
+executor.module_with = lambda *names: work
+""")
     line = """
 import multiprocessing, sys, time
 from pppml_flower import executor
-from deed import done
 if __name__ == "__main__":
-    executor.client_app = done
     context = multiprocessing.get_context("forkserver")
-    for _ in range(20):  # the others' ends are looked for while they come
+    context.set_forkserver_preload(["deed"])
+    for _ in range(5):
         executor._start(context, ["flwr-clientapp"])
-        time.sleep(0.01)
-    time.sleep(2)
+    time.sleep(3 if sys.argv[1] == "True" else 60)
     print("goes on", flush=True)
     sys.exit(7)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False, env=environment)
-    assert (done.returncode, done.stdout) == ((7, "goes on\n") if end == "pass" else (1, "")), done.stderr
-    assert end == "pass" or "the process of a message has ended (exit code" in done.stderr
+    command = [sys.executable, "-c", line, str(stays)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout) == ((7, "goes on\n") if stays else (1, "")), done.stderr
+    assert ("in the middle of its answer" in done.stderr) is not stays
 
 
 @pytest.mark.parametrize("what", ["pull_task_input", "push_message"])
@@ -266,6 +293,7 @@ def test_a_message_that_cannot_be_read_or_answered_ends_its_process(what):
     line = """
 import sys
 from types import SimpleNamespace
+from unittest import mock
 from pppml_flower import executor
 def broken(client):
     raise AttributeError("no such object")
@@ -276,7 +304,7 @@ def work():
         print("told the node")
 runtime = SimpleNamespace(pull_task_input=broken, push_message=broken, register_signal_handlers=None, flwr_clientapp=work)
 executor.module_with = lambda *names: runtime
-executor.client_app(["flwr-clientapp", sys.argv[1]])
+executor.client_app(["flwr-clientapp", sys.argv[1]], mock.Mock())
 """
     done = subprocess.run([sys.executable, "-c", line, what], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -299,7 +327,7 @@ def started():
     os.wait()
     os.kill(os.getpid(), signal.SIGTERM)
 flwr.supernode.cli.flwr_clientapp = started
-executor.client_app(["flwr-clientapp"])
+executor.client_app(["flwr-clientapp"], None)
 """
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "told the node\n"), done.stderr
@@ -351,25 +379,39 @@ gate.super_node()
         assert done.returncode == code, done.stderr
 
 
-def test_a_node_that_has_to_end_takes_its_leave():
-    """Of the SuperLink, which otherwise lets no other in under its key for a minute."""
+@pytest.mark.parametrize("part", ["its executor", "its heartbeat"])
+def test_a_node_of_which_a_part_has_ended_takes_its_leave(part):
+    """Of the SuperLink, which otherwise lets no other in under its key for a minute. Before, it waits for its heartbeat to end."""
     line = """
-import sys, time
-from unittest import mock
-from flwr.supercore.exit import register_signal_handlers
-from flwr.supernode import start_client_internal as loop
+import sys, threading, time
 import flwr.supernode.cli
+from flwr.supernode import start_client_internal as loop
 from pppml_flower import gate
 def node():
-    loop.register_signal_handlers(event_type=None, exit_message="", exit_handlers=[lambda: print("took its leave", flush=True)])
-    loop.subprocess.Popen(["flower-superexec"])
+    thread = threading.Thread(target=(lambda: 1 / 0) if sys.argv[1] == "its heartbeat" else list)
+    def leave():
+        thread.join()
+        print("took its leave", flush=True)
+    loop.register_signal_handlers(event_type=None, exit_message="", exit_handlers=[leave])
+    thread.start()
+    if sys.argv[1] == "its executor":
+        loop.subprocess.Popen(["flower-superexec"])
     time.sleep(30)
 flwr.supernode.cli.flower_supernode = node
 gate._OURS = (sys.executable, "-c", "pass")
 gate.super_node()
 """
-    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", line, part], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (LOST, "took its leave\n"), done.stderr
+
+
+def test_a_process_ends_also_where_nothing_can_be_printed():
+    """What it prints may go to a disk that is full, or to nobody any more."""
+    line = "from pppml_flower.gate import leave, say\nprint('waits to be flushed')\nsay('x')\nleave(75)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", line], stdout=full, stderr=full, timeout=60, check=False, env=environment)
+    assert done.returncode == 75
 
 
 def test_a_node_that_is_stopped_takes_its_leave_whatever_else_it_is_told():

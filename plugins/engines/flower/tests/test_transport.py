@@ -222,7 +222,26 @@ def test_a_superlink_is_left_alone_as_long_as_it_was_busy():
     assert lost == ("a", Loss("no answer within 1.1 seconds", handed=True))
     assert len(post.looks) <= 4
     assert min(later - one for (one, _), (later, _) in pairwise(post.looks)) >= 0.4
-    assert all(seconds == 5 for _, seconds in post.looks), "for the rest of an answer that has begun"
+
+
+def test_an_answer_that_has_begun_has_until_its_deadline_for_the_rest():
+    """And those that are looked for behind it, after their own, a little."""
+    post = Slow(0.0)
+    directory = SimpleNamespace(nodes={"a": 1, "b": 2}, online={1, 2}, look=lambda seconds: None)
+    answers = {"a": 0.05, "b": 0.0}
+    post.push = lambda node, kind, data, ttl: "ab"[node - 1]
+    rest = {}
+
+    def pull(message_id, seconds):
+        rest[message_id] = seconds
+        time.sleep(answers[message_id])
+        return (FRAME, b"answer")
+
+    post.pull = pull
+    for timeout, first, second in ((30.0, 30.0, 30.0), (0.01, 2.0, 2.0)):
+        came = FlowerTransport(post, directory, ("a", "b"), timeout, poll=0.001).deliver([("a", b""), ("b", b"")])
+        assert sorted(came) == [("a", b"answer"), ("b", b"answer")]
+        assert rest == {"a": pytest.approx(first, abs=1), "b": pytest.approx(second, abs=1)}
 
 
 def test_nodes_that_were_passed_over_are_in_the_remarks(linked):

@@ -14,16 +14,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import forkserver
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import Any
 
 from pppml_core.engines.parties import end_with_parent
-from pppml_flower.gate import SIGNALS, leave, module_with
+from pppml_flower.gate import SIGNALS, leave, module_with, say
 
 #: Flower's command for a message.
 _CLIENT_APP = "flwr-clientapp"
@@ -33,8 +33,8 @@ _PARENT = "--parent-pid"
 _LAUNCH, _WORK = "flwr.supercore.superexec.executor.subprocess_executor", "flwr.supernode.runtime.run_clientapp"
 _AT_WORK = ("pull_task_input", "push_message", "register_signal_handlers")
 _NOT_DONE = ("install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
-#: to start a process looks for others that have ended, and how one did can be read once.
-_STARTING = threading.Lock()
+#: what the process of a message says to the executor before its answer, and after.
+_BEGUN, _DONE = b"begun", b"done"
 
 
 def look() -> None:
@@ -60,34 +60,38 @@ def executor() -> None:
 def _start(context: ForkServerContext, command: Sequence[str], **settings: Any) -> None:
     """In place of a command. Another kind of app ends the node: by itself it would wait for ever for what that app answers."""
     if command[0] != _CLIENT_APP:
-        print(f"this site runs the handler of pppml-flower only; {command[0]} was refused", file=sys.stderr)
+        say(f"this site runs the handler of pppml-flower only; {command[0]} was refused")
         leave(1)
-    process = context.Process(target=client_app, args=(command,), daemon=True)
+    heard, line = context.Pipe(duplex=False)
+    process = context.Process(target=client_app, args=(command, line), daemon=True)
     try:
-        with _STARTING:
-            process.start()
+        process.start()
     except (OSError, EOFError):
         traceback.print_exc()  # there is no room for a process; Flower's node has it started again
+        heard.close()
         return
-    threading.Thread(target=_watch, args=(process,), name="pppml-message", daemon=True).start()
+    finally:
+        line.close()
+    threading.Thread(target=_watch, args=(heard,), name="pppml-message", daemon=True).start()
 
 
-def _watch(process: BaseProcess) -> None:
-    """A process that did not come to its end may have left Flower's node waiting for the rest of an answer, which it would for ever."""
-    wait([process.sentinel])
-    with _STARTING:
-        code = process.exitcode
-    if code:
-        print(f"the process of a message has ended (exit code {code})", file=sys.stderr)
+def _watch(heard: Connection) -> None:
+    """A process that ended in the middle of its answer leaves Flower's node waiting for the rest of it, which it would for ever."""
+    last = b""
+    with heard, suppress(EOFError):
+        while True:
+            last = heard.recv_bytes()
+    if last == _BEGUN:
+        say("the process of a message has ended in the middle of its answer")
         leave(1)
 
 
-def client_app(command: Sequence[str]) -> None:
+def client_app(command: Sequence[str], line: Connection) -> None:
     """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run. It ends with the executor."""
     threading.Thread(target=_end_with_the_executor, name="pppml-executor", daemon=True).start()
     sys.argv = list(command)
     work = module_with(_WORK, *_AT_WORK, *_NOT_DONE)
-    work.pull_task_input, work.push_message = _or_end(work.pull_task_input), _or_end(work.push_message)
+    work.pull_task_input, work.push_message = _or_end(work.pull_task_input), _or_end(_told(work.push_message, line))
     work.register_signal_handlers = partial(_registered, work.register_signal_handlers)
     work.install_from_fab = lambda *given, **settings: None
     work.install_app_dependencies = _never
@@ -102,8 +106,8 @@ def _end_with_the_executor() -> None:
 
 
 def _or_end(work: Callable[..., Any]) -> Callable[..., Any]:
-    """A message that cannot be read, or answered, ends its process as if it had been killed, and so the node (:func:`_watch`). Told
-    politely that it failed, Flower's node would answer nothing, and wait for that answer for ever.
+    """A message that cannot be read, or answered, ends its process as if it had been killed: Flower's node then answers that it is lost, or
+    is started again (:func:`_watch`). Told politely that it failed, it would answer nothing, and wait for that answer for ever.
     """
 
     def done(*given: Any) -> Any:
@@ -112,6 +116,18 @@ def _or_end(work: Callable[..., Any]) -> Callable[..., Any]:
         except Exception:
             traceback.print_exc()
             leave(1)
+
+    return done
+
+
+def _told(push: Callable[..., Any], line: Connection) -> Callable[..., Any]:
+    """The executor is told when an answer begins, and when all of it is at Flower's node."""
+
+    def done(*given: Any) -> Any:
+        line.send_bytes(_BEGUN)
+        pushed = push(*given)
+        line.send_bytes(_DONE)
+        return pushed
 
     return done
 

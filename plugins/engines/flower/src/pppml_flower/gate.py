@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -79,10 +80,17 @@ def end_with_starter() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End at once, whatever else this process waits for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """End at once, whatever else this process waits for, and also where nothing more can be printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
+
+
+def say(text: str) -> None:
+    """Print for the people of this site, where that is possible."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 _given_up = threading.Event()
@@ -102,7 +110,7 @@ def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
     # A node whose signature is not known (401) is interrupted by Flower, and takes its leave.
     refused = getattr(getattr(failed.exc_value, "response", None), "status_code", None) == 401
     if not refused and not issubclass(failed.exc_type, SystemExit):
-        _give_up()
+        threading.Thread(target=_give_up, daemon=True).start()  # who takes its leave waits for this thread to end
 
 
 def module_with(name: str, *needed: str) -> Any:
@@ -121,12 +129,12 @@ def _with_an_executor_of_ours() -> None:
 
     def started(command: list[str]) -> None:
         if command[0] != _EXECUTOR:
-            print(_UNKNOWN.format(f"a command of its own, {command[0]}"), file=sys.stderr)
+            say(_UNKNOWN.format(f"a command of its own, {command[0]}"))
             leave(1)
         process = subprocess.Popen([*_OURS, *command[1:]])
 
         def watch() -> None:
-            print(f"{_EXECUTOR} has ended (exit code {process.wait()})", file=sys.stderr, flush=True)
+            say(f"{_EXECUTOR} has ended (exit code {process.wait()})")
             _give_up()
 
         threading.Thread(target=watch, name="pppml-executor", daemon=True).start()

@@ -24,6 +24,8 @@ _RECORD = "pppml"
 _FORM = ("uint8", "pppml.bytes")
 #: bytes that travel in one piece.
 _FEW = 1 << 20
+#: seconds between two questions for the rest of an answer.
+_AGAIN = 0.5
 #: where Flower fetches the objects of an answer.
 _FETCHING = "flwr.superlink.grid.http_grid"
 
@@ -85,7 +87,7 @@ def _the_rest_within(seconds: float) -> Iterator[None]:
     """Flower waits for hours for the rest of an answer that has begun to arrive, and all others wait with it."""
     fetching = module_with(_FETCHING, "pull_objects")
     whole = fetching.pull_objects
-    fetching.pull_objects = partial(whole, max_time=seconds)
+    fetching.pull_objects = partial(whole, max_time=seconds, initial_backoff=_AGAIN, backoff_cap=_AGAIN)
     try:
         yield
     finally:

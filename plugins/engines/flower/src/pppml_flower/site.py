@@ -34,6 +34,8 @@ SOON, LATE = 2.0, 60.0
 #: seconds in which a node may fail to connect: for a minute a SuperLink takes one for connected that ended without a word, and lets no
 #: other in under its key.
 HELD = 75.0
+#: characters of a folder in which a fork server may have its socket.
+_SHORT = 70
 #: how a module is run of which no part is found in the folder where the site was started.
 _MODULE = ("-P", "-m")
 
@@ -52,8 +54,9 @@ def serve(home: Path, config: FlowerConfig) -> int:
             signal.signal(stop, _interrupt)
     with nullcontext() if name == SERVER else kept(home), scratch() as folder:
         environment = flower_environment(folder, python_of(config))
-        # Flower's processes leave folders behind where they are killed: so in this one, which goes.
-        environment |= {PATIENCE: str(config.patience), HOME: str(home), STARTER: str(os.getpid()), "TMPDIR": str(folder)}
+        environment |= {PATIENCE: str(config.patience), HOME: str(home), STARTER: str(os.getpid())}
+        if len(str(folder)) <= _SHORT:
+            environment["TMPDIR"] = str(folder)  # Flower's processes leave folders behind where they are killed
 
         def run() -> int:
             # In a session of its own, it is told to stop once, by this process: so it takes its leave of the SuperLink.

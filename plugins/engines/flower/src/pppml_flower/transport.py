@@ -15,7 +15,7 @@ MARGIN = 60.0
 #: seconds between two looks, at most: one that took longer met a SuperLink that was away.
 _REST = 2.0
 #: seconds that an answer which has begun to arrive has for the rest, at least: it may be looked for after its deadline, behind others.
-_LAST = 5.0
+_LAST = 2.0
 
 
 class FlowerTransport:
