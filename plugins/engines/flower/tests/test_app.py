@@ -203,7 +203,7 @@ from unittest import mock
 import flwr.supernode.cli, flwr.supernode.runtime.run_clientapp as runtime
 from pppml_flower import executor
 with mock.patch.object(flwr.supernode.cli, "flwr_clientapp") as start:
-    executor.client_app(["flwr-clientapp"], None)
+    executor.client_app(["flwr-clientapp"], mock.Mock())
 assert start.called
 load = runtime.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
 from pppml_flower.client import app

@@ -180,7 +180,7 @@ from types import SimpleNamespace
 from flwr.supercore.superexec.executor import subprocess_executor as launching
 from pppml_flower import executor
 def work():
-    executor._watch = lambda heard: None
+    executor._watch = lambda heard: threading.Event().wait()  # and heard is held
     for _ in range(2):
         launching.subprocess.Popen(["flwr-clientapp", "--runtime-api-address", "127.0.0.1:9", "--token", "x", "--insecure"])
     threading.Event().wait()
@@ -244,39 +244,63 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("end", "stays"),
     [
-        ("os._exit(3)", True),
-        ("work.push_message('the node', 'pass'); os._exit(1)", True),
-        ("work.push_message('the node', 'pass'); os.kill(os.getpid(), signal.SIGINT)", True),
-        ("work.push_message('the node', 'os._exit(0)')", False),
-        ("work.push_message('the node', 'os.kill(os.getpid(), signal.SIGKILL)')", False),
-        ("work.push_message('the node', 'raise OSError')", False),
+        ("die()", False),
+        ("work.pull_task_input(die)", False),
+        ("work.pull_task_input(list); die()", True),
+        ("work.pull_task_input(list); work.push_message(die)", False),
+        ("work.pull_task_input(list); work.push_message(fail)", False),
+        ("work.pull_task_input(list); work.push_message(list); die()", False),
+        ("work.pull_task_input(list); work.push_message(list); finish(die, context)", False),
+        ("work.pull_task_input(list); work.push_message(list); finish(list, context); sys.exit(1)", True),
+        ("work.pull_task_input(list); work.push_message(list); finish(list, context); die()", True),
+        ("work.pull_task_input(list); work.push_message(list); finish(interrupted, context)", True),
+        ("finish(list, None)", False),
     ],
-    ids=["before its answer", "after it", "by Flower after it", "in it", "killed in it", "it fails"],
 )
-def test_an_executor_ends_with_a_process_that_ended_in_the_middle_of_its_answer(end, stays, tmp_path):
-    """Flower's node would wait for the rest of it for ever; so the node ends too, and is started again. For nothing else: who has answered
-    is often interrupted by Flower then, and what a run asks that is not ours to answer is answered by an error.
+def test_an_executor_ends_with_what_leaves_flowers_node_waiting(end, stays, tmp_path):
+    """The node ends too then, and is started again. And with nothing else: a message may be answered by an error, and Flower interrupts
+    processes that have answered.
     """
     (tmp_path / "deed.py").write_text(f"""
-import os, signal
+import os, signal, sys, time
+from pathlib import Path
 from types import SimpleNamespace
 from pppml_flower import executor
-def push(node, what):
-    exec(what)
+context = "context"
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+def fail():
+    raise OSError
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+def call(what):
+    what()
+def output(client, context, sub_status):
+    assert sub_status == "completed"
+    client.PushTaskOutput("request")
+def finish(what, context):
+    work.push_task_output(client=SimpleNamespace(PushTaskOutput=lambda request: what()), context=context, sub_status="completed")
 def done():
+    Path({str(tmp_path)!r}, str(os.getpid())).touch()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     {end}
-work = SimpleNamespace(pull_task_input=None, push_message=push, register_signal_handlers=None, flwr_clientapp=done)
+work = SimpleNamespace(
+    pull_task_input=call, push_message=call, push_task_output=output, register_signal_handlers=None, flwr_clientapp=done
+)
 executor.module_with = lambda *names: work
 """)
     line = """
 import multiprocessing, sys, time
+from pathlib import Path
 from pppml_flower import executor
 if __name__ == "__main__":
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deed"])
-    for _ in range(5):
+    for _ in range(3):
         executor._start(context, ["flwr-clientapp"])
-    time.sleep(3 if sys.argv[1] == "True" else 60)
+    while multiprocessing.active_children():
+        time.sleep(0.05)
+    time.sleep(0.5 if sys.argv[1] == "True" else 60)
     print("goes on", flush=True)
     sys.exit(7)
 """
@@ -284,7 +308,9 @@ if __name__ == "__main__":
     command = [sys.executable, "-c", line, str(stays)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert (done.returncode, done.stdout) == ((7, "goes on\n") if stays else (1, "")), done.stderr
-    assert ("in the middle of its answer" in done.stderr) is not stays
+    assert ("before Flower's node had all of its answer" in done.stderr) is not stays
+    reached = [path for path in tmp_path.iterdir() if path.name.isdecimal()]
+    assert len(reached) == 3 if stays else reached
 
 
 @pytest.mark.parametrize("what", ["pull_task_input", "push_message"])
@@ -302,7 +328,9 @@ def work():
         getattr(runtime, sys.argv[1])("the node")
     finally:
         print("told the node")
-runtime = SimpleNamespace(pull_task_input=broken, push_message=broken, register_signal_handlers=None, flwr_clientapp=work)
+runtime = SimpleNamespace(
+    pull_task_input=broken, push_message=broken, push_task_output=None, register_signal_handlers=None, flwr_clientapp=work
+)
 executor.module_with = lambda *names: runtime
 executor.client_app(["flwr-clientapp", sys.argv[1]], mock.Mock())
 """
@@ -315,6 +343,7 @@ def test_a_process_of_a_message_that_is_told_to_stop_says_nothing_more():
     """As if it had been killed; what Flower does at the end of one that is not, it does."""
     line = """
 import os, signal
+from unittest import mock
 from flwr.supercore.exit import exit_handler
 from flwr.supernode.runtime import run_clientapp as work
 import flwr.supernode.cli
@@ -327,7 +356,7 @@ def started():
     os.wait()
     os.kill(os.getpid(), signal.SIGTERM)
 flwr.supernode.cli.flwr_clientapp = started
-executor.client_app(["flwr-clientapp"], None)
+executor.client_app(["flwr-clientapp"], mock.Mock())
 """
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "told the node\n"), done.stderr

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -23,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pppml_core.engines.parties import end_with_parent
-from pppml_flower.gate import SIGNALS, leave, module_with, say
+from pppml_flower.gate import SIGNALS, complain, leave, module_with, say
 
 #: Flower's command for a message.
 _CLIENT_APP = "flwr-clientapp"
@@ -31,9 +30,9 @@ _CLIENT_APP = "flwr-clientapp"
 _PARENT = "--parent-pid"
 #: where Flower starts the process of a message, and its work in there; and what of both is replaced.
 _LAUNCH, _WORK = "flwr.supercore.superexec.executor.subprocess_executor", "flwr.supernode.runtime.run_clientapp"
-_AT_WORK = ("pull_task_input", "push_message", "register_signal_handlers")
+_AT_WORK = ("pull_task_input", "push_message", "push_task_output", "register_signal_handlers")
 _NOT_DONE = ("install_from_fab", "get_load_client_app_fn", "install_app_dependencies")
-#: what the process of a message says to the executor before its answer, and after.
+#: what the process of a message says to the executor before it takes the message, and once it has it; before it answers, and once it has.
 _BEGUN, _DONE = b"begun", b"done"
 
 
@@ -62,36 +61,36 @@ def _start(context: ForkServerContext, command: Sequence[str], **settings: Any) 
     if command[0] != _CLIENT_APP:
         say(f"this site runs the handler of pppml-flower only; {command[0]} was refused")
         leave(1)
-    heard, line = context.Pipe(duplex=False)
-    process = context.Process(target=client_app, args=(command, line), daemon=True)
     try:
-        process.start()
+        heard, line = context.Pipe(duplex=False)
+        with line:
+            context.Process(target=client_app, args=(command, line), daemon=True).start()
     except (OSError, EOFError):
-        traceback.print_exc()  # there is no room for a process; Flower's node has it started again
-        heard.close()
+        complain()  # there is no room for a process; Flower's node has it started again
         return
-    finally:
-        line.close()
     threading.Thread(target=_watch, args=(heard,), name="pppml-message", daemon=True).start()
 
 
 def _watch(heard: Connection) -> None:
-    """A process that ended in the middle of its answer leaves Flower's node waiting for the rest of it, which it would for ever."""
+    """What ends while it takes a message, or answers, leaves Flower's node waiting for ever, or one answer behind: so the node ends too."""
     last = b""
     with heard, suppress(EOFError):
         while True:
             last = heard.recv_bytes()
     if last == _BEGUN:
-        say("the process of a message has ended in the middle of its answer")
+        say("the process of a message has ended before Flower's node had all of its answer")
         leave(1)
 
 
 def client_app(command: Sequence[str], line: Connection) -> None:
     """``flwr-clientapp`` with the handler that is installed here, whatever app came with the run. It ends with the executor."""
     threading.Thread(target=_end_with_the_executor, name="pppml-executor", daemon=True).start()
+    line.send_bytes(_BEGUN)
     sys.argv = list(command)
     work = module_with(_WORK, *_AT_WORK, *_NOT_DONE)
-    work.pull_task_input, work.push_message = _or_end(work.pull_task_input), _or_end(_told(work.push_message, line))
+    work.pull_task_input = _or_end(partial(_taken, work.pull_task_input, line))
+    work.push_message = _or_end(partial(_answered, work.push_message, line))
+    work.push_task_output = partial(_finished, work.push_task_output, line)
     work.register_signal_handlers = partial(_registered, work.register_signal_handlers)
     work.install_from_fab = lambda *given, **settings: None
     work.install_app_dependencies = _never
@@ -106,30 +105,44 @@ def _end_with_the_executor() -> None:
 
 
 def _or_end(work: Callable[..., Any]) -> Callable[..., Any]:
-    """A message that cannot be read, or answered, ends its process as if it had been killed: Flower's node then answers that it is lost, or
-    is started again (:func:`_watch`). Told politely that it failed, it would answer nothing, and wait for that answer for ever.
+    """A message that cannot be read, or answered, ends its process as if it had been killed, and so the node (:func:`_watch`). Told
+    politely that it failed, Flower's node would answer nothing, and wait for that answer for ever.
     """
 
     def done(*given: Any) -> Any:
         try:
             return work(*given)
         except Exception:
-            traceback.print_exc()
+            complain()
             leave(1)
 
     return done
 
 
-def _told(push: Callable[..., Any], line: Connection) -> Callable[..., Any]:
-    """The executor is told when an answer begins, and when all of it is at Flower's node."""
+def _taken(pull: Callable[..., Any], line: Connection, client: Any) -> Any:
+    taken = pull(client)
+    line.send_bytes(_DONE)
+    return taken
 
-    def done(*given: Any) -> Any:
-        line.send_bytes(_BEGUN)
-        pushed = push(*given)
-        line.send_bytes(_DONE)
-        return pushed
 
-    return done
+def _answered(push: Callable[..., None], line: Connection, *given: Any) -> None:
+    line.send_bytes(_BEGUN)
+    push(*given)
+
+
+def _finished(push: Callable[..., None], line: Connection, client: Any, context: Any, **given: Any) -> None:
+    """Flower's node is told that the message is dealt with; then Flower interrupts a process of which it hears again, and that is no harm.
+    Without a context there was no message yet, and no answer.
+    """
+
+    def told(request: Any) -> Any:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        answer = client.PushTaskOutput(request)
+        if context is not None:
+            line.send_bytes(_DONE)
+        return answer
+
+    push(client=SimpleNamespace(PushTaskOutput=told), context=context, **given)
 
 
 def _registered(register: Callable[..., None], **settings: Any) -> None:

@@ -61,7 +61,7 @@ def super_node() -> None:
         if not _given_up.is_set():
             raise
     except Exception:
-        traceback.print_exc()  # before it was ever connected: what comes later it keeps to itself
+        complain()  # before it was ever connected: what comes later it keeps to itself
         leave(1)
     leave(LOST)
 
@@ -93,6 +93,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def complain() -> None:
+    """Print the error that is being handled, as :func:`say`."""
+    say(traceback.format_exc())
+
+
 _given_up = threading.Event()
 
 
@@ -106,7 +111,8 @@ def _give_up() -> None:
 
 def _end_with_a_thread(failed: threading.ExceptHookArgs) -> None:
     """Without the thread of its heartbeats a node counts as gone after a minute, and asks for work nobody gives it."""
-    threading.__excepthook__(failed)
+    with suppress(OSError, ValueError):
+        threading.__excepthook__(failed)
     # A node whose signature is not known (401) is interrupted by Flower, and takes its leave.
     refused = getattr(getattr(failed.exc_value, "response", None), "status_code", None) == 401
     if not refused and not issubclass(failed.exc_type, SystemExit):
